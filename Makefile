@@ -1,0 +1,63 @@
+# `make demo` and `make test` need Python >= 3.11 and make, nothing else: each sets up a virtual
+# environment from requirements.lock at its first run and reuses it afterwards.
+#
+#   make test                      lint, types, budgets, every test      SLOW=0: without slow tests
+#   make demo                      train a small language model          ARGS="…": its options
+#   make bench                     measure refax beside its peers        ARGS="…": its options
+#   make format | lint | lock | clean
+#
+# PYTHON=python3.13 make test uses that Python, in an environment of its own (.venv-python3.13).
+
+PYTHON ?= python3
+VENV ?= .venv$(addprefix -,$(lastword $(notdir $(filter-out python3,$(PYTHON)))))
+JOBS ?= 2
+SLOW ?= 1
+ARGS ?=
+
+RUN = "$(VENV)/bin/python"
+.NOTPARALLEL:
+.PHONY: help setup test demo bench lint types budgets format lock clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+setup:
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+	  echo "refax: no '$(PYTHON)' here: install Python 3.11 or newer, or say which: make PYTHON=…" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" tools/set_up_venv.py "$(VENV)"
+
+# One pytest run, last, so that its summary is the last line printed.
+test: lint types budgets
+	@$(RUN) -m pytest -n $(JOBS) $(if $(filter 0,$(SLOW)),-m "not slow") --doctest-modules tests src/refax $(ARGS)
+
+demo: setup
+	@$(RUN) examples/train_language_model.py $(ARGS)
+
+bench: setup
+	@$(RUN) -m benchmarks $(ARGS)
+
+lint: setup
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+types: setup
+	@$(RUN) -m pyright --pythonpath $(RUN)
+
+budgets: setup
+	@$(RUN) tools/check_budgets.py
+
+format: setup
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+# Keeps the pins that still fit; `make lock ARGS=--upgrade` takes the newest releases.
+lock: setup
+	@$(RUN) -m uv pip compile pyproject.toml --group dev --group demo --group peers \
+	  --universal --python-version 3.11 --generate-hashes --no-header --quiet \
+	  --output-file requirements.lock $(ARGS)
+	@! grep -nE '://|^-' requirements.lock || { echo "requirements.lock names a place" >&2; exit 1; }
+
+clean:
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis build dist
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

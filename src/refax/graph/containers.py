@@ -1,0 +1,80 @@
+"""`nnx.List` and `nnx.Dict`: the plain containers under the names that Flax users know.
+
+A plain `list` or `dict` in an attribute is part of the object graph already; these are for code
+that spells them out, and `Dict` adds access by attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+__all__ = ["Dict", "List"]
+
+T = TypeVar("T")
+
+
+class List(list[T]):
+    """A list of modules, Variables or anything else. Same behaviour as a plain list."""
+
+    def __init__(self, items: Iterable[T] = ()):
+        super().__init__(items)
+
+    def __repr__(self) -> str:
+        return f"List({super().__repr__()})"
+
+
+class Dict(dict[str, T]):
+    """A dict with access by attribute: `blocks.first` is `blocks['first']`."""
+
+    def __init__(self, *args: Mapping[str, T] | Iterable[tuple[str, T]], **items: T):
+        super().__init__(*args, **items)
+
+    def __getattr__(self, name: str) -> T:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"Dict has no entry {name!r}; it has {sorted(self)}") from None
+
+    def __setattr__(self, name: str, value: T) -> None:
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self[name]
+        except KeyError:
+            raise AttributeError(f"Dict has no entry {name!r}; it has {sorted(self)}") from None
+
+    def __repr__(self) -> str:
+        return f"Dict({super().__repr__()})"
+
+
+def _flatten_list(items: List) -> tuple[tuple, None]:
+    return tuple(items), None
+
+
+def _list_keys(items: List) -> tuple[tuple, None]:
+    return tuple((jax.tree_util.SequenceKey(i), x) for i, x in enumerate(items)), None
+
+
+def _flatten_dict(items: Dict) -> tuple[tuple, tuple]:
+    keys = tuple(sorted(items))
+    return tuple(items[k] for k in keys), keys
+
+
+def _dict_keys(items: Dict) -> tuple[tuple, tuple]:
+    keys = tuple(sorted(items))
+    return tuple((jax.tree_util.DictKey(k), items[k]) for k in keys), keys
+
+
+jax.tree_util.register_pytree_with_keys(
+    List, _list_keys, lambda _, items: List(items), _flatten_list
+)
+jax.tree_util.register_pytree_with_keys(
+    Dict,
+    _dict_keys,
+    lambda keys, values: Dict(zip(keys, values, strict=True)),
+    _flatten_dict,
+)

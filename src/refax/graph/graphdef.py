@@ -1,0 +1,253 @@
+"""GraphDef: the static half of an object graph, as one flat table.
+
+The table has one *record* per node in breadth-first order; a record names its children by their
+position in the table, so sharing and cycles need nothing special and no depth is too deep. Records
+are plain nested tuples: Python hashes and compares them in C.
+
+    (VARIABLE, class, metadata)
+    (OBJECT,   class, attribute names, children, marks)
+    (LIST,     class, children)
+    (DICT,     class, keys, children, default factory)      also State
+    (TUPLE,    class, children)                             also NamedTuple
+    (PYTREE,   one-level treedef, keys, children)           any other registered pytree
+
+A child is an `int` (the position of a record), `LEAF` (an array that stands in an attribute without
+a Variable) or a static `(type, value)` (`graph/statics.py`).
+
+*Leaves* are what a GraphDef leaves out: first the Variables in table order, then the LEAFs. Paths
+are worked out only when somebody asks. The path of a node that is reached several ways is the first
+one in depth-first order with sorted names; it does not depend on the order of assignments.
+
+Invariant: equal GraphDefs are the same program for the same leaves. Live GraphDefs are interned, so
+comparing equal ones is nearly always an `is`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import Any, NamedTuple
+
+import jax
+
+from . import errors
+from .statics import static_value
+
+__all__ = ["DICT", "LEAF", "LIST", "OBJECT", "PYTREE", "TUPLE", "VARIABLE", "GraphDef", "intern"]
+
+VARIABLE, OBJECT, LIST, DICT, TUPLE, PYTREE = range(6)
+
+
+class _Leaf(Enum):
+    LEAF = "leaf"
+
+    def __repr__(self) -> str:
+        return "LEAF"
+
+
+LEAF = _Leaf.LEAF
+
+
+def record_children(record: tuple) -> tuple[Iterable[Any], tuple]:
+    """The keys and the children of a record, in order."""
+    kind = record[0]
+    if kind == VARIABLE:
+        return (), ()
+    if kind == LIST or kind == TUPLE:
+        fields = getattr(record[1], "_fields", None) if kind == TUPLE else None
+        return fields or range(len(record[2])), record[2]
+    return record[2], record[3]
+
+
+def sorted_keys(keys: Iterable[Any]) -> list[Any]:
+    """The order in which JAX flattens a dict of these keys; any order where it refuses."""
+    keys = list(keys)
+    try:
+        return sorted(keys)
+    except TypeError:
+        return sorted(keys, key=lambda k: (type(k).__name__, str(k)))
+
+
+class Paths(NamedTuple):
+    nodes: tuple[tuple, ...]  # of each record
+    leaves: tuple[tuple, ...]  # of each leaf
+    order: tuple[int, ...]  # the leaves in depth-first order of sorted names: a State's order
+
+
+@jax.tree_util.register_static
+class GraphDef:
+    """The structure of an object graph without its arrays: immutable, hashable, comparable.
+
+    A pytree with no leaves, so it goes through any JAX transform as it is. Made by `nnx.split`,
+    `nnx.graphdef`; turned back into an object by `nnx.merge`.
+    """
+
+    __slots__ = ("__weakref__", "_cache", "_hash", "_paths", "arrays", "records", "roots")
+
+    def __init__(self, roots: tuple[int, ...], records: tuple[tuple, ...], arrays: int):
+        self.roots = roots
+        self.records = records
+        self.arrays = arrays  # how many LEAFs
+        self._hash: int | None = None
+        self._paths: Paths | None = None
+        self._cache: dict[Any, Any] = {}
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            try:
+                self._hash = hash((self.roots, self.records))
+            except TypeError:
+                raise self._unhashable() from None
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, GraphDef):
+            return NotImplemented
+        return (
+            len(self.records) == len(other.records)
+            and hash(self) == hash(other)
+            and self.roots == other.roots
+            and self.records == other.records
+        )
+
+    def __reduce__(self) -> Any:
+        return (GraphDef, (self.roots, self.records, self.arrays))
+
+    def _unhashable(self) -> Exception:
+        for path, _, value in self.statics():
+            try:
+                hash(value)
+            except TypeError:
+                return errors.unhashable_static(path, value)
+        return errors.UnhashableStaticError(
+            "A metadata entry or pytree's static part is unhashable"
+        )
+
+    def statics(self) -> Iterator[tuple[tuple, tuple, Any]]:
+        """Every static of the graph as (path, key, value)."""
+        for path, record in zip(self.paths.nodes, self.records, strict=True):
+            if record[0] == VARIABLE:
+                for name, value in record[2].items():
+                    yield (*path, name), (type(value), value), value
+            for key, child in zip(*record_children(record), strict=True):
+                if type(child) is tuple:
+                    yield (*path, key), child, static_value(child)
+
+    @property
+    def paths(self) -> Paths:
+        if self._paths is None:
+            self._paths = self._find_paths()
+        return self._paths
+
+    @property
+    def variables(self) -> list[tuple]:
+        """The records of the Variables, in leaf order."""
+        return [r for r in self.records if r[0] == VARIABLE]
+
+    def leaf_numbers(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Record position → leaf number of Variables; → first leaf number of a record's LEAFs."""
+        variables: dict[int, int] = {}
+        for i, record in enumerate(self.records):
+            if record[0] == VARIABLE:
+                variables[i] = len(variables)
+        number, arrays = len(variables), {}
+        for i, record in enumerate(self.records):
+            children = record_children(record)[1]
+            arrays[i] = number
+            number += sum(child is LEAF for child in children)
+        return variables, arrays
+
+    def _find_paths(self) -> Paths:
+        records = self.records
+        variable_leaf, array_leaf = self.leaf_numbers()
+        nodes: list[tuple | None] = [None] * len(records)
+        leaves: list[tuple] = [()] * (len(variable_leaf) + self.arrays)
+        order: list[int] = []
+        several = len(self.roots) > 1
+        stack: list[tuple[Any, tuple]] = [
+            (root, (i,) if several else ()) for i, root in enumerate(self.roots)
+        ]
+        stack.reverse()
+        while stack:
+            index, path = stack.pop()
+            if type(index) is not int:  # a LEAF, as (leaf number,)
+                leaves[index[0]] = path
+                order.append(index[0])
+                continue
+            if nodes[index] is not None:
+                continue
+            nodes[index] = path
+            if index in variable_leaf:
+                leaves[variable_leaf[index]] = path
+                order.append(variable_leaf[index])
+                continue
+            keys, children = record_children(records[index])
+            number, entries = array_leaf[index], {}
+            for key, child in zip(keys, children, strict=True):
+                if child is LEAF:
+                    entries[key] = (number,)
+                    number += 1
+                elif type(child) is int:
+                    entries[key] = child
+            for key in reversed(sorted_keys(entries)):
+                stack.append((entries[key], (*path, key)))
+        return Paths(tuple(nodes), tuple(leaves), tuple(order))  # type: ignore[arg-type]
+
+    def all_paths(self, start: int) -> Iterator[tuple[tuple, int]]:
+        """Every (path, leaf number) from the record `start`, each node entered once per call."""
+        variable_leaf, array_leaf = self.leaf_numbers()
+        seen: set[int] = set()
+        stack: list[tuple[Any, tuple]] = [(start, ())]
+        while stack:
+            index, path = stack.pop()
+            if type(index) is not int:
+                yield path, index[0]
+            elif index in variable_leaf:
+                yield path, variable_leaf[index]
+            elif index not in seen:
+                seen.add(index)
+                keys, children = record_children(self.records[index])
+                number = array_leaf[index]
+                for key, child in zip(keys, children, strict=True):
+                    if child is LEAF:
+                        stack.append(((number,), (*path, key)))
+                        number += 1
+                    elif type(child) is int:
+                        stack.append((child, (*path, key)))
+
+    def remembered(self, key: Any, make: Any) -> Any:
+        """`make()`, once per GraphDef and key: what the verbs and the lift derive from structure."""
+        try:
+            return self._cache[key]
+        except KeyError:
+            if len(self._cache) >= 64:
+                self._cache.clear()
+            value = self._cache[key] = make()
+            return value
+        except TypeError:  # an unhashable key, such as a filter made of a list
+            return make()
+
+    def __repr__(self) -> str:
+        from .representation import represent_graphdef
+
+        return represent_graphdef(self)
+
+
+# Weak on both sides: a GraphDef lives as long as a plan, a State or a compiled program uses it.
+_INTERNED: weakref.WeakKeyDictionary[GraphDef, weakref.ref[GraphDef]] = weakref.WeakKeyDictionary()
+
+
+def intern(graphdef: GraphDef) -> GraphDef:
+    """The live GraphDef equal to this one, or this one; itself if it cannot be hashed."""
+    try:
+        known = _INTERNED.get(graphdef)
+        found = known() if known is not None else None
+        if found is None:
+            _INTERNED[graphdef] = weakref.ref(graphdef)
+            return graphdef
+        return found
+    except TypeError:
+        return graphdef

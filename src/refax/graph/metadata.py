@@ -1,0 +1,68 @@
+"""Metadata: the immutable, hashable mapping that a Variable keeps beside its value.
+
+It is immutable so that it can stand in a GraphDef and in a JAX treedef as it is, and so that
+"nothing changed" is one `is`. Writing `variable.name = x` replaces the whole mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["EMPTY", "Metadata", "canonical_name"]
+
+# One annotation under three names: Flax 0.11's, and the two of 0.12.
+_ALIASES = {"sharding_names": "sharding", "out_sharding": "sharding"}
+
+
+def canonical_name(name: str) -> str:
+    return _ALIASES.get(name, name)
+
+
+class Metadata(Mapping[str, Any]):
+    __slots__ = ("_hash", "items_")
+
+    def __init__(self, items: Mapping[str, Any]):
+        self.items_ = {_ALIASES.get(k, k): v for k, v in items.items()}
+        self._hash: int | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.items_[_ALIASES.get(name, name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.items_)
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.items_ or _ALIASES.get(str(name)) in self.items_
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, Metadata) and self.items_ == other.items_
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            try:
+                self._hash = hash(frozenset(self.items_.items()))
+            except TypeError:
+                self._hash = hash(frozenset(self.items_))
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"Metadata({self.items_!r})"
+
+    def __reduce__(self) -> Any:
+        return (Metadata, (self.items_,))
+
+    def with_items(self, **items: Any) -> Metadata:
+        return Metadata({**self.items_, **{_ALIASES.get(k, k): v for k, v in items.items()}})
+
+    def without(self, name: str) -> Metadata:
+        name = _ALIASES.get(name, name)
+        return Metadata({k: v for k, v in self.items_.items() if k != name})
+
+
+EMPTY = Metadata({})

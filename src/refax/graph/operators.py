@@ -1,0 +1,72 @@
+"""The operators of an array, given to Variable from one table.
+
+Each reads the Variable's value and lets the array do the work, so a Variable can stand wherever an
+array can. The in-place ones write the cell and return the cell: `self.count += 1` keeps the same
+Variable in the attribute.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["add_operators"]
+
+_BINARY = (
+    "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor".split()
+)  # each with a reflected form
+_COMPARE = "lt le eq ne gt ge".split()
+_UNARY = {
+    "neg": operator.neg,
+    "pos": operator.pos,
+    "abs": abs,
+    "invert": operator.invert,
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "complex": complex,
+    "index": operator.index,
+    "len": len,
+    "iter": iter,
+    "round": round,
+}
+_FUNCTIONS: dict[str, Callable] = {"and": operator.and_, "or": operator.or_, "divmod": divmod}
+
+
+def add_operators(cls: type) -> None:
+    def other_value(other: Any) -> Any:
+        return other.value if isinstance(other, cls) else other
+
+    def define(name: str, method: Callable) -> None:
+        method.__name__ = f"__{name}__"
+        method.__qualname__ = f"{cls.__qualname__}.__{name}__"
+        setattr(cls, method.__name__, method)
+
+    def binary(name: str, apply: Callable) -> None:
+        define(name, lambda self, other: apply(self.value, other_value(other)))
+
+    def in_place(name: str, apply: Callable) -> None:
+        def method(self: Any, other: Any) -> Any:
+            self.value = apply(self.value, other_value(other))
+            return self
+
+        define("i" + name, method)
+
+    for name in _BINARY:
+        apply = _FUNCTIONS.get(name) or getattr(operator, name)
+        binary(name, apply)
+        define(
+            "r" + name,
+            lambda self, other, apply=apply: apply(other_value(other), self.value),
+        )
+        if name != "divmod":
+            in_place(name, apply)
+    for name in _COMPARE:
+        binary(name, getattr(operator, name))
+    for name, unary in _UNARY.items():
+        define(name, lambda self, *args, unary=unary: unary(self.value, *args))
+    define("contains", lambda self, item: other_value(item) in self.value)
+    define("format", lambda self, spec: format(self.value, spec) if spec else repr(self))
+    # Comparison is elementwise, so identity is what a Variable can be hashed by.
+    cls.__hash__ = object.__hash__  # type: ignore[method-assign,assignment]

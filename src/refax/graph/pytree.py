@@ -1,0 +1,72 @@
+"""Modules as JAX pytrees: value semantics for `jax.tree.map`, plain `jax.jit`, `lax.scan` ….
+
+The root of a tree flattens into nested dicts of its Variables, the same as its `nnx.state`, which
+JAX then walks in C++; the GraphDef is the static part. So a plan serves here too, a shared Variable
+is one leaf, and a cycle is no problem. A Variable inside is visible to `is_leaf`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from .graphdef import GraphDef, sorted_keys
+from .plan import Plan, plan_for
+from .rebuild import rebuild
+from .state import nest
+
+__all__ = ["nested_leaves", "register"]
+
+
+def _nested(node: Any) -> tuple[Plan, dict]:
+    plan = plan_for((node,))
+    if plan.nested is not None:
+        return plan, plan.nested
+    tree = nest_leaves(plan.graphdef, [*plan.variables, *plan.gather()[len(plan.variables) :]])
+    if not plan.arrays:  # bare arrays may be replaced without a change of structure
+        plan.nested = tree
+    return plan, tree
+
+
+def nest_leaves(graphdef: GraphDef, leaves: Sequence[Any]) -> dict:
+    """Nested dicts by path of a GraphDef's leaves."""
+    paths = graphdef.paths
+    if paths.order and paths.leaves[paths.order[0]] == ():  # the root is a Variable
+        return {"value": leaves[0]}
+    return nest((paths.leaves[i], leaves[i]) for i in paths.order)
+
+
+def nested_leaves(graphdef: GraphDef, tree: dict) -> list[Any]:
+    """The leaves, in leaf order, of nested dicts that have the paths of `graphdef`."""
+    leaves: list[Any] = [None] * len(graphdef.paths.leaves)
+    for number, path in enumerate(graphdef.paths.leaves):
+        value: Any = tree
+        for key in path:
+            value = value[key]
+        leaves[number] = value
+    return leaves
+
+
+def _flatten(node: Any) -> tuple[tuple, tuple]:
+    plan, tree = _nested(node)
+    keys = tuple(sorted_keys(tree))
+    return tuple([tree[k] for k in keys]), (plan.graphdef, keys)
+
+
+def _flatten_with_keys(node: Any) -> tuple[tuple, tuple]:
+    children, (graphdef, keys) = _flatten(node)
+    named = [(jax.tree_util.DictKey(k), c) for k, c in zip(keys, children, strict=True)]
+    return tuple(named), (graphdef, keys)
+
+
+def _unflatten(aux: tuple, children: Sequence[Any]) -> Any:
+    graphdef, keys = aux
+    tree = dict(zip(keys, children, strict=True))
+    return rebuild(graphdef, nested_leaves(graphdef, tree))[0]
+
+
+def register(cls: type) -> None:
+    """Make a class of Pytrees known to JAX."""
+    jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflatten, _flatten)

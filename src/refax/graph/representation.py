@@ -1,0 +1,200 @@
+"""What objects look like in print: a tree with types, sizes and values, capped for big models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from .graphdef import VARIABLE, GraphDef, record_children
+from .module import Pytree
+from .state import State
+from .variable import Variable
+from .watch import is_array
+
+__all__ = ["represent", "represent_graphdef", "size_comment"]
+
+_MAX_LINES = 400
+_MAX_DEPTH = 60
+_INDENT = "  "
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return ""
+
+
+def count(values: Iterable[Any]) -> tuple[int, int]:
+    """(elements, bytes) of the arrays among the leaves of `values`."""
+    elements = size = 0
+    for leaf in jax.tree.leaves(list(values)):
+        if is_array(leaf):
+            n = int(np.prod(leaf.shape))
+            elements += n
+            try:
+                size += n * leaf.dtype.itemsize
+            except (AttributeError, TypeError):  # an extended dtype
+                size += n * 8
+    return elements, size
+
+
+def size_comment(values: Iterable[Any]) -> str:
+    elements, size = count(values)
+    return f" # {elements:,} ({_bytes(size)})" if elements else ""
+
+
+def _variables_below(node: Any) -> list[Variable]:
+    from .iteration import iter_graph
+
+    return [v for _, v in iter_graph(node) if isinstance(v, Variable)]
+
+
+def _by_type(variables: Iterable[Variable]) -> str:
+    groups: dict[str, list[Any]] = {}
+    for v in variables:
+        groups.setdefault(type(v).__name__, []).append(v._value)
+    parts = []
+    for name, values in groups.items():
+        elements, size = count(values)
+        if elements:
+            parts.append(f"{name}: {elements:,} ({_bytes(size)})")
+    return " # " + ", ".join(parts) if parts else ""
+
+
+def _short(value: Any) -> str:
+    """One value on as few lines as it takes; big arrays by type and shape only."""
+    if isinstance(value, jax.core.Tracer):
+        return f"Traced<{value.dtype}[{','.join(map(str, value.shape))}]>"
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"ShapeDtypeStruct(shape={value.shape}, dtype={value.dtype})"
+    if isinstance(value, jax.Array):
+        if value.is_deleted():
+            return f"Array(deleted, shape={value.shape}, dtype={value.dtype})"
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+            return f"Array(shape={value.shape}, dtype={value.dtype})"
+        if value.size > 40 or not value.is_fully_addressable:
+            return f"Array(shape={value.shape}, dtype=dtype('{value.dtype}'))"
+        return repr(value)
+    if isinstance(value, np.ndarray) and value.size > 40:
+        return f"ndarray(shape={value.shape}, dtype=dtype('{value.dtype}'))"
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"<{type(value).__name__} {value.__qualname__}>"
+    return repr(value)
+
+
+def _lines(value: Any, seen: dict[int, str], path: str, depth: int, totals: bool) -> list[str]:
+    """The lines of one value; `seen` says where a shared object was shown first."""
+    compound = isinstance(value, (Pytree, Variable, State)) or (
+        isinstance(value, (list, tuple, dict)) and _has_objects(value)
+    )
+    if not compound:
+        return _short(value).split("\n")
+    if not isinstance(value, tuple):
+        if id(value) in seen:
+            return [f"{type(value).__name__}(…same as {seen[id(value)] or 'the root'})"]
+        seen[id(value)] = path
+    if depth > _MAX_DEPTH:
+        return [f"{type(value).__name__}(…)"]
+    name = type(value).__name__
+    items: Any
+    if isinstance(value, Variable):
+        head = f"{name}({size_comment([value._value])}"
+        items = [("value", value._value), *value._metadata.items()]
+        sep, end = "=", ")"
+    elif isinstance(value, Pytree):
+        head = f"{name}({_by_type(_variables_below(value)) if totals else ''}"
+        items, sep, end = vars(value).items(), "=", ")"
+    elif isinstance(value, State):
+        head, items, sep, end = "State({", value._tree.items(), ": ", "})"
+    elif isinstance(value, Mapping):
+        head, items, sep, end = "{", value.items(), ": ", "}"
+    elif isinstance(value, tuple):
+        head, items, sep, end = "(", [(None, x) for x in value], "", ")"
+    else:
+        head, items, sep, end = "[", [(None, x) for x in value], "", "]"
+    lines = [head]
+    if not items:
+        return [head.rstrip() + end]
+    items = list(items)
+    for i, (key, child) in enumerate(items):
+        label = "" if key is None else (key if sep == "=" else repr(key)) + sep
+        step = f"[{i}]" if key is None else f"[{key!r}]" if sep == ": " else f".{key}"
+        below = _lines(child, seen, (path + step).lstrip("."), depth + 1, False)
+        comma = "," if i + 1 < len(items) else ""
+        body = [_INDENT + label + below[0], *(_INDENT + line for line in below[1:])]
+        body[-1] += comma
+        lines += body
+        if len(lines) > _MAX_LINES:
+            left = len(items) - i - 1
+            lines.append(f"{_INDENT}… ({left} more)" if left else f"{_INDENT}…")
+            break
+    return [*lines, end]
+
+
+def _has_objects(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value
+    return any(
+        isinstance(x, (Pytree, Variable, State))
+        or (isinstance(x, (list, tuple, dict)) and _has_objects(x))
+        for x in items
+    )
+
+
+def represent(value: Any) -> str:
+    lines = _lines(value, {}, "", 0, True)
+    if len(lines) > _MAX_LINES:
+        half = _MAX_LINES // 2
+        cut = len(lines) - 2 * half
+        lines = [*lines[:half], f"{_INDENT}… ({cut} lines more)", *lines[-half:]]
+    return "\n".join(lines)
+
+
+def represent_graphdef(graphdef: GraphDef) -> str:
+    lines = [f"GraphDef({len(graphdef.records)} nodes, {len(graphdef.paths.leaves)} leaves"]
+    for path, record in zip(graphdef.paths.nodes, graphdef.records, strict=True):
+        from .errors import path_string
+
+        if record[0] == VARIABLE:
+            text = record[1].__name__
+            if record[2]:
+                text += f" {dict(record[2])}"
+        else:
+            statics = [
+                f"{k}={c[1]!r}"
+                for k, c in zip(*record_children(record), strict=True)
+                if type(c) is tuple
+            ]
+            cls = record[1] if isinstance(record[1], type) else type(record[1])
+            text = f"{cls.__name__}({', '.join(statics)})"
+        lines.append(f"{_INDENT}{path_string(path)}: {text}")
+        if len(lines) > _MAX_LINES:
+            lines.append(f"{_INDENT}…")
+            break
+    return "\n".join([*lines, ")"])
+
+
+def treescope_object(value: Any, path: Any, subtree_renderer: Any) -> Any:
+    import treescope
+
+    return treescope.repr_lib.render_object_constructor(
+        object_type=type(value),
+        attributes=dict(vars(value)),
+        path=path,
+        subtree_renderer=subtree_renderer,
+    )
+
+
+def treescope_variable(value: Any, path: Any, subtree_renderer: Any) -> Any:
+    import treescope
+
+    return treescope.repr_lib.render_object_constructor(
+        object_type=type(value),
+        attributes={"value": value._value, **dict(value._metadata)},
+        path=path,
+        subtree_renderer=subtree_renderer,
+    )

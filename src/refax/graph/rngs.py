@@ -1,0 +1,394 @@
+"""Rngs: named streams of random keys, each a key and a count that are Variables like any other.
+
+Key number n of a stream is `jax.random.fold_in(stream_key, n)`, so the same seeds give the same
+numbers as in Flax NNX and a stream's place is one integer. Random state is ordinary state: it is
+split, stacked, mapped and saved as any Variable is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .errors import path_string
+from .filters import Filter, first_match, to_predicate
+from .iteration import iter_graph
+from .module import Pytree
+from .variable import RngCount, RngKey, set_raw_value
+
+__all__ = [
+    "RngStream",
+    "Rngs",
+    "backup_keys",
+    "fork_rngs",
+    "reseed",
+    "restore_rngs",
+    "split_rngs",
+]
+
+# Drawing functions of jax.random whose first argument is the key, as methods of streams.
+_SAMPLERS = """
+    ball bernoulli beta binomial bits categorical cauchy chisquare choice dirichlet
+    double_sided_maxwell exponential f gamma generalized_normal geometric gumbel laplace loggamma
+    logistic lognormal maxwell multinomial multivariate_normal normal orthogonal pareto permutation
+    poisson rademacher randint rayleigh t triangular truncated_normal uniform wald weibull_min
+""".split()
+
+
+def _as_key(seed: Any) -> jax.Array:
+    """A typed key (or an array of keys) from any form of seed."""
+    if isinstance(seed, RngStream):
+        return seed()
+    if hasattr(seed, "__jax_array__"):
+        seed = seed.__jax_array__()
+    if isinstance(seed, int):
+        return jax.random.key(seed)
+    array = jnp.asarray(seed)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return array
+    if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer):
+        return jax.random.key(array)
+    if array.dtype == jnp.uint32 and array.ndim >= 1 and array.shape[-1] in (2, 4):
+        return jax.random.wrap_key_data(array)
+    raise ValueError(
+        f"A seed is an int, an integer scalar, a random key or an array of keys; got an array of "
+        f"shape {array.shape} and dtype {array.dtype}.\n"
+        "Cure: for several streams at once, pass keys: jax.random.split(jax.random.key(0), n)."
+    )
+
+
+class _Samplers:
+    """The drawing functions of `jax.random`, each with the next key of a stream."""
+
+    __slots__ = ()
+
+    def __call__(self) -> jax.Array:
+        raise NotImplementedError
+
+
+def _sampler(name: str) -> Callable:
+    draw = getattr(jax.random, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return draw(self(), *args, **kwargs)
+
+    method.__name__ = name
+    method.__doc__ = f"`jax.random.{name}` with the next key of the stream."
+    return method
+
+
+for _name in _SAMPLERS:
+    if hasattr(jax.random, _name):
+        setattr(_Samplers, _name, _sampler(_name))
+
+
+class RngStream(Pytree, _Samplers):
+    """One stream: a key and how many keys were drawn from it.
+
+    Args:
+        key: an int seed, an integer scalar (also traced), a random key, or an array of keys.
+        tag: the name of the stream, found by filters: `nnx.state(model, 'dropout')`.
+    """
+
+    def __init__(self, key: Any, *, tag: str = "default"):
+        key = _as_key(key)
+        self.tag = tag
+        self.key = RngKey(key, tag=tag)
+        self.count = RngCount(jnp.zeros(key.shape, jnp.uint32), tag=tag)
+
+    def __call__(self) -> jax.Array:
+        """The next key."""
+        count = self.count.value
+        key = jax.random.fold_in(self.key.value, count)
+        self.count.value = count + jnp.uint32(1)
+        return key
+
+    def last(self) -> jax.Array:
+        """The key that the latest call gave."""
+        return jax.random.fold_in(self.key.value, self.count.value - jnp.uint32(1))
+
+    def fork(self, *, splits: Any = None, split: Any = None) -> RngStream:
+        """A stream of its own from the next key; with `splits` (int or shape), stacked streams."""
+        key, shape = self(), splits if splits is not None else split
+        if shape is not None:
+            key = jax.random.split(key, shape)
+        return RngStream(key, tag=self.tag)
+
+    def split(self, splits: Any) -> RngStream:
+        """`fork(splits=…)`."""
+        return self.fork(splits=splits)
+
+
+class Rngs(Pytree, _Samplers):
+    """Named streams of random keys.
+
+    Args:
+        default: the seed of the stream `default`, which stands in for names that are not there;
+            or a mapping name → seed.
+        **streams: name → seed. A seed is an int, an integer scalar (also traced), a typed or old
+            style random key, or an array of keys for a stacked model.
+
+    Example:
+        >>> from refax import nnx
+        >>> rngs = nnx.Rngs(0, dropout=1)
+        >>> rngs.params().shape, rngs.dropout.count.value.dtype, rngs.normal((2,)).shape
+        ((), dtype('uint32'), (2,))
+    """
+
+    def __init__(self, default: Any = None, /, **streams: Any):
+        if isinstance(default, Rngs):
+            default = default._streams()
+        if isinstance(default, Mapping):
+            streams = {**default, **streams}
+        elif default is not None:
+            streams = {"default": default, **streams}
+        for name, seed in streams.items():
+            if isinstance(seed, RngStream):
+                seed = seed.key.value
+            setattr(self, name, RngStream(seed, tag=name))
+
+    def _streams(self) -> dict[str, RngStream]:
+        return {k: v for k, v in vars(self).items() if isinstance(v, RngStream)}
+
+    def __getitem__(self, name: str) -> RngStream:
+        streams = vars(self)
+        if name in streams:
+            return streams[name]
+        if "default" in streams:
+            return streams["default"]
+        raise _no_stream(name, self._streams())
+
+    def __getattr__(self, name: str) -> RngStream:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        streams = vars(self)
+        if "default" in streams:
+            return streams["default"]
+        raise _no_stream(name, self._streams())
+
+    def __call__(self) -> jax.Array:
+        """The next key of the stream `default`."""
+        if "default" not in vars(self):
+            raise _no_stream("default", self._streams())
+        return self.default()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._streams())
+
+    def __len__(self) -> int:
+        return len(self._streams())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._streams()
+
+    def items(self) -> Any:
+        return self._streams().items()
+
+    def fork(self, *, splits: Any = None, split: Any = None) -> Rngs:
+        """Streams of their own, each from the next key of the one it comes from.
+
+        Args:
+            splits: None for independent copies; an int or a shape for stacked streams; a mapping
+                filter → int, shape or None to say it per stream. `split` is another spelling.
+
+        Example:
+            >>> from refax import nnx
+            >>> nnx.Rngs(0).fork(splits=5).default.key.shape
+            (5,)
+        """
+        splits = splits if splits is not None else split
+        forked = Rngs()
+        rules = None
+        if isinstance(splits, Mapping):
+            rules = [(to_predicate(f), n) for f, n in splits.items()]
+        for name, stream in self._streams().items():
+            n = splits
+            if rules is not None:
+                match = first_match([p for p, _ in rules], (name,), stream.key)
+                n = rules[match][1] if match is not None else None
+            setattr(forked, name, stream.fork(splits=n))
+        return forked
+
+    def split(self, splits: Any) -> Rngs:
+        """`fork(splits=…)`."""
+        return self.fork(splits=splits)
+
+
+def _no_stream(name: str, streams: Mapping[str, Any]) -> AttributeError:
+    known = ", ".join(map(repr, streams)) or "none"
+    return AttributeError(
+        f"Rngs has no stream {name!r} and no 'default' to stand in for it; it has: {known}.\n"
+        f"Cure: make it with one, nnx.Rngs({name}=0) or nnx.Rngs(0)."
+    )
+
+
+# -- streams inside objects ----------------------------------------------------------------------
+
+
+def iter_streams(node: Any, only: Filter = ...) -> Iterator[tuple[tuple, RngStream]]:
+    """Every (path, stream) below `node` whose key the filter matches."""
+    matches = to_predicate(only)
+    for path, value in iter_graph(node):
+        if isinstance(value, RngStream) and matches((*path, "key"), value.key):
+            yield path, value
+
+
+Backup = list[tuple[RngStream, Any, Any]]
+
+
+class SplitBackups(list):
+    """What `split_rngs` and `fork_rngs` return: backups of the streams, and a context manager."""
+
+    def __enter__(self) -> SplitBackups:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        restore_rngs(self)
+
+
+def backup_keys(node: Any, /, *, only: Filter = ...) -> SplitBackups:
+    """The keys and counts of all streams below `node`, for `restore_rngs`."""
+    return SplitBackups(
+        [(stream, stream.key.value, stream.count.value) for _, stream in iter_streams(node, only)]
+    )
+
+
+def restore_rngs(backups: Sequence[tuple[RngStream, Any, Any]], /) -> None:
+    """Put the streams back to where `backup_keys`, `split_rngs` or `fork_rngs` found them."""
+    for stream, key, count in backups:
+        stream.key.value = key
+        stream.count.value = count
+
+
+def reseed(node: Any, /, *, policy: Any = None, **stream_keys: Any) -> None:
+    """Give the streams of these names below `node` new keys, and set their counts to zero.
+
+    A stacked stream gets as many keys from the new one, unless an array of keys is given.
+
+    Example:
+        >>> from refax import nnx
+        >>> dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        >>> nnx.reseed(dropout, dropout=42)
+        >>> int(dropout.rngs.count.value)
+        0
+    """
+    del policy
+    for _, stream in iter_streams(node):
+        if stream.tag not in stream_keys:
+            continue
+        key = _as_key(stream_keys[stream.tag])
+        shape = stream.key.value.shape
+        if key.shape != shape:
+            if key.shape:
+                raise ValueError(
+                    f"reseed: the stream {stream.tag!r} has keys of shape {shape}, the new ones "
+                    f"have {key.shape}: pass one key, or as many."
+                )
+            key = jax.random.split(key, shape)
+        stream.key.value = key
+        stream.count.value = jnp.zeros(shape, jnp.uint32)
+
+
+def _renew(node: Any, only: Filter, new_key: Callable[[jax.Array], jax.Array]) -> SplitBackups:
+    backups = SplitBackups()
+    for path, stream in list(iter_streams(node, only)):
+        key, count = stream.key.value, stream.count.value
+        if key.shape:
+            raise ValueError(
+                f"split_rngs: the stream `{path_string(path)}` is split already, it has keys of "
+                f"shape {key.shape}. Cure: leave it out with only=…, or restore it first."
+            )
+        fresh = new_key(stream())
+        # Restoring keeps the count moved on by one: the next split gives other keys.
+        backups.append((stream, key, count + jnp.uint32(1)))
+        set_raw_value(stream.key, fresh)
+        set_raw_value(stream.count, jnp.zeros(fresh.shape, jnp.uint32))
+    return backups
+
+
+def split_rngs(
+    node: Any = ...,
+    /,
+    *,
+    splits: int | tuple[int, ...],
+    only: Filter = ...,
+    squeeze: bool = False,
+) -> Any:
+    """Split the streams below an object, so that a transform can map them; then lower them back.
+
+    As a function it returns backups for `restore_rngs`, which are a context manager too; as a
+    decorator it splits the streams of every argument before the call and lowers them afterwards,
+    also when the function raises. A lowered stream has moved on by one key.
+
+    Args:
+        node: an object graph; left out, a decorator is returned.
+        splits: how many keys, or their shape.
+        only: which streams, by filter (a name is a tag filter).
+        squeeze: with `splits=1`, drop the axis.
+
+    Example:
+        >>> from refax import nnx
+        >>> rngs = nnx.Rngs(0)
+        >>> with nnx.split_rngs(rngs, splits=5):
+        ...     rngs.default.key.shape
+        (5,)
+        >>> rngs.default.key.shape, int(rngs.default.count.value)
+        ((), 1)
+    """
+    if squeeze and math.prod((splits,) if isinstance(splits, int) else splits) != 1:
+        raise ValueError(f"squeeze=True drops an axis of size 1, but splits={splits}.")
+
+    def new_key(key: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, splits)
+        return keys.reshape(()) if squeeze else keys
+
+    return _function_or_decorator(node, lambda x: _renew(x, only, new_key))
+
+
+def fork_rngs(node: Any = ..., /, *, only: Filter = ..., split: Any = None) -> Any:
+    """Like `split_rngs`, with independent streams instead of split ones (or per filter, `split`).
+
+    Args:
+        node: an object graph; left out, a decorator is returned.
+        only: which streams.
+        split: an int or shape to split, a mapping filter → int, shape or None.
+    """
+
+    def renew(x: Any) -> SplitBackups:
+        if not isinstance(split, Mapping):
+            return _renew(x, only, _splitter(split))
+        backups = SplitBackups()
+        for filter, n in split.items():
+            taken = {id(s) for s, _, _ in backups}
+            backups += _renew(
+                [s for _, s in iter_streams(x, filter) if id(s) not in taken], only, _splitter(n)
+            )
+        return backups
+
+    return _function_or_decorator(node, renew)
+
+
+def _splitter(n: Any) -> Callable[[jax.Array], jax.Array]:
+    return lambda key: key if n is None else jax.random.split(key, n)
+
+
+def _function_or_decorator(node: Any, renew: Callable[[Any], SplitBackups]) -> Any:
+    if node is not ...:
+        return renew(node)
+
+    def decorator(f: Callable) -> Callable:
+        @functools.wraps(f)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(renew([*args, *kwargs.values()]))
+                return f(*args, **kwargs)
+
+        return wrapped
+
+    return decorator

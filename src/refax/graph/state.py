@@ -1,0 +1,380 @@
+"""State: the dynamic half of an object graph, as a nested mapping from keys to Variables.
+
+A State is a thin face over nested plain dicts: `state['a']` and `state.a` are a State over the inner
+dict (so writing into it writes into the whole), or the Variable or array that stands there. As a
+JAX pytree it is those dicts, flattened in C++, so `jax.tree.map` over it sees the arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import jax
+
+from .errors import GraphError, not_exhaustive, path_string, suggest
+from .filters import Filter, first_match, to_predicate
+from .graphdef import sorted_keys
+from .traversals import unflatten_mapping
+from .variable import Variable
+
+__all__ = [
+    "FlatState",
+    "State",
+    "create_path_filters",
+    "filter_state",
+    "from_flat_state",
+    "map_state",
+    "merge_state",
+    "replace_by_pure_dict",
+    "restore_int_paths",
+    "split_state",
+    "to_flat_state",
+    "to_pure_dict",
+]
+
+Path = tuple[Any, ...]
+
+
+def _bare(mapping: Mapping) -> dict:
+    """Nested plain dicts of any nesting of mappings; leaves as they are. Iterative: any depth."""
+    top: dict = {}
+    stack: list[tuple[Mapping, dict]] = [(mapping, top)]
+    while stack:
+        source, target = stack.pop()
+        items = source._tree if isinstance(source, State) else source
+        for key, value in items.items():
+            if isinstance(value, Mapping) and not isinstance(value, Variable):
+                target[key] = {}
+                stack.append((value, target[key]))
+            else:
+                target[key] = value
+    return top
+
+
+class State(MutableMapping[Any, Any]):
+    """A nested mapping path → Variable (or array). Made by `nnx.state`, `nnx.split`, `nnx.grad`.
+
+    Args:
+        mapping: nested mappings, or pairs (path, leaf), or a `FlatState`.
+
+    Example:
+        >>> from refax import nnx
+        >>> state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+        >>> state.kernel.shape, state["kernel"] is state.kernel
+        ((2, 3), True)
+    """
+
+    __slots__ = ("_tree",)
+    _tree: dict
+
+    def __init__(self, mapping: Mapping | Iterable[tuple[Path, Any]] = (), /):
+        if not isinstance(mapping, Mapping):
+            mapping = unflatten_mapping(dict(mapping))
+        object.__setattr__(self, "_tree", _bare(mapping))
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            value = self._tree[key]
+        except KeyError:
+            raise KeyError(
+                f"the State has no entry {key!r}; it has {list(self._tree)}."
+                f"{suggest(key, self._tree)}"
+            ) from None
+        return state_over(value) if type(value) is dict else value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_tree":
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError as e:
+            raise AttributeError(e.args[0]) from None
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, State):
+            value = value._tree
+        elif isinstance(value, Mapping):
+            value = _bare(value)
+        self._tree[key] = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._tree[key]
+
+    def __delattr__(self, name: str) -> None:
+        del self[name]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._tree)
+
+    def __len__(self) -> int:
+        return len(self._tree)
+
+    def __or__(self, other: State) -> State:
+        return merge_state(self, other) if other else self
+
+    def __sub__(self, other: State) -> State:
+        drop = dict(to_flat_state(other))
+        return from_flat_state([(p, v) for p, v in to_flat_state(self) if p not in drop])
+
+    def __reduce__(self) -> Any:
+        return (state_over, (self._tree,))
+
+    def __copy__(self) -> State:
+        return State(self)
+
+    def __repr__(self) -> str:
+        from .representation import represent
+
+        return represent(self)
+
+    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
+        return subtree_renderer(dict(self._tree), path=path)
+
+    @property
+    def raw_mapping(self) -> dict:
+        return self._tree
+
+    # The verbs as methods, as Flax users know them.
+    def flat_state(self) -> FlatState:
+        return to_flat_state(self)
+
+    @staticmethod
+    def from_flat_path(flat: Any) -> State:
+        return from_flat_state(flat)
+
+    def to_pure_dict(self, extract_fn: Any = None) -> dict:
+        return to_pure_dict(self, extract_fn)
+
+    def replace_by_pure_dict(self, pure: Mapping, replace_fn: Any = None) -> None:
+        replace_by_pure_dict(self, pure, replace_fn)
+
+    def filter(self, first: Filter, /, *filters: Filter) -> Any:
+        return filter_state(self, first, *filters)
+
+    def split(self, first: Filter = ..., /, *filters: Filter) -> Any:
+        return split_state(self, first, *filters)
+
+    @staticmethod
+    def merge(state: State, /, *states: State) -> State:
+        return merge_state(state, *states)
+
+    def map(self, f: Callable[[Path, Any], Any]) -> State:
+        return map_state(f, self)
+
+
+def state_over(tree: dict) -> State:
+    """A State over these very dicts, not a copy."""
+    self = object.__new__(State)
+    object.__setattr__(self, "_tree", tree)
+    return self
+
+
+def _flatten(state: State) -> tuple[tuple, tuple]:
+    tree = state._tree
+    keys = tuple(sorted_keys(tree))
+    return tuple([tree[k] for k in keys]), keys
+
+
+def _flatten_with_keys(state: State) -> tuple[tuple, tuple]:
+    tree = state._tree
+    keys = tuple(sorted_keys(tree))
+    return tuple([(jax.tree_util.DictKey(k), tree[k]) for k in keys]), keys
+
+
+def _unflatten(keys: tuple, values: Iterable[Any]) -> State:
+    return state_over(dict(zip(keys, values, strict=True)))
+
+
+jax.tree_util.register_pytree_with_keys(State, _flatten_with_keys, _unflatten, _flatten)
+
+
+class FlatState(Mapping[Path, Any]):
+    """A State as a flat mapping from paths to leaves, in the order of the State as a pytree.
+
+    Iterating gives (path, leaf) pairs, as a list of pairs would; `dict(flat)` and indexing by path
+    work as well.
+    """
+
+    __slots__ = ("_leaf_of", "_leaves", "_paths")
+
+    def __init__(self, pairs: Iterable[tuple[Path, Any]] | Mapping[Path, Any]):
+        pairs = list(pairs.items() if isinstance(pairs, dict) else pairs)
+        self._paths = tuple(tuple(p) for p, _ in pairs)
+        self._leaves = [v for _, v in pairs]
+        self._leaf_of = dict(zip(self._paths, self._leaves, strict=True))
+
+    paths = property(lambda self: self._paths, doc="The paths, in order.")
+    leaves = property(lambda self: self._leaves, doc="The leaves, in the order of the paths.")
+
+    def keys(self) -> Any:
+        return self._paths
+
+    def values(self) -> Any:
+        return self._leaves
+
+    def items(self) -> Any:
+        return list(zip(self._paths, self._leaves, strict=True))
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, (int, slice)):
+            return self.items()[key]
+        try:
+            return self._leaf_of[tuple(key)]
+        except KeyError:
+            raise KeyError(f"no leaf at `{path_string(key)}`") from None
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._leaf_of
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items())
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def to_nested_state(self) -> State:
+        return from_flat_state(self)
+
+    def __repr__(self) -> str:
+        return f"FlatState({self.items()!r})"
+
+
+jax.tree_util.register_pytree_node(
+    FlatState,
+    lambda flat: (tuple(flat._leaves), flat._paths),
+    lambda paths, leaves: FlatState(zip(paths, leaves, strict=True)),
+)
+
+
+def to_flat_state(state: Mapping) -> FlatState:
+    """The (path, leaf) pairs of a State, keys sorted at every level."""
+    return FlatState(iter_leaves(state))
+
+
+def iter_leaves(state: Mapping) -> Iterator[tuple[Path, Any]]:
+    """Every (path, leaf) of nested mappings, in sorted order."""
+    stack: list[tuple[Path, Any]] = [((), state)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, Mapping):
+            tree = value._tree if isinstance(value, State) else value
+            stack.extend(((*path, k), tree[k]) for k in reversed(sorted_keys(tree)))
+        else:
+            yield path, value
+
+
+def from_flat_state(flat: Mapping[Path, Any] | Iterable[tuple[Path, Any]]) -> State:
+    """The State of these (path, leaf) pairs."""
+    return state_over(nest(flat.items() if isinstance(flat, Mapping) else flat))
+
+
+def nest(pairs: Iterable[tuple[Path, Any]]) -> dict:
+    """Nested dicts of (path, leaf) pairs."""
+    top: dict = {}
+    for path, value in pairs:
+        target = top
+        for key in path[:-1]:
+            target = target.setdefault(key, {})
+        target[path[-1]] = value
+    return top
+
+
+def to_pure_dict(state: Mapping, extract_fn: Callable[[Any], Any] | None = None) -> dict:
+    """Nested dicts of plain values, with no Variables: what checkpoint libraries like best."""
+    extract = extract_fn or (lambda x: x._value if isinstance(x, Variable) else x)
+    return nest((path, extract(leaf)) for path, leaf in iter_leaves(state))
+
+
+def replace_by_pure_dict(
+    state: State, pure: Mapping, replace_fn: Callable[[Any, Any], Any] | None = None
+) -> None:
+    """Put the values of a (nested or flat) pure dict into a State, in place.
+
+    Raises:
+        GraphError: a path that the State does not have.
+    """
+
+    def default_replace(old: Any, new: Any) -> Any:
+        return old.replace(new) if isinstance(old, Variable) else new
+
+    replace = replace_fn or default_replace
+    flat = dict(to_flat_state(state))
+    given = restore_int_paths(pure)
+    pairs = [
+        (path if path in flat or path[-1] != "value" else path[:-1], value)
+        for path, value in iter_leaves(given)
+    ]
+    for path, _ in pairs:
+        if path not in flat:
+            raise GraphError(
+                f"replace_by_pure_dict: the State has no leaf at `{path_string(path)}`."
+                f"{suggest(path_string(path), map(path_string, flat))}"
+            )
+    for path, value in pairs:
+        target = state._tree
+        for key in path[:-1]:
+            target = target[key]
+        target[path[-1]] = replace(target[path[-1]], value)
+
+
+def restore_int_paths(pure: Mapping) -> dict:
+    """Keys like '3' back to 3 at every level: what a checkpoint on disk makes of list indices."""
+    restored: dict = {}
+    for key, value in pure.items():
+        if isinstance(key, str) and (key.isdecimal() or key[:1] == "-" and key[1:].isdecimal()):
+            key = int(key)
+        restored[key] = restore_int_paths(value) if isinstance(value, Mapping) else value
+    return restored
+
+
+def create_path_filters(state: Mapping) -> dict[Any, Any]:
+    """{filter of the paths: value} for a State of equal values, such as one of axes."""
+    from .filters import PathIn
+
+    paths_of: dict[Any, list[Path]] = {}
+    for path, leaf in iter_leaves(state):
+        paths_of.setdefault(leaf._value if isinstance(leaf, Variable) else leaf, []).append(path)
+    return {PathIn(*paths): value for value, paths in paths_of.items()}
+
+
+def _partition(state: Mapping, filters: tuple[Filter, ...]) -> tuple[list[list], list]:
+    predicates = [to_predicate(f) for f in filters]
+    groups: list[list[tuple[Path, Any]]] = [[] for _ in predicates]
+    rest: list[tuple[Path, Any]] = []
+    for path, leaf in iter_leaves(state):
+        match = first_match(predicates, path, leaf)
+        (rest if match is None else groups[match]).append((path, leaf))
+    return groups, rest
+
+
+def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any:
+    """One State per filter, each leaf in the first that matches; they must match every leaf."""
+    groups, rest = _partition(state, (first, *filters))
+    if rest:
+        raise not_exhaustive([p for p, _ in rest], "split_state", "add `...` as the last filter.")
+    states = tuple(from_flat_state(g) for g in groups)
+    return states[0] if not filters else states
+
+
+def filter_state(state: Mapping, first: Filter, /, *filters: Filter) -> Any:
+    """One State per filter, each leaf in the first that matches; other leaves are left out."""
+    groups, _ = _partition(state, (first, *filters))
+    states = tuple(from_flat_state(g) for g in groups)
+    return states[0] if not filters else states
+
+
+def merge_state(state: Mapping, /, *states: Mapping, cls: type = State) -> State:
+    """One State of several; where two have the same path, the later one counts."""
+    del cls
+    if not states:
+        return state if isinstance(state, State) else State(state)
+    return from_flat_state([pair for s in (state, *states) for pair in iter_leaves(s)])
+
+
+def map_state(f: Callable[[Path, Any], Any], state: Mapping) -> State:
+    """A State of `f(path, leaf)`."""
+    return from_flat_state([(path, f(path, leaf)) for path, leaf in iter_leaves(state)])

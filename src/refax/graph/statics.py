@@ -1,0 +1,142 @@
+"""Static values: what of an object is compared, not traced, and how two of them are compared.
+
+A static is kept in a GraphDef as `(type, value)`, so that `1`, `1.0` and `True`, which are equal in
+Python but make different programs, stay apart. Functions are compared by what they do, as far as it
+can be told: two closures over equal values from the same source line are equal, so that
+`optax.adam(1e-3)` made twice is one static, and a step compiled for the first serves the second.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["FunctionKey", "is_plain_static", "static_key", "static_value"]
+
+_PLAIN = frozenset({int, str, bool, bytes, complex, type(None), type, np.dtype})
+_IN_PLAIN_TUPLE = frozenset({int, str, type(None)})
+FUNCTIONS = (types.FunctionType, functools.partial)
+
+
+def is_plain_static(value: Any, cls: type) -> bool:
+    """The statics that need no further look: scalars, types, and tuples of ints and strings."""
+    if cls in _PLAIN:
+        return True
+    return cls is tuple and all(type(x) in _IN_PLAIN_TUPLE for x in value)
+
+
+def static_key(value: Any) -> tuple:
+    cls = type(value)
+    if cls is float and (value != value or value == 0.0):  # nan != nan, 0.0 == -0.0
+        return (cls, math.nan if value != value else value, math.copysign(1.0, value))
+    if cls in FUNCTIONS:
+        return (cls, FunctionKey(value))
+    return (cls, value)
+
+
+def static_value(key: tuple) -> Any:
+    value = key[1]
+    return value.function if type(value) is FunctionKey else value
+
+
+class FunctionKey:
+    """A function or partial, compared by code, defaults and what it closes over."""
+
+    __slots__ = ("_hash", "_key", "function")
+
+    def __init__(self, function: Any):
+        self.function = function
+        self._key: Any = None
+        self._hash: int | None = None
+
+    @property
+    def key(self) -> Any:
+        if self._key is None:
+            self._key = _freeze(self.function, {})
+        return self._key
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FunctionKey):
+            return False
+        return self.function is other.function or self.key == other.key
+
+    def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(self.key)
+        return self._hash
+
+    def __repr__(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+    def __reduce__(self) -> Any:
+        return (FunctionKey, (self.function,))
+
+
+class _SameObject:
+    """Equal to itself only: for what cannot be compared by content."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _SameObject) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def _freeze(value: Any, seen: dict[int, int]) -> Any:
+    """`value` as something hashable that is equal for equal content."""
+    cls = type(value)
+    if cls in _PLAIN:
+        return (cls, value)
+    if cls is float:
+        return static_key(value)
+    if id(value) in seen:  # a function that closes over itself
+        return ("seen", seen[id(value)])
+    if cls is types.FunctionType:
+        seen[id(value)] = len(seen)
+        return (
+            cls,
+            value.__code__,
+            id(value.__globals__),
+            _freeze(value.__defaults__, seen),
+            _freeze(value.__kwdefaults__, seen),
+            tuple(_freeze_cell(cell, seen) for cell in value.__closure__ or ()),
+        )
+    if cls is functools.partial:
+        seen[id(value)] = len(seen)
+        parts = (value.func, value.args, value.keywords)
+        return (cls, *(_freeze(part, seen) for part in parts))
+    if isinstance(value, (tuple, list)):
+        seen[id(value)] = len(seen)
+        return (cls, *(_freeze(x, seen) for x in value))
+    if cls is dict:
+        seen[id(value)] = len(seen)
+        return (cls, *((_freeze(k, seen), _freeze(v, seen)) for k, v in value.items()))
+    if isinstance(value, np.ndarray) or (
+        isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    ):
+        if value.size <= 4096 and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+            data = np.asarray(value)
+            return (cls, data.shape, str(data.dtype), data.tobytes())
+        return _SameObject(value)
+    try:
+        hash(value)
+    except TypeError:
+        return _SameObject(value)
+    return (cls, value)
+
+
+def _freeze_cell(cell: types.CellType, seen: dict[int, int]) -> Any:
+    try:
+        return _freeze(cell.cell_contents, seen)
+    except ValueError:  # an empty cell
+        return ("empty",)

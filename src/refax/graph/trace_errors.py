@@ -1,0 +1,52 @@
+"""The message of `TraceContextError`: which object, in which function, and the cure."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+from .._jax_compat import describe_current_trace
+from .errors import TraceContextError, describe_value
+
+__all__ = ["mutation_error"]
+
+
+def _known_name(obj: Any) -> str:
+    """Where an object is held, as `Counter.count`, from whoever refers to it; "" if nobody."""
+    for holder in gc.get_referrers(obj):
+        attributes = holder if type(holder) is dict else getattr(holder, "__dict__", None)
+        if not isinstance(attributes, dict):
+            continue
+        for name, value in list(attributes.items()):
+            if value is obj and isinstance(name, str) and "__name__" not in attributes:
+                owner = _owner_of(attributes) if attributes is holder else type(holder).__name__
+                return f"{owner}.{name}" if owner else name
+    return ""
+
+
+def _owner_of(attributes: dict) -> str:
+    for holder in gc.get_referrers(attributes):
+        if getattr(holder, "__dict__", None) is attributes and not isinstance(holder, type):
+            return type(holder).__name__
+    return ""
+
+
+def mutation_error(obj: Any, action: str) -> TraceContextError:
+    """Only for the error path: looking for the name asks the garbage collector."""
+    name = _known_name(obj)
+    kind = type(obj).__name__
+    named = f"{kind} `{name}`" if name else f"a {kind}"
+    raw = getattr(obj, "_value", None)
+    size = f" ({describe_value(raw)})" if raw is not None else ""
+    return TraceContextError(
+        f"Cannot {action} {named}{size} from inside {describe_current_trace()}: the object belongs "
+        "to another trace level.\n"
+        "It was created, or entered as an argument, outside of the function that is now traced, "
+        "so the change would leave a tracer behind in it.\n"
+        "Cure: pass the object (or the model that holds it) to the transformed function as an "
+        "argument instead of reading it from the surrounding code:\n"
+        "    wrong:  @nnx.jit\n"
+        "            def f(x): counter.increment()\n"
+        "    right:  @nnx.jit\n"
+        "            def f(counter, x): counter.increment()"
+    )

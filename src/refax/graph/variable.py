@@ -1,0 +1,606 @@
+"""Variable: a mutable cell with one value and some metadata.
+
+Nouns. The *value* is any pytree of arrays, usually one array. *Metadata* is whatever else the user
+said about the cell (`sharding=`, a tag, hooks). Identity matters: two references to a Variable are
+one cell, and the graph verbs and transforms keep it so.
+
+A cell may be written only in the trace that created it or that it entered as an argument
+(`_trace`); anything else would leave a tracer behind in an object of the outside.
+
+The four working fields are slots, read and written without any property by the code that moves
+whole models (`raw_value`/`set_raw_value` below); the public `value` adds the hooks and the check.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._jax_compat import TRACE
+from .errors import path_string
+from .metadata import EMPTY, Metadata, canonical_name
+from .operators import add_operators
+from .trace_errors import mutation_error
+from .watch import invalidate
+
+__all__ = [
+    "BatchStat",
+    "Cache",
+    "Intermediate",
+    "LoRAParam",
+    "OptArray",
+    "OptState",
+    "OptVariable",
+    "Param",
+    "Perturbation",
+    "RngCount",
+    "RngKey",
+    "RngState",
+    "Variable",
+    "VariableMetadata",
+    "make_variable",
+    "raw_value",
+    "register_variable_name",
+    "set_raw_value",
+    "variable_name_from_type",
+    "variable_type_from_name",
+    "with_metadata",
+]
+
+A = TypeVar("A")
+V = TypeVar("V", bound="Variable")
+
+_GET_HOOK, _SET_HOOK = "on_get_value", "on_set_value"
+_SLOTS = ("_value", "_metadata", "_trace", "_watch", "_hooked")
+
+
+class VariableMetadata(Generic[A]):
+    """A value on its way into a Variable, with metadata: what `with_metadata` makers return."""
+
+    __slots__ = ("metadata", "raw_value")
+
+    def __init__(self, raw_value: A, metadata: dict[str, Any]):
+        self.raw_value = raw_value
+        self.metadata = metadata
+
+
+class _VariableType(type):
+    """Lets JAX rebuild a Variable without running a subclass's `__init__`.
+
+    `jax.tree_util.register_dataclass` flattens in C++ (2-3 times faster than a Python flatten
+    function) and rebuilds by calling the class with the registered fields as keywords.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if "raw_metadata" in kwargs:
+            return make_variable(cls, kwargs["value"], kwargs["raw_metadata"])
+        return super().__call__(*args, **kwargs)
+
+
+class Variable(Generic[A], metaclass=_VariableType):
+    """A mutable cell: one value and metadata.
+
+    Args:
+        value: any pytree of arrays; a `Variable` (its value and metadata are taken over); or the
+            boxed value that a maker wrapped by `with_metadata` returns.
+        **metadata: anything hashable; readable and writable as attributes. `sharding=`,
+            `sharding_names=` and `out_sharding=` are the same annotation. The hooks `on_get_value`,
+            `on_set_value`, `on_create_value`, `on_add_axis`, `on_remove_axis` are called with
+            the Variable (and the value, or the axis index and name).
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> count = nnx.Variable(jnp.array(0), tag="steps")
+        >>> count += 1
+        >>> int(count), count.tag
+        (1, 'steps')
+    """
+
+    __slots__ = ("__weakref__", "_hooked", "_metadata", "_plans", "_trace", "_value", "_watch")
+
+    _value: A
+    _metadata: Metadata
+    _class_hooked = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls._class_hooked = hasattr(cls, _GET_HOOK) or hasattr(cls, _SET_HOOK)
+        jax.tree_util.register_dataclass(cls, data_fields=["value"], meta_fields=["raw_metadata"])
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = object.__new__(cls)
+        _fill(self, None, EMPTY)
+        return self
+
+    def __init__(self, value: A | VariableMetadata[A] | Variable[A], **metadata: Any):
+        if isinstance(value, Variable):
+            metadata = {**value._metadata, **metadata}
+            value = value._value
+        elif isinstance(value, VariableMetadata):
+            metadata = {**value.metadata, **metadata}
+            value = value.raw_value
+        if metadata:
+            _set_metadata(self, Metadata(metadata))
+            _set_hooked(self, _has_hooks(type(self), self._metadata))
+        create = self._hook("on_create_value")
+        set_raw_value(self, create(value) if create is not None else value)
+
+    # -- value ---------------------------------------------------------------------------------
+
+    @property
+    def value(self) -> A:
+        """The value. Reading applies `on_get_value`; writing checks the trace and the set hook."""
+        if self._hooked:
+            hook = self._hook(_GET_HOOK)
+            if hook is not None:
+                return hook(self._value)
+        return self._value
+
+    @value.setter
+    def value(self, new: A | Variable[A]) -> None:
+        if self._trace is not TRACE.value:
+            raise mutation_error(self, "write the value of")
+        if isinstance(new, Variable):
+            new = new._value
+        if self._hooked:
+            hook = self._hook(_SET_HOOK)
+            if hook is not None:
+                new = hook(new)
+        set_raw_value(self, new)
+
+    raw_value = property(lambda self: self._value, doc="The value as stored, without hooks.")
+    raw_metadata = property(lambda self: self._metadata, doc="The metadata, as one object.")
+
+    def get_value(self, *, index: Any = ...) -> A:
+        return self.value if index is ... else self[index]
+
+    def set_value(self, value: A, *, index: Any = ...) -> None:
+        self[index] = value
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.value if index is ... else self.value[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        value = value.value if isinstance(value, Variable) else value
+        if index is not ...:
+            current: Any = self.value
+            if isinstance(current, (jax.Array, np.ndarray)):
+                value = jnp.asarray(current).at[index].set(value)
+            else:
+                updated = copy.copy(current)
+                updated[index] = value
+                value = updated
+        self.value = value
+
+    # -- metadata ------------------------------------------------------------------------------
+
+    def get_metadata(self, name: str | None = None, *default: Any) -> Any:
+        """All metadata as a dict, or the entry `name` (with a default, if one is given)."""
+        if name is None:
+            return dict(self._metadata)
+        if name not in self._metadata and default:
+            return default[0]
+        return self._metadata[name]
+
+    def set_metadata(self, *args: Any, **metadata: Any) -> None:
+        """`set_metadata(name, value)` or keywords: adds or changes entries; a mapping replaces."""
+        if len(args) == 2:
+            new = self._metadata.with_items(**{args[0]: args[1]})
+        elif args:
+            new = Metadata(args[0]).with_items(**metadata)
+        else:
+            new = self._metadata.with_items(**metadata)
+        self._replace_metadata(new)
+
+    def has_metadata(self, name: str) -> bool:
+        return name in self._metadata
+
+    def del_metadata(self, name: str) -> None:
+        if name not in self._metadata:
+            raise AttributeError(f"{type(self).__name__} has no metadata {name!r}")
+        self._replace_metadata(self._metadata.without(name))
+
+    def _replace_metadata(self, metadata: Metadata) -> None:
+        if self._trace is not TRACE.value:
+            raise mutation_error(self, "write the metadata of")
+        if metadata != self._metadata:
+            replace_metadata(self, metadata)
+
+    def _hook(self, name: str) -> Callable | None:
+        """The hook `name`, of this cell or its class, bound to the Variable."""
+        hook = self._metadata.get(name)
+        if hook is not None:
+            return lambda *args: hook(self, *args)
+        return object.__getattribute__(self, name) if hasattr(type(self), name) else None
+
+    def add_axis(self, axis_index: int, axis_name: str | None) -> None:
+        if (hook := self._hook("on_add_axis")) is not None:
+            hook(axis_index, axis_name)
+
+    def remove_axis(self, axis_index: int, axis_name: str | None) -> None:
+        if (hook := self._hook("on_remove_axis")) is not None:
+            hook(axis_index, axis_name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        descriptor = getattr(type(self), name, None)
+        if descriptor is not None and hasattr(descriptor, "__set__"):
+            object.__setattr__(self, name, value)
+        elif name.startswith("__"):  # such as the `__orig_class__` of typing
+            raise AttributeError(name)
+        else:
+            self._replace_metadata(self._metadata.with_items(**{name: value}))
+
+    def __delattr__(self, name: str) -> None:
+        self.del_metadata(name)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for names that the class does not have: metadata first, then the array's.
+        if name in _SLOTS:
+            raise AttributeError(name)
+        if name in self._metadata:
+            return self._metadata[name]
+        if name.startswith("__"):  # protocols are looked up on the value only by the table
+            raise AttributeError(name)
+        try:
+            return getattr(self.value, name)
+        except AttributeError:
+            known = ", ".join(self._metadata) or "none"
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute or metadata {canonical_name(name)!r} "
+                f"(metadata: {known}), nor has its value, a {type(self._value).__name__}"
+            ) from None
+
+    # -- copies --------------------------------------------------------------------------------
+
+    @property
+    def type(self) -> type:
+        return type(self)
+
+    def copy(self) -> Any:
+        """A new cell of the same type with the same value and metadata."""
+        return make_variable(type(self), self._value, self._metadata)
+
+    def replace(self, value: Any = ..., **metadata: Any) -> Any:
+        """A copy with another value and/or other metadata entries; a changed shape is fine."""
+        if isinstance(value, Variable):
+            if type(value) is not type(self):
+                raise ValueError(
+                    f"Cannot replace the value of a {type(self).__name__} by a "
+                    f"{type(value).__name__}: pass its `.value`."
+                )
+            metadata = {**value._metadata, **metadata}
+            value = value._value
+        merged = self._metadata.with_items(**metadata) if metadata else self._metadata
+        return make_variable(type(self), self._value if value is ... else value, merged)
+
+    def copy_from(self, other: Variable[A]) -> None:
+        """Take over value and metadata of a Variable of the same type."""
+        if type(other) is not type(self):
+            raise ValueError(
+                f"Cannot copy a {type(other).__name__} into a {type(self).__name__}: "
+                "the types must be the same."
+            )
+        self.update_from_state(other)
+
+    def update_from_state(self, other: Variable[A]) -> None:
+        if self._trace is not TRACE.value:
+            raise mutation_error(self, "write the value of")
+        set_raw_value(self, other._value)
+        if other._metadata != self._metadata:
+            replace_metadata(self, other._metadata)
+
+    def to_state(self) -> Any:
+        return self.copy()
+
+    def __copy__(self) -> Any:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        new = make_variable(type(self), None, copy.deepcopy(self._metadata, memo))
+        memo[id(self)] = new
+        set_raw_value(new, jax.tree.map(_copy_leaf, self._value))
+        return new
+
+    def __reduce__(self) -> Any:
+        return (_unpickle, (type(self), jax.tree.map(_pack_leaf, self._value), self._metadata))
+
+    # -- standing in for an array --------------------------------------------------------------
+
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    ndim = property(lambda self: self.value.ndim)
+    size = property(lambda self: self.value.size)
+
+    def __jax_array__(self) -> Any:
+        return self.value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.value, dtype=dtype)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        value: Any = self.value
+        return value(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        from .representation import represent
+
+        return represent(self)
+
+    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
+        from .representation import treescope_variable
+
+        return treescope_variable(self, path, subtree_renderer)
+
+    # Written out for readers of types; `add_operators` gives every operator.
+    def __iter__(self) -> Iterator[Any]: ...  # pragma: no cover - replaced below
+
+
+# The slot descriptors, called as functions, are the fast way past `__setattr__`.
+raw_value: Callable[[Variable], Any] = Variable.__dict__["_value"].__get__
+set_raw_value: Callable[[Variable, Any], None] = Variable.__dict__["_value"].__set__
+_set_metadata = Variable.__dict__["_metadata"].__set__
+_set_trace = Variable.__dict__["_trace"].__set__
+set_watch: Callable[[Variable, Any], None] = Variable.__dict__["_watch"].__set__
+_set_hooked = Variable.__dict__["_hooked"].__set__
+_set_plans = Variable.__dict__["_plans"].__set__
+
+add_operators(Variable)
+jax.tree_util.register_dataclass(Variable, data_fields=["value"], meta_fields=["raw_metadata"])
+
+
+def _fill(self: Variable, value: Any, metadata: Metadata) -> None:
+    set_raw_value(self, value)
+    _set_metadata(self, metadata)
+    _set_trace(self, TRACE.value)
+    set_watch(self, None)
+    _set_hooked(self, self._class_hooked)
+    _set_plans(self, None)
+
+
+def _has_hooks(cls: type[Variable], metadata: Metadata) -> bool:
+    return cls._class_hooked or _GET_HOOK in metadata or _SET_HOOK in metadata
+
+
+def make_variable(cls: type[V], value: Any, metadata: Metadata) -> V:
+    """A Variable with this raw value, made in the current trace, with no `__init__` and no hook."""
+    self = object.__new__(cls)
+    set_raw_value(self, value)
+    _set_metadata(self, metadata)
+    _set_trace(self, TRACE.value)
+    set_watch(self, None)
+    _set_plans(self, None)
+    _set_hooked(self, cls._class_hooked or (metadata is not EMPTY and _has_hooks(cls, metadata)))
+    return self
+
+
+def replace_metadata(self: Variable, metadata: Metadata) -> None:
+    """Set the metadata, unchecked, and tell the plans."""
+    _set_metadata(self, metadata)
+    _set_hooked(self, _has_hooks(type(self), metadata))
+    if self._watch is not None:
+        invalidate(self._watch)
+        set_watch(self, None)
+
+
+def _copy_leaf(leaf: Any) -> Any:
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else copy.deepcopy(leaf)
+
+
+class _PackedKey:
+    """A typed random key as pickle can take it: the raw words and the name of its generator."""
+
+    __slots__ = ("data", "impl")
+
+    def __init__(self, key: jax.Array):
+        self.data = np.asarray(jax.random.key_data(key))
+        self.impl = str(jax.random.key_impl(key))
+
+    def __reduce__(self) -> Any:
+        return (_unpack_key, (self.data, self.impl))
+
+
+def _unpack_key(data: np.ndarray, impl: str) -> jax.Array:
+    return jax.random.wrap_key_data(data, impl=impl)
+
+
+def _pack_leaf(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return _PackedKey(leaf)
+    return leaf
+
+
+def _unpickle(cls: type[Variable], value: Any, metadata: Metadata) -> Variable:
+    return make_variable(cls, value, metadata)
+
+
+# -- types ---------------------------------------------------------------------------------------
+
+
+class Param(Variable[A]):
+    """A trainable parameter: what `nnx.grad` differentiates and `nnx.Optimizer` updates."""
+
+    __slots__ = ()
+
+
+class BatchStat(Variable[A]):
+    """A running statistic, such as the mean and variance of BatchNorm."""
+
+    __slots__ = ()
+
+
+class Cache(Variable[A]):
+    """A cache kept between calls, such as the keys and values of decoding attention."""
+
+    __slots__ = ()
+
+
+class Intermediate(Variable[A]):
+    """A value recorded on the way through a model by `Module.sow`."""
+
+    __slots__ = ()
+
+
+class Perturbation(Intermediate[A]):
+    """A zero added to a value, so that its gradient is the gradient of that value."""
+
+    __slots__ = ()
+
+
+class RngState(Variable[A]):
+    """Base of the state of a random stream."""
+
+    __slots__ = ()
+
+
+class RngCount(RngState[A]):
+    """How many keys a stream has given: a uint32 scalar."""
+
+    __slots__ = ()
+
+
+class RngKey(RngState[A]):
+    """The key of a stream: a typed JAX random key."""
+
+    __slots__ = ()
+
+
+class LoRAParam(Param[A]):
+    """A parameter of a low-rank adapter."""
+
+    __slots__ = ()
+
+
+class OptState(Variable[A]):
+    """Base of the state of an optimizer."""
+
+    __slots__ = ()
+
+
+class OptArray(OptState[A]):
+    """An array of an optimizer's state that belongs to no parameter, such as a step count."""
+
+    __slots__ = ()
+
+
+class OptVariable(OptState[A]):
+    """The part of an optimizer's state that belongs to one parameter, with its metadata."""
+
+    __slots__ = ()
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+_TYPE_OF_NAME: dict[str, type[Variable]] = {
+    "params": Param,
+    "batch_stats": BatchStat,
+    "cache": Cache,
+    "intermediates": Intermediate,
+    "perturbations": Perturbation,
+}
+
+
+def register_variable_name(
+    name: str, typ: type[Variable] | None = None, *, overwrite: bool = False
+) -> Any:
+    """Bind a collection name to a Variable type; as a decorator when `typ` is left out."""
+    if typ is None:
+        return lambda cls: register_variable_name(name, cls, overwrite=overwrite)
+    known = _TYPE_OF_NAME.get(name)
+    if known is not None and known is not typ and not overwrite:
+        raise ValueError(
+            f"The name {name!r} already stands for {known.__name__}. "
+            "Pass overwrite=True to bind it to another type."
+        )
+    _TYPE_OF_NAME[name] = typ
+    return typ
+
+
+def variable_type_from_name(
+    name: str, *, base: type[Variable] = Variable, allow_register: bool = False
+) -> type[Variable]:
+    """The Variable type of a collection name ('params' → Param), made if `allow_register`."""
+    if name not in _TYPE_OF_NAME:
+        if not allow_register:
+            raise ValueError(
+                f"No Variable type is registered under {name!r}; known: "
+                f"{path_string(()) if not _TYPE_OF_NAME else ', '.join(sorted(_TYPE_OF_NAME))}. "
+                "Register one with nnx.register_variable_name, or pass allow_register=True."
+            )
+        _TYPE_OF_NAME[name] = _VariableType(name, (base,), {"__slots__": ()})
+    return _TYPE_OF_NAME[name]
+
+
+def variable_name_from_type(typ: type[Variable], *, allow_register: bool = False) -> str:
+    for name, known in _TYPE_OF_NAME.items():
+        if known is typ:
+            return name
+    if not allow_register:
+        raise ValueError(
+            f"{typ.__name__} has no registered name. Register one with "
+            "nnx.register_variable_name, or pass allow_register=True."
+        )
+    name = typ.__name__
+    register_variable_name(name, typ)
+    return name
+
+
+def with_metadata(
+    initializer: Callable[..., A],
+    set_value_hooks: Any = (),
+    get_value_hooks: Any = (),
+    create_value_hooks: Any = (),
+    add_axis_hooks: Any = (),
+    remove_axis_hooks: Any = (),
+    **metadata: Any,
+) -> Callable[..., VariableMetadata[A]]:
+    """Wrap an initializer so that the Variable made from its value gets this metadata.
+
+    Example:
+        >>> from refax import nnx
+        >>> init = nnx.with_metadata(nnx.initializers.lecun_normal(), sharding=("in", "out"))
+        >>> layer = nnx.Linear(2, 3, kernel_init=init, rngs=nnx.Rngs(0))
+        >>> layer.kernel.sharding
+        ('in', 'out')
+    """
+    hooks = {
+        _SET_HOOK: set_value_hooks,
+        _GET_HOOK: get_value_hooks,
+        "on_create_value": create_value_hooks,
+        "on_add_axis": add_axis_hooks,
+        "on_remove_axis": remove_axis_hooks,
+    }
+    for name, given in hooks.items():
+        sequence = (given,) if callable(given) else tuple(given)
+        if sequence:
+            metadata[name] = _chain(name, sequence)
+
+    def wrapped(*args: Any, **kwargs: Any) -> VariableMetadata[A]:
+        return VariableMetadata(initializer(*args, **kwargs), metadata)
+
+    wrapped.__wrapped__ = initializer  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _chain(name: str, hooks: tuple[Callable, ...]) -> Callable:
+    if len(hooks) == 1:
+        return hooks[0]
+    if name in (_GET_HOOK, _SET_HOOK, "on_create_value"):
+
+        def chained(variable: Variable, value: Any) -> Any:
+            for hook in hooks:
+                value = hook(variable, value)
+            return value
+
+    else:
+
+        def chained(variable: Variable, *args: Any) -> None:
+            for hook in hooks:
+                hook(variable, *args)
+
+    return chained

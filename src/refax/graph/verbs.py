@@ -1,0 +1,583 @@
+"""The verbs: split, merge, update, state and their kin. Thin uses of plans and `rebuild`.
+
+Users of plain JAX call these at every step, so nothing that depends on structure only is worked out
+twice: which leaf goes into which State is remembered on the GraphDef, and nested dicts of leaves are
+built and taken apart by JAX in C++.
+"""
+
+from __future__ import annotations
+
+import copy as python_copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from .._jax_compat import TRACE
+from . import errors
+from .filters import Filter, check_ellipsis_last, first_match, is_structural, to_predicate
+from .graphdef import VARIABLE, GraphDef
+from .iteration import iter_graph
+from .module import Pytree
+from .plan import Plan, plan_for
+from .rebuild import fill, rebuild
+from .rebuild import build as build_content
+from .state import State, iter_leaves, nest, state_over
+from .trace_errors import mutation_error
+from .variable import Variable, make_variable, replace_metadata
+
+__all__ = [
+    "call",
+    "clone",
+    "deep_copy",
+    "flatten",
+    "graphdef",
+    "layout_of",
+    "merge",
+    "pop",
+    "pure",
+    "recursive_map",
+    "split",
+    "state",
+    "unflatten",
+    "update",
+    "variables",
+]
+
+N = TypeVar("N")
+_DEEP = 64  # JAX flattens nested dicts recursively; deeper ones are walked here
+
+
+class _Layout:
+    """Which leaves make up one State, in the State's order, and the dicts that hold them."""
+
+    __slots__ = ("leaves", "paths", "treedef")
+
+    def __init__(self, graphdef: GraphDef, leaves: list[int]):
+        self.leaves = leaves
+        self.paths = [graphdef.paths.leaves[i] for i in leaves]
+        deep = max(map(len, self.paths), default=0) > _DEEP
+        skeleton = {} if deep else nest((p, 0) for p in self.paths)
+        self.treedef = None if deep else jax.tree.structure(skeleton)
+
+    def build(self, values: list[Any]) -> State:
+        mine = [values[i] for i in self.leaves]
+        if self.treedef is None:
+            return state_over(nest(zip(self.paths, mine, strict=True)))
+        return state_over(self.treedef.unflatten(mine))
+
+
+def _layouts(plan: Plan, filters: tuple[Filter, ...], verb: str) -> tuple[list[_Layout], list[int]]:
+    """One layout per filter, and the leaves that no filter matches."""
+    graphdef = plan.graphdef
+
+    def make() -> tuple[list[_Layout], list[int]]:
+        if not filters:
+            return [_Layout(graphdef, list(graphdef.paths.order))], []
+        groups: list[list[int]] = [[] for _ in filters]
+        rest: list[int] = []
+        leaves = [*plan.variables, *plan.gather()[len(plan.variables) :]]
+        for i in graphdef.paths.order:
+            match = first_match(predicates, graphdef.paths.leaves[i], leaves[i])
+            (rest if match is None else groups[match]).append(i)
+        return [_Layout(graphdef, g) for g in groups], rest
+
+    predicates = [to_predicate(f) for f in filters]
+    check_ellipsis_last(filters, verb)
+    if all(map(is_structural, predicates)):
+        return graphdef.remembered(("layouts", *predicates), make)
+    return make()
+
+
+def layout_of(plan: Plan, filter: Filter) -> _Layout:
+    """The layout of the State of what one filter matches."""
+    return _layouts(plan, (filter,), "state")[0][0]
+
+
+def _require_node(node: Any, verb: str) -> None:
+    if isinstance(node, (Pytree, Variable, State, list, tuple, dict)):
+        return
+    if jax.tree_util.all_leaves((node,)):
+        raise TypeError(
+            f"nnx.{verb} takes an object graph: a Module or other Pytree, a Variable, or a "
+            f"container of them; got {errors.describe_value(node)}."
+        )
+
+
+def _copies(plan: Plan) -> list[Any]:
+    """The leaves as a State holds them: Variables as new cells, arrays as they are."""
+    copies = [make_variable(type(v), v._value, v._metadata) for v in plan.variables]
+    if plan.arrays:
+        copies += plan.gather()[len(copies) :]
+    return copies
+
+
+def split(node: Any, /, *filters: Filter) -> Any:
+    """Split an object graph into its GraphDef and one State per filter (one in all without).
+
+    Args:
+        node: a Module, a Variable, or a container of them.
+        *filters: each leaf goes to the first that matches; together they must match every leaf.
+
+    Returns:
+        (graphdef, state, …).
+
+    Raises:
+        ValueError: a leaf that no filter matches, named by its path.
+
+    Example:
+        >>> from refax import nnx
+        >>> graphdef, params, rest = nnx.split(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.Param, ...)
+        >>> sorted(params), sorted(rest)
+        (['bias', 'scale'], ['mean', 'var'])
+    """
+    _require_node(node, "split")
+    plan = plan_for((node,))
+    layouts, rest = _layouts(plan, filters, "split")
+    if rest:
+        paths = [plan.graphdef.paths.leaves[i] for i in rest]
+        raise errors.not_exhaustive(paths, "split", "add `...` as the last filter.")
+    copies = _copies(plan)
+    return (plan.graphdef, *[layout.build(copies) for layout in layouts])
+
+
+def state(node: Any, /, *filters: Filter) -> Any:
+    """The State of an object graph, or one State per filter, leaving out what none matches.
+
+    Example:
+        >>> from refax import nnx
+        >>> params = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+        >>> {name: param.shape for name, param in params.items()}
+        {'bias': (3,), 'kernel': (2, 3)}
+    """
+    _require_node(node, "state")
+    plan = plan_for((node,))
+    layouts, _ = _layouts(plan, filters, "state")
+    copies = _copies(plan)
+    states = tuple([layout.build(copies) for layout in layouts])
+    return states[0] if len(filters) <= 1 else states
+
+
+def variables(node: Any, /, *filters: Filter) -> Any:
+    """Like `nnx.state`, but with the Variables of the object themselves, not copies."""
+    _require_node(node, "variables")
+    plan = plan_for((node,))
+    layouts, _ = _layouts(plan, filters, "variables")
+    leaves = [*plan.variables, *plan.gather()[len(plan.variables) :]]
+    states = tuple([layout.build(leaves) for layout in layouts])
+    return states[0] if len(filters) <= 1 else states
+
+
+def graphdef(node: Any, /) -> GraphDef:
+    """The GraphDef of an object graph: its structure without the arrays."""
+    _require_node(node, "graphdef")
+    return plan_for((node,)).graphdef
+
+
+def flatten(node: Any, /) -> tuple[GraphDef, list[Any]]:
+    """(graphdef, leaves): the Variables (copies) and bare arrays in the GraphDef's own order."""
+    _require_node(node, "flatten")
+    plan = plan_for((node,))
+    return plan.graphdef, _copies(plan)
+
+
+def unflatten(graphdef: GraphDef, leaves: Any, /) -> Any:
+    """The object of a GraphDef and the leaves of `flatten`, or a State."""
+    if isinstance(leaves, Mapping):
+        return merge(graphdef, leaves)
+    return rebuild(graphdef, _own_cells(graphdef, list(leaves)))[0]
+
+
+def _own_cells(graphdef: GraphDef, leaves: list[Any]) -> list[Any]:
+    """New cells for the leaves that come as Variables: an object never shares one with a State."""
+    return [
+        make_variable(type(x), x._value, x._metadata) if isinstance(x, Variable) else x
+        for x in leaves
+    ]
+
+
+def merge(graphdef: GraphDef, state: Mapping, /, *states: Mapping) -> Any:
+    """The object that a GraphDef and its States describe: new objects and new Variables.
+
+    The Variables belong to the trace in which `merge` is called, so they may be mutated there.
+
+    Raises:
+        ValueError: a path without a value, or a value without a place, named by its path.
+    """
+    if not isinstance(graphdef, GraphDef):
+        raise TypeError(
+            f"nnx.merge takes a GraphDef first, got {errors.describe_value(graphdef)}: "
+            "nnx.merge(graphdef, state, ...)."
+        )
+    paths = graphdef.paths.leaves
+    found: list[Any] = [_MISSING] * len(paths)
+    for tree in (state, *states):
+        _match(graphdef, tree, "merge", lambda i, value: found.__setitem__(i, value))
+    missing = [paths[i] for i in graphdef.paths.order if found[i] is _MISSING]
+    if missing:
+        raise errors.leaf_missing(missing[0], len(missing) - 1)
+    return rebuild(graphdef, _own_cells(graphdef, found))[0]
+
+
+_MISSING = object()
+
+
+def _match(
+    graphdef: GraphDef, tree: Mapping, verb: str, assign: Callable[[int, Any], None]
+) -> None:
+    """Call `assign(leaf number, value)` for each leaf of a State or nested dict.
+
+    A key finds its place in its integer or its string form; a dict {'value': x} where a Variable
+    stands, as some checkpoints have it, is x.
+    """
+    full = graphdef.remembered(("layouts",), lambda: ([_full_layout(graphdef)], []))[0][0]
+    root = tree._tree if isinstance(tree, State) else tree
+    if full.treedef is not None and isinstance(tree, State):
+        try:
+            values = full.treedef.flatten_up_to(root)
+        except ValueError:
+            pass  # a part of the paths, or other ones: matched one by one
+        else:
+            if not any(type(v) is dict for v in values):
+                for i, value in zip(full.leaves, values, strict=True):
+                    assign(i, value)
+                return
+    places = graphdef.remembered("places", lambda: _places(graphdef))
+    if type(places) is int:  # the root is a Variable itself
+        value = root
+        if isinstance(root, Mapping) and len(root) == 1:
+            value = next(iter(root.values()))
+        assign(places, value)
+        return
+    stack: list[tuple[tuple, Any, Any]] = [((), root, places)]
+    while stack:
+        path, values, here = stack.pop()
+        for key, value in values.items():
+            place = here.get(key, _MISSING)
+            if place is _MISSING:
+                place = here.get(_other_form(key), _MISSING)
+            if place is _MISSING:
+                raise errors.unknown_path((*path, key), here, verb)
+            if isinstance(value, State):
+                value = value._tree
+            if type(place) is int:
+                while (
+                    type(value) is dict
+                    and len(value) == 1
+                    and next(iter(value)) in ("value", "raw_value")
+                ):
+                    value = next(iter(value.values()))
+                assign(place, value)
+            elif isinstance(value, Mapping) and not isinstance(value, Variable):
+                stack.append(((*path, key), value, place))
+            elif isinstance(value, (list, tuple)):
+                stack.append(((*path, key), dict(enumerate(value)), place))
+            elif value is not None:  # None: an empty part, as checkpoints write it
+                raise errors.unknown_path((*path, key), here, verb)
+
+
+def _full_layout(graphdef: GraphDef) -> _Layout:
+    return _Layout(graphdef, list(graphdef.paths.order))
+
+
+def _places(graphdef: GraphDef) -> Any:
+    """Nested dicts of leaf numbers by path."""
+    paths = graphdef.paths.leaves
+    if len(paths) == 1 and paths[0] == ():
+        return 0
+    return nest((path, i) for i, path in enumerate(paths))
+
+
+def _other_form(key: Any) -> Any:
+    if isinstance(key, int):
+        return str(key)
+    if isinstance(key, str) and key.removeprefix("-").isdecimal():
+        return int(key)
+    return key
+
+
+def update(node: Any, state: Any, /, *states: Any) -> None:
+    """Write States into an object, in place: all of them or, on an error, nothing.
+
+    Args:
+        node: a Module, a Variable, or a container of them.
+        state, *states: a `State`, a nested pure dict (as orbax restores one), partial or whole.
+
+    Raises:
+        ValueError: a path that the object does not have, or another shape; both named.
+        TraceContextError: the object belongs to an outer trace.
+    """
+    _require_node(node, "update")
+    plan = plan_for((node,))
+    graphdef, variables = plan.graphdef, plan.variables
+    trace = TRACE.value
+    pending: list[tuple[int, Any]] = []
+    for tree in (state, *states):
+        if isinstance(tree, Variable):
+            tree = {"value": tree}
+        elif isinstance(tree, Pytree):
+            tree = split(tree)[1]
+        if not isinstance(tree, Mapping):
+            raise TypeError(
+                f"nnx.update takes States or nested dicts, got {errors.describe_value(tree)}."
+            )
+        _match(graphdef, tree, "update", lambda i, value: pending.append((i, value)))
+    old = plan.gather()
+    for i, value in pending:
+        if i < len(variables) and variables[i]._trace is not trace:
+            raise mutation_error(variables[i], "update")
+        raw = value._value if isinstance(value, Variable) else value
+        was = old[i]
+        if was is not raw and _shape(was) != _shape(raw) and _shape(was) is not None:
+            raise errors.shape_mismatch(graphdef.paths.leaves[i], was, raw, "update")
+    changed_inside = False
+    for i, value in pending:
+        if isinstance(value, Variable):
+            if i < len(variables) and value._metadata is not variables[i]._metadata:
+                if value._metadata != variables[i]._metadata:
+                    replace_metadata(variables[i], value._metadata)
+            value = value._value
+        elif type(value) in (dict, list) and i < len(variables):
+            value = _like(old[i], value)
+        elif i >= len(variables):
+            value = _like(old[i], value)
+        if not plan.place(i, value):
+            plan.constants[i - len(variables)] = value
+            changed_inside = True
+    if changed_inside:  # arrays inside tuples: those must be made anew
+        _refill(plan, node)
+
+
+def _shape(value: Any) -> Any:
+    return getattr(value, "shape", None)
+
+
+def _like(old: Any, new: Any) -> Any:
+    """`new` in the containers of `old`, where a checkpoint turned tuples into lists or dicts."""
+    if jax.tree_util.all_leaves((old,)) or jax.tree.structure(old) == jax.tree.structure(new):
+        return new
+    leaves = jax.tree.leaves(new)
+    treedef = jax.tree.structure(old)
+    return treedef.unflatten(leaves) if len(leaves) == treedef.num_leaves else new
+
+
+def _refill(plan: Plan, node: Any) -> None:
+    from .plan import walk
+
+    walked = walk((node,))
+    objects = [
+        None if record[0] not in (0, 1, 2, 3) else obj
+        for record, obj in zip(walked.graphdef.records, walked.objects, strict=True)
+    ]
+    arrays = plan.gather()[len(plan.variables) :]
+    for i, children in build_content(walked.graphdef, objects, arrays):
+        fill(objects[i], walked.graphdef.records[i], children)
+
+
+def pop(node: Any, /, *filters: Filter) -> Any:
+    """Take the Variables that the filters match out of an object; one State per filter.
+
+    Raises:
+        ValueError: no filter was given.
+
+    Example:
+        >>> from refax import nnx
+        >>> class Model(nnx.Module):
+        ...     def __call__(self, x):
+        ...         self.sow(nnx.Intermediate, "x", x)
+        >>> model = Model()
+        >>> model(1.0)
+        >>> nnx.pop(model, nnx.Intermediate)["x"].value
+        (1.0,)
+    """
+    if not filters:
+        raise ValueError("nnx.pop needs at least one filter, such as nnx.Intermediate.")
+    predicates = [to_predicate(f) for f in filters]
+    groups: list[list[tuple[tuple, Any]]] = [[] for _ in filters]
+    numbers: dict[int, tuple[int, tuple]] = {}
+    holders: list[tuple[Any, Any]] = []
+    for path, holder in list(iter_graph(node)):
+        items: Any
+        if isinstance(holder, Pytree):
+            items = holder.__dict__
+        elif isinstance(holder, State):
+            items = holder._tree
+        elif isinstance(holder, dict):
+            items = holder
+        elif isinstance(holder, (list, tuple)):
+            items = dict(enumerate(holder))
+        else:
+            continue
+        for key, value in list(items.items()):
+            if not isinstance(value, Variable):
+                continue
+            match = first_match(predicates, (*path, key), value)
+            if match is None:
+                continue
+            if isinstance(holder, (list, tuple)):
+                raise ValueError(
+                    f"nnx.pop: `{errors.path_string((*path, key))}` stands in a "
+                    f"{type(holder).__name__}, where taking it out would move its neighbours. "
+                    "Cure: keep what is popped in attributes or dicts."
+                )
+            holders.append((holder, key))
+            if id(value) not in numbers:
+                numbers[id(value)] = (match, (*path, key))
+                groups[match].append(((*path, key), value))
+    for holder, key in holders:
+        if isinstance(holder, Pytree):
+            delattr(holder, key)
+        else:
+            del holder[key]
+    states = tuple(state_over(nest(g)) for g in groups)
+    return states[0] if len(filters) == 1 else states
+
+
+def clone(node: N, /, *, variables: bool = True) -> N:
+    """A copy of an object graph with its sharing and cycles; the arrays themselves are shared.
+
+    Args:
+        node: what to copy.
+        variables: make new Variables (default), or keep the same ones in new objects.
+
+    Note:
+        Arrays are immutable, so sharing them is safe, except under donation: to train one of the
+        two with `donate_argnums`, use `copy.deepcopy`.
+    """
+    _require_node(node, "clone")
+    plan = plan_for((node,))
+    if variables:
+        return rebuild(plan.graphdef, _copies(plan))[0]
+    return rebuild(plan.graphdef, [*plan.variables, *plan.gather()[len(plan.variables) :]])[0]
+
+
+def deep_copy(node: N, memo: dict) -> N:
+    """`copy.deepcopy` of a Pytree: new objects, new Variables, new buffers; sharing kept.
+
+    Not recursive, so a deep model is no problem. Static values are deep-copied as Python does.
+    """
+    from .plan import walk
+
+    walked = walk((node,))
+    records = walked.graphdef.records
+    values: list[Any] = []
+    for variable in walked.variables:
+        known = memo.get(id(variable))
+        values.append(known if known is not None else python_copy.deepcopy(variable, memo))
+    arrays = Plan(walked).gather()[len(walked.variables) :]
+    values += [jnp.copy(a) if isinstance(a, jax.Array) else python_copy.deepcopy(a) for a in arrays]
+    objects = rebuild(walked.graphdef, values)
+    for record, old, new in zip(records, walked.objects, objects, strict=True):
+        if record[0] != VARIABLE:
+            memo[id(old)] = new
+    return objects[0]
+
+
+def call(graphdef_state: tuple[GraphDef, Any], /) -> Any:
+    """Call a method of a split object: `y, (graphdef, state) = nnx.call((graphdef, state)).f(x)`.
+
+    The accessor takes attributes and items on the way: `nnx.call(pair).encoder.layers[0](x)`.
+    """
+    graphdef_, state_ = graphdef_state
+    return _Caller(merge(graphdef_, state_), ())
+
+
+class _Caller:
+    __slots__ = ("_path", "_root")
+
+    def __init__(self, root: Any, path: tuple):
+        self._root = root
+        self._path = path
+
+    def __getattr__(self, name: str) -> _Caller:
+        return _Caller(self._root, (*self._path, (getattr, name)))
+
+    def __getitem__(self, key: Any) -> _Caller:
+        return _Caller(self._root, (*self._path, (lambda obj, k: obj[k], key)))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, tuple[GraphDef, State]]:
+        target: Any = self._root
+        for access, name in self._path:
+            target = access(target, name)
+        out = target(*args, **kwargs)
+        return out, split(self._root)
+
+
+def pure(tree: Any) -> Any:
+    """The same tree with plain values in the place of Variables.
+
+    Example:
+        >>> from refax import nnx
+        >>> type(nnx.pure(nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))["bias"]).__name__
+        'ArrayImpl'
+    """
+    if isinstance(tree, State):
+        return state_over(nest((p, _raw(leaf)) for p, leaf in iter_leaves(tree)))
+    if isinstance(tree, Pytree):
+        return pure(state(tree))
+    return jax.tree.map(_raw, tree, is_leaf=lambda x: isinstance(x, Variable))
+
+
+def _raw(leaf: Any) -> Any:
+    return leaf._value if isinstance(leaf, Variable) else leaf
+
+
+def recursive_map(f: Callable[[tuple, Any], Any], node: Any, /) -> Any:
+    """A copy of an object graph with `f(path, value)` in the place of every node and leaf.
+
+    Children come before their parents, so `f` sees a node whose children are mapped already.
+    Shared nodes are mapped once.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> swapped = nnx.recursive_map(
+        ...     lambda path, v: nnx.gelu if isinstance(v, nnx.Linear) else v, model
+        ... )
+        >>> swapped.layers[0].__name__
+        'gelu'
+    """
+    copied = clone(node)
+    by_path: dict[tuple, Any] = {}
+    by_node: dict[int, Any] = {}
+    visited = list(iter_graph(copied))  # also keeps every object alive, so ids stay unique
+    nodes = {id(v) for _, v in visited if _mutable_items(v) is not None or type(v) is tuple}
+    nodes |= {id(v) for _, v in visited if isinstance(v, Variable)}
+    for path, value in visited:
+        original = value
+        items = list(enumerate(value)) if isinstance(value, tuple) else _mutable_items(value) or []
+        new_items = [
+            by_node.get(id(child), child) if id(child) in nodes else by_path[(*path, key)]
+            for key, child in items
+            if id(child) in nodes or (*path, key) in by_path
+        ]
+        if isinstance(value, tuple) and len(new_items) == len(value):
+            value = tuple(new_items) if type(value) is tuple else type(value)(*new_items)
+        elif not isinstance(value, tuple):
+            for (key, child), new in zip(items, new_items, strict=False):
+                if new is not child:
+                    _set_item(value, key, new)
+        result = f(path, value)
+        if id(original) in nodes:
+            by_node[id(original)] = result
+        else:
+            by_path[path] = result
+    return by_node.get(id(copied), copied)
+
+
+def _mutable_items(value: Any) -> list[tuple[Any, Any]] | None:
+    if isinstance(value, Pytree):
+        return list(value.__dict__.items())
+    if isinstance(value, list):
+        return list(enumerate(value))
+    if isinstance(value, State):
+        return list(value._tree.items())
+    return list(value.items()) if isinstance(value, dict) else None
+
+
+def _set_item(holder: Any, key: Any, value: Any) -> None:
+    if isinstance(holder, Pytree):
+        setattr(holder, key, value)
+    else:
+        holder[key] = value

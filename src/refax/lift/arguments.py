@@ -1,0 +1,112 @@
+"""Arguments: where the objects are in what a call was given, and a tree that JAX can take.
+
+`take_apart` replaces every object (Pytree or Variable) in a pytree by a `Slot`, a pytree node
+without leaves that says which object stood there, and collects the objects themselves, each once.
+What is left is an ordinary pytree: JAX flattens it in C++ and compares slots as static data, so the
+same object in two places is part of what a program is compiled for. `put_back` is the inverse.
+
+A `State` is an ordinary pytree here, with value semantics, although it holds Variables.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..graph.module import Pytree
+from ..graph.state import State
+from ..graph.variable import Variable
+
+__all__ = ["Slot", "is_object", "put_back", "take_apart", "unbind"]
+
+
+class Slot:
+    """The place of object number `number`."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slot) and other.number == self.number
+
+    def __hash__(self) -> int:
+        return hash((Slot, self.number))
+
+    def __repr__(self) -> str:
+        return f"Slot({self.number})"
+
+
+# The C++ kind of pytree node: a Python flatten function would cost 0.3 µs per object and call.
+jax.tree_util.register_dataclass(Slot, data_fields=[], meta_fields=["number"])
+_SLOTS = tuple(Slot(i) for i in range(64))
+
+_LEAF_TYPES: set[type] = {int, float, bool, complex, str, type(None), np.ndarray, State}
+_OBJECTS = (Pytree, Variable)
+
+
+def is_object(value: Any) -> bool:
+    return isinstance(value, _OBJECTS)
+
+
+def stops(value: Any) -> bool:
+    return isinstance(value, (Pytree, Variable, State))
+
+
+def take_apart(tree: Any, objects: list[Any], numbers: dict[int, int]) -> Any:
+    """`tree` with slots; the objects are appended to `objects`, numbered by identity."""
+    cls = type(tree)
+    if cls in _LEAF_TYPES:
+        return tree
+    if isinstance(tree, _OBJECTS):
+        number = numbers.get(id(tree))
+        if number is None:
+            number = numbers[id(tree)] = len(objects)
+            objects.append(tree)
+        return _SLOTS[number] if number < 64 else Slot(number)
+    if cls is tuple or cls is list:
+        return cls([take_apart(x, objects, numbers) for x in tree])
+    if cls is dict:
+        return {k: take_apart(x, objects, numbers) for k, x in tree.items()}
+    if isinstance(tree, jax.Array):
+        if cls.__module__.startswith(("jax", "jaxlib")):
+            _LEAF_TYPES.add(cls)
+        return tree
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=stops)
+    if not any(map(is_object, leaves)):
+        return tree
+    return treedef.unflatten([take_apart(x, objects, numbers) for x in leaves])
+
+
+def put_back(tree: Any, objects: Sequence[Any]) -> Any:
+    """`tree` with the objects in the place of their slots."""
+    cls = type(tree)
+    if cls is Slot:
+        return objects[tree.number]
+    if cls in _LEAF_TYPES:
+        return tree
+    if cls is tuple or cls is list:
+        return cls([put_back(x, objects) for x in tree])
+    if cls is dict:
+        return {k: put_back(x, objects) for k, x in tree.items()}
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: type(x) is Slot)
+    if not any(type(x) is Slot for x in leaves):
+        return tree
+    return treedef.unflatten([objects[x.number] if type(x) is Slot else x for x in leaves])
+
+
+def unbind(f: Callable) -> tuple[Callable, Any]:
+    """(function, object) of a bound method or callable object; (f, None) of anything else.
+
+    The object then travels as an argument, so that what the method changes comes back.
+    """
+    if isinstance(f, types.MethodType) and isinstance(f.__self__, Pytree):
+        return f.__func__, f.__self__
+    if isinstance(f, Pytree):
+        return type(f).__call__, f
+    return f, None

@@ -1,0 +1,93 @@
+"""One call of a transformed function, from objects to flat values and back.
+
+    call = enter(function, args, kwargs)          objects → plan, groups, a tree with slots
+    pure = pure_function(function, call, …)       (values by group, tree) → (result, values, static)
+    out  = jax.some_transform(pure, …)(call.grouped, call.tree)
+    return leave(call, out)                       written back, all or nothing
+
+A transform is its prefix rule and the third line.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..graph.plan import Plan, plan_for, walk
+from .arguments import put_back, take_apart
+from .inside import Inside, Static
+from .prefix import Groups, OutputRules
+from .write_back import write_back
+
+__all__ = ["Call", "enter", "leave", "pure_function"]
+
+_NOTHING = Plan(walk(()))
+
+
+class Call:
+    """The arguments of one call, taken apart."""
+
+    __slots__ = ("groups", "numbers", "plan", "roots", "tree", "values")
+
+    def __init__(self, roots: list[Any], numbers: dict[int, int], tree: Any):
+        self.roots = roots
+        self.numbers = numbers  # id of an object → its number
+        self.tree = tree  # (args, kwargs) with slots
+        self.plan = plan_for(tuple(roots)) if roots else _NOTHING
+        self.values = self.plan.gather()
+        self.groups: Groups | None = None
+
+    @property
+    def grouped(self) -> list[list[Any]]:
+        return [self.values] if self.groups is None else self.groups.take(self.values)
+
+
+def enter(args: tuple, kwargs: dict[str, Any]) -> Call:
+    roots: list[Any] = []
+    numbers: dict[int, int] = {}
+    tree = take_apart((args, kwargs), roots, numbers)
+    return Call(roots, numbers, tree)
+
+
+def one_group(plan: Plan, entry: Any = None) -> Groups:
+    """Everything in one group: what a transform without prefixes has."""
+    total = len(plan.variables) + len(plan.arrays)
+    return plan.graphdef.remembered(("one group", total), lambda: Groups((entry,), (0,) * total))
+
+
+def pure_function(
+    function: Callable,
+    call: Call,
+    *,
+    always: Sequence[bool] = (),
+    rules: OutputRules | None = None,
+    returned: Callable[[Any, list, Static], Any] | None = None,
+) -> Callable[[Sequence[Sequence[Any]], Any], Any]:
+    """The pure function of (values by group, tree with slots) that JAX gets to see.
+
+    Args:
+        function: the user's function.
+        call: gives the structure and the groups; its values are not kept.
+        always: by group, whether all values go out (see `Inside.leave`).
+        rules: how outputs are grouped.
+        returned: how to arrange (result, values by group, static); as that tuple by default.
+    """
+    graphdef = call.plan.graphdef
+    groups = call.groups or one_group(call.plan)
+
+    @functools.wraps(function, assigned=("__name__", "__qualname__", "__module__"), updated=())
+    def pure(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
+        inside = Inside(graphdef, groups, grouped)
+        args, kwargs = put_back(tree, inside.roots)
+        out = inside.leave(function(*args, **kwargs), always, rules)
+        return out if returned is None else returned(*out)
+
+    del pure.__wrapped__  # JAX would read the user's signature from it
+    return pure
+
+
+def leave(call: Call, out: tuple[Any, Sequence[Sequence[Any]], Static]) -> Any:
+    """Write back what the call did and return its result."""
+    tree, grouped, static = out
+    return write_back(call.plan, call.roots, call.values, tree, grouped, static.change)

@@ -1,0 +1,77 @@
+"""Errors of the lift: aliases with two prefixes, prefixes that do not fit, leaves left over."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..graph.errors import GraphError, path_string
+
+__all__ = [
+    "AliasError",
+    "PrefixError",
+    "argument_names",
+    "inconsistent_alias",
+    "no_entry",
+    "prefix_mismatch",
+    "unhashable_argument",
+]
+
+
+class PrefixError(GraphError):
+    """A prefix (`in_axes`, `in_shardings`, `argnums`, …) does not fit what it stands for."""
+
+
+class AliasError(PrefixError):
+    """One Variable is reached in several places that have different prefixes."""
+
+
+def argument_names(f: Callable, count: int) -> list[str]:
+    """The names of the first `count` positional parameters, for messages."""
+    names: list[str] = []
+    try:
+        for parameter in inspect.signature(f).parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                names += [f"{parameter.name}[{i}]" for i in range(count - len(names))]
+            elif parameter.kind is not parameter.KEYWORD_ONLY:
+                names.append(parameter.name)
+    except (TypeError, ValueError):
+        pass
+    return [*names, *(f"args[{i}]" for i in range(len(names), count))][:count]
+
+
+def inconsistent_alias(node_type: type, places: Sequence[tuple[str, Any]]) -> AliasError:
+    listed = "\n".join(f"  {place}: {prefix!r}" for place, prefix in places)
+    return AliasError(
+        "Inconsistent aliasing detected. The following nodes have different prefixes:\n"
+        f"Node: {node_type}\n{listed}\n"
+        "One Variable can go through a transform in one way only. Cure: give all of its places the "
+        "same prefix, or pass a copy in one of them (nnx.clone)."
+    )
+
+
+def no_entry(place: str, value: Any, prefix: Any) -> PrefixError:
+    return PrefixError(
+        f"No filter of {prefix!r} matches `{place}`, a {type(value).__name__}.\n"
+        "Cure: add a filter for it, or `...: None` as the last entry for all that is left."
+    )
+
+
+def prefix_mismatch(name: str, prefix: Any, detail: str) -> PrefixError:
+    return PrefixError(
+        f"`{name}` is not a prefix of what it stands for: {prefix!r}.\n{detail}\n"
+        "Cure: give one entry for a whole argument, or the same containers as the argument has; an "
+        "object takes one entry or a lift type (nnx.StateAxes, nnx.StateSharding, nnx.DiffState)."
+    )
+
+
+def unhashable_argument(place: str, value: Any) -> ValueError:
+    return ValueError(
+        f"The static argument `{place}` is a {type(value).__name__}, which cannot be hashed.\n"
+        "Cure: pass something hashable (a tuple for a list), or make it an ordinary argument."
+    )
+
+
+def place_string(argument: str, path: Sequence[Any]) -> str:
+    return path_string(path, argument)

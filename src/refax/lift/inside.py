@@ -1,0 +1,199 @@
+"""Inside: the objects of a call as the traced function sees them, and what it did to them.
+
+`Inside` builds fresh objects from a GraphDef and the tracers that came in. After the user's
+function, `leave` looks at them again and says what has to go out, as little as possible:
+
+* Nothing about a leaf whose value *is* what came in.
+* Only the new values where values changed: the leaves' numbers are static data (`Change.dirty`).
+* Where the structure changed, the new GraphDef and, for each of its nodes, which input object it
+  is, all static data; the values of what is new or changed; for the rest, where it came in.
+
+Static data travels in the treedef of the output, so it is right on a cache hit too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE, GraphDef, intern
+from ..graph.plan import Walk, walk
+from ..graph.rebuild import rebuild
+from ..graph.watch import is_array
+from .arguments import Slot, put_back, take_apart
+from .prefix import Groups, OutputRules
+
+__all__ = ["Change", "Inside", "NewGraph"]
+
+_WITH_IDENTITY = (VARIABLE, OBJECT, LIST, DICT)
+
+
+class NewGraph(NamedTuple):
+    """The structure after the call."""
+
+    graphdef: GraphDef  # roots: the input roots, then the objects of the result, then the rest
+    origins: tuple[int | None, ...]  # for each record: which input record it is
+    sources: tuple[Any, ...]  # for each leaf: input leaf number, or (group, index) of an output
+
+
+class Change(NamedTuple):
+    """What a call did to its objects: the static part."""
+
+    dirty: tuple[tuple[int, ...], ...]  # by group: the leaves whose new values go out
+    graph: NewGraph | None  # if the structure changed; then `dirty` is empty
+
+
+@jax.tree_util.register_static
+class Static:
+    """Carries a `Change` in an output's treedef."""
+
+    __slots__ = ("change",)
+
+    def __init__(self, change: Change):
+        self.change = change
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and other.change == self.change
+
+    def __hash__(self) -> int:
+        return hash(self.change)
+
+
+class Inside:
+    """The objects of one trace of a function."""
+
+    __slots__ = ("contents", "graphdef", "groups", "index", "objects", "roots", "values")
+
+    def __init__(self, graphdef: GraphDef, groups: Groups, grouped: Sequence[Sequence[Any]]):
+        self.graphdef = graphdef
+        self.groups = groups
+        self.values = groups.flat(grouped)
+        # A value that is a container may be changed in place: remember its leaves.
+        self.contents = {
+            i: jax.tree.flatten(v) for i, v in enumerate(self.values) if not is_array(v)
+        }
+        self.objects = rebuild(graphdef, self.values)
+        self.index = {
+            id(obj): i
+            for i, (obj, record) in enumerate(zip(self.objects, graphdef.records, strict=True))
+            if record[0] in _WITH_IDENTITY
+        }
+        self.roots = [self.objects[i] for i in graphdef.roots]
+
+    def arguments(self, tree: Any) -> Any:
+        return put_back(tree, self.roots)
+
+    def unchanged(self, leaf: int, value: Any) -> bool:
+        if value is not self.values[leaf]:
+            return False
+        content = self.contents.get(leaf)
+        if content is None:
+            return True
+        leaves, treedef = jax.tree.flatten(value)
+        return treedef == content[1] and all(
+            a is b for a, b in zip(leaves, content[0], strict=True)
+        )
+
+    def leave(
+        self,
+        result: Any,
+        always: Sequence[bool] = (),
+        rules: OutputRules | None = None,
+    ) -> tuple[Any, list[list[Any]], Static]:
+        """(result with slots, values that go out by group, the rest as static data).
+
+        Args:
+            result: what the user's function returned.
+            always: by group, whether all of its values go out, changed or not (donated buffers,
+                a loop's carry).
+            rules: how new leaves, and objects in the result, leave; needed if there are several
+                groups.
+        """
+        found: list[Any] = []
+        numbers: dict[int, int] = {}
+        tree = take_apart(result, found, numbers)
+        now = walk(tuple(self.roots))
+        always = always or (False,) * len(self.groups.entries)
+        if rules is not None and found:  # also checks that inputs leave the way they came
+            return self._leave_changed(tree, result, found, always, rules)
+        if all(id(obj) in self.index for obj in found) and self._same(now):
+            values = _leaf_values(now)
+            groups = self.groups.members
+            dirty = tuple(
+                tuple(i for i in group if always[g] or not self.unchanged(i, values[i]))
+                for g, group in enumerate(groups)
+            )
+            tree = put_back(tree, [Slot(self.index[id(obj)]) for obj in found])
+            return tree, [[values[i] for i in d] for d in dirty], Static(Change(dirty, None))
+        return self._leave_changed(tree, result, found, always, rules)
+
+    def _same(self, now: Walk) -> bool:
+        """Whether the roots still have the structure that they came with, of the same objects."""
+        return now.graphdef.records == self.graphdef.records and all(
+            a is b or record[0] not in _WITH_IDENTITY
+            for a, b, record in zip(now.objects, self.objects, self.graphdef.records, strict=True)
+        )
+
+    def _leave_changed(
+        self,
+        tree: Any,
+        result: Any,
+        found: list[Any],
+        always: Sequence[bool],
+        rules: OutputRules | None,
+    ) -> tuple[Any, list[list[Any]], Static]:
+        roots = [*self.roots, *found]
+        now = walk(tuple(roots))
+        # Input objects that nothing refers to any more may still be held outside.
+        reached = set(map(id, now.objects))
+        lost = [self.objects[i] for i in self.index.values() if id(self.objects[i]) not in reached]
+        if lost:
+            now = walk((*roots, *lost))
+        values = _leaf_values(now)
+        origins = tuple(
+            self.index.get(id(obj)) if record[0] in _WITH_IDENTITY else None
+            for obj, record in zip(now.objects, now.graphdef.records, strict=True)
+        )
+        came_in = {id(v): i for i, v in enumerate(self.values) if self.unchanged(i, v)}
+        groups = self._groups_of(now, origins, rules, result, found)
+        out: list[list[Any]] = [[] for _ in self.groups.entries]
+        sources: list[Any] = []
+        for leaf, value in enumerate(values):
+            group = groups[leaf]
+            source = came_in.get(id(value))
+            if source is not None and self.groups.of_leaf[source] == group and not always[group]:
+                sources.append(source)
+            else:
+                sources.append((group, len(out[group])))
+                out[group].append(value)
+        records = now.graphdef.roots[len(self.roots) : len(self.roots) + len(found)]
+        tree = put_back(tree, [Slot(r) for r in records])
+        graph = NewGraph(intern(now.graphdef), origins, tuple(sources))
+        return tree, out, Static(Change((), graph))
+
+    def _groups_of(
+        self,
+        now: Walk,
+        origins: Sequence[int | None],
+        rules: OutputRules | None,
+        result: Any,
+        found: list[Any],
+    ) -> list[int]:
+        old_leaf, new_leaf = self.graphdef.leaf_numbers()[0], now.graphdef.leaf_numbers()[0]
+        came_in = {  # a Variable leaves the way it came
+            new_leaf[record]: self.groups.of_leaf[old_leaf[origin]]
+            for record, origin in enumerate(origins)
+            if origin is not None and origin in old_leaf
+        }
+        if rules is not None:
+            return rules.groups(now, len(self.roots), result, found, came_in)
+        return [came_in.get(leaf, 0) for leaf in range(len(now.variables) + len(now.arrays))]
+
+
+def _leaf_values(walked: Walk) -> list[Any]:
+    values = [v._value for v in walked.variables]
+    for (container, key), constant in zip(walked.arrays, walked.constants, strict=True):
+        values.append(constant if container is None else container[key])
+    return values

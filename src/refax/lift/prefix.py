@@ -1,0 +1,262 @@
+"""Prefixes: which entry (axis, sharding, …) each leaf of the objects of a call takes.
+
+A user gives a pytree prefix of the arguments; where it meets an object, it is an entry for all of
+the object's leaves or a `FilterPrefix` (a lift type), which gives an entry per filter. From this the
+lift makes `Groups`: the distinct entries, and the leaves of each. Leaves travel through JAX by group,
+`[[leaves of entry 0], [leaves of entry 1], …]`, so a plain list of entries is the prefix that JAX
+gets, and no JAX transform needs to know of objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ..graph.filters import Filter, to_predicate
+from ..graph.plan import Plan, Walk
+from . import errors
+from .arguments import is_object, stops
+
+__all__ = ["FilterPrefix", "Groups", "Occurrence", "group_leaves", "occurrences", "without_objects"]
+
+
+class FilterPrefix:
+    """Base of the lift types: {filter: entry}, the first filter that matches a leaf counts.
+
+    Stands for one object, or for a whole pytree of objects, anywhere in a prefix.
+    """
+
+    __slots__ = ("entries", "filters", "predicates")
+
+    def __init__(self, entries: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
+        items = list(entries.items() if isinstance(entries, Mapping) else entries)
+        self.filters = tuple(f for f, _ in items)
+        self.entries = tuple(e for _, e in items)
+        self.predicates = tuple(to_predicate(f) for f in self.filters)
+
+    def entry(self, path: tuple, value: Any) -> tuple[bool, Any]:
+        for predicate, entry in zip(self.predicates, self.entries, strict=True):
+            if predicate(path, value):
+                return True, entry
+        return False, None
+
+    def items(self) -> Any:
+        return zip(self.filters, self.entries, strict=True)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and (
+            (other.predicates, other.entries) == (self.predicates, self.entries)
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.predicates, self.entries))
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{_filter_text(f)}: {e!r}" for f, e in self.items())
+        return f"{type(self).__name__}({{{parts}}})"
+
+
+def _filter_text(filter: Any) -> str:
+    if filter is ...:
+        return "..."
+    if isinstance(filter, type):
+        return filter.__name__
+    if isinstance(filter, tuple):
+        return "(" + ", ".join(map(_filter_text, filter)) + ")"
+    return repr(filter)
+
+
+class Occurrence(NamedTuple):
+    """An object in one place of the arguments or results."""
+
+    place: str  # the argument's name and the path in it
+    number: int  # which object
+    prefix: Any
+
+
+class Groups:
+    """The distinct entries of a call, and the leaves that each has."""
+
+    __slots__ = ("entries", "members", "of_leaf", "single")
+
+    def __init__(self, entries: Sequence[Any], of_leaf: Sequence[int]):
+        self.entries = tuple(entries)
+        self.of_leaf = tuple(of_leaf)
+        members: list[list[int]] = [[] for _ in self.entries]
+        for leaf, group in enumerate(self.of_leaf):
+            members[group].append(leaf)
+        self.members = tuple(tuple(m) for m in members)
+        self.single = len(self.entries) == 1
+
+    def take(self, values: list[Any]) -> list[list[Any]]:
+        """The leaves' values by group."""
+        if self.single:
+            return [values]
+        return [[values[i] for i in group] for group in self.members]
+
+    def flat(self, grouped: Sequence[Sequence[Any]]) -> list[Any]:
+        """Values by group back into leaf order."""
+        if self.single:
+            return list(grouped[0])
+        values: list[Any] = [None] * len(self.of_leaf)
+        for group, part in zip(self.members, grouped, strict=True):
+            for leaf, value in zip(group, part, strict=True):
+                values[leaf] = value
+        return values
+
+
+def _is_entry(value: Any) -> bool:
+    return value is None or isinstance(value, FilterPrefix)
+
+
+def broadcast(
+    prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = _is_entry
+) -> list[tuple[Any, Any, Any]]:
+    """(path, object, prefix) for every object in `tree`, the prefix stretched over it."""
+    found: list[tuple[Any, Any, Any]] = []
+
+    def under(entry_path: Any, entry: Any, subtree: Any) -> None:
+        pairs, _ = jax.tree_util.tree_flatten_with_path(subtree, is_leaf=stops)
+        found.extend(((*entry_path, *p), x, entry) for p, x in pairs if is_object(x))
+
+    try:
+        jax.tree_util.tree_map_with_path(under, prefix, tree, is_leaf=is_leaf)
+    except ValueError as e:
+        raise errors.prefix_mismatch(name, prefix, str(e)) from None
+    return found
+
+
+def occurrences(
+    found: Iterable[tuple[Any, Any, Any]], numbers: Mapping[int, int], labels: Sequence[str]
+) -> list[Occurrence]:
+    """What `broadcast` found, with the object's number and a readable place."""
+    result = []
+    for path, obj, entry in found:
+        key = getattr(path[0], "idx", None) if path else None
+        if key is not None and key < len(labels):
+            place = labels[key] + jax.tree_util.keystr(path[1:])
+        else:
+            place = jax.tree_util.keystr(path) or "the result"
+        result.append(Occurrence(place, numbers[id(obj)], entry))
+    return result
+
+
+def without_objects(prefix: Any) -> Any:
+    """The prefix for JAX: lift types gone, since slots have no leaves for them to stand for."""
+    return jax.tree.map(
+        lambda e: None if isinstance(e, FilterPrefix) else e, prefix, is_leaf=_is_entry
+    )
+
+
+def group_leaves(plan: Plan, occurring: Sequence[Occurrence], known: Sequence[Any] = ()) -> Groups:
+    """The groups of the leaves of `plan`, whose root i is object number i.
+
+    Args:
+        plan: over the objects of the call.
+        occurring: every place of an object, with its prefix.
+        known: entries that get a group even if no leaf takes them (those of the outputs).
+
+    Raises:
+        AliasError: a leaf that different entries reach.
+        PrefixError: a leaf that no filter of its lift type matches.
+    """
+    graphdef = plan.graphdef
+    entries = list(known)
+    total = len(plan.variables) + len(plan.arrays)
+    prefixes = {o.prefix if not isinstance(o.prefix, FilterPrefix) else ... for o in occurring}
+    if len(prefixes) == 1 and ... not in prefixes:
+        entry = next(iter(prefixes))
+        group = position(entries, entry)
+        return Groups(entries, [group] * total)
+    leaves = [*plan.variables, *plan.gather()[len(plan.variables) :]]
+    seen: list[list[tuple[str, Any]]] = [[] for _ in range(total)]
+    for occurrence in occurring:
+        for path, leaf in graphdef.all_paths(graphdef.roots[occurrence.number]):
+            place = errors.place_string(occurrence.place, path)
+            entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
+            seen[leaf].append((place, entry))
+    of_leaf = []
+    for leaf, places in enumerate(seen):
+        entry = places[0][1]
+        if any(other != entry for _, other in places):
+            raise errors.inconsistent_alias(type(leaves[leaf]), sorted(places, key=lambda p: p[0]))
+        of_leaf.append(position(entries, entry))
+    return Groups(entries or [None], of_leaf)
+
+
+def leaf_entry(prefix: Any, path: tuple, value: Any, place: str) -> Any:
+    if not isinstance(prefix, FilterPrefix):
+        return prefix
+    matched, entry = prefix.entry(path, value)
+    if not matched:
+        raise errors.no_entry(place, value, prefix)
+    return entry
+
+
+def position(entries: list[Any], entry: Any) -> int:
+    """Where `entry` stands in `entries`, appended if new. Entries need not be hashable."""
+    for i, known in enumerate(entries):
+        if known is entry or (type(known) is type(entry) and known == entry):
+            return i
+    entries.append(entry)
+    return len(entries) - 1
+
+
+def all_entries(prefix: Any) -> list[Any]:
+    """Every entry that a prefix can give, each once."""
+    entries: list[Any] = []
+    for leaf in jax.tree.leaves(prefix, is_leaf=_is_entry):
+        for entry in leaf.entries if isinstance(leaf, FilterPrefix) else (leaf,):
+            position(entries, entry)
+    return entries
+
+
+class OutputRules(NamedTuple):
+    """How the leaves of a changed structure leave: by the prefixes of arguments and results."""
+
+    arguments: tuple[Occurrence, ...]  # of the input objects
+    out_prefix: Any  # of the result
+    entries: tuple[Any, ...]
+
+    def groups(
+        self, now: Walk, roots: int, result: Any, found: Sequence[Any], came_in: Mapping[int, int]
+    ) -> list[int]:
+        """The group of each leaf.
+
+        Args:
+            now: over the input roots, then the objects of the result, then the rest.
+            roots: how many input roots.
+            result: what the function returned.
+            found: the objects in it, in order.
+            came_in: new leaf number → group, for Variables that came in.
+
+        Raises:
+            AliasError: a leaf leaves by two prefixes, or another than it came in by.
+        """
+        entries = list(self.entries)
+        numbers = {id(obj): roots + i for i, obj in enumerate(found)}
+        leaving = occurrences(broadcast(self.out_prefix, result, "out prefix"), numbers, ())
+        leaves = [*now.variables, *([None] * len(now.arrays))]
+        groups: list[int | None] = [None] * len(leaves)
+        places: dict[int, list[tuple[str, Any]]] = {}
+        arguments = {o.number: o for o in reversed(self.arguments)}
+        for occurrence in [*leaving, *arguments.values()]:
+            is_output = occurrence.number >= roots
+            for path, leaf in now.graphdef.all_paths(now.graphdef.roots[occurrence.number]):
+                place = errors.place_string(occurrence.place, path)
+                known = came_in.get(leaf)
+                if not is_output and known is not None:
+                    groups[leaf] = known
+                    places.setdefault(leaf, []).append((place, entries[known]))
+                    continue
+                entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
+                group = position(entries, entry)
+                if is_output or groups[leaf] is None:
+                    places.setdefault(leaf, []).append((place, entry))
+                    groups[leaf] = group if known is None else known
+        for leaf, listed in places.items():
+            if any(entry != listed[0][1] for _, entry in listed):
+                raise errors.inconsistent_alias(type(leaves[leaf]), sorted(listed, key=str))
+        return [0 if g is None else g for g in groups]

@@ -1,0 +1,170 @@
+"""Write-back: what a call did inside, done to the caller's own objects, all or nothing.
+
+It runs after the JAX call has returned. Everything that can fail (building the new content, finding
+the objects) comes first; then only slots and dicts are written, which cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE
+from ..graph.module import Pytree, set_object_watch
+from ..graph.plan import Plan, walk
+from ..graph.rebuild import build, fill, make_empty
+from ..graph.state import State
+from ..graph.variable import make_variable, replace_metadata, set_raw_value
+from ..graph.watch import invalidate, keeps_structure
+from .arguments import Slot, put_back
+from .inside import Change, NewGraph
+
+__all__ = ["write_back"]
+
+
+def write_back(
+    plan: Plan,
+    roots: Sequence[Any],
+    values: Sequence[Any],
+    tree: Any,
+    grouped: Sequence[Sequence[Any]],
+    change: Change,
+) -> Any:
+    """Apply `change` to the objects of `plan` and return the result with objects in its slots.
+
+    Args:
+        plan: over the roots, as they were before the call.
+        roots: the objects of the call.
+        values: the leaf values that went in.
+        tree: the result with slots.
+        grouped: the values that came out, by group.
+        change: what they are for.
+    """
+    if change.graph is not None:
+        objects = _apply_graph(roots, values, grouped, change.graph)
+        return put_back(tree, objects)
+    result = tree if not _has_slot(tree) else put_back(tree, _Lookup(plan, roots))
+    variables = plan.variables
+    count = len(variables)
+    inside_tuples = False
+    for leaves, outs in zip(change.dirty, grouped, strict=True):
+        if not leaves:
+            continue
+        if leaves[-1] < count:
+            for leaf, value in zip(leaves, outs, strict=True):
+                set_raw_value(variables[leaf], value)
+            continue
+        for leaf, value in zip(leaves, outs, strict=True):
+            if not plan.place(leaf, value):
+                plan.constants[leaf - count] = value
+                inside_tuples = True
+    if inside_tuples:
+        _renew_tuples(plan, roots)
+    return result
+
+
+def _has_slot(tree: Any) -> bool:
+    cls = type(tree)
+    if cls is Slot:
+        return True
+    if cls is tuple or cls is list:
+        return any(map(_has_slot, tree))
+    if cls is dict:
+        return any(map(_has_slot, tree.values()))
+    return not _is_array_like(tree)
+
+
+def _is_array_like(value: Any) -> bool:
+    return value is None or hasattr(value, "dtype") or isinstance(value, (int, float))
+
+
+class _Lookup:
+    """Input objects by record, looked for only if a result refers to one that is no root."""
+
+    def __init__(self, plan: Plan, roots: Sequence[Any]):
+        self._plan = plan
+        self._roots = roots
+        self._objects: list[Any] | None = None
+
+    def __getitem__(self, record: int) -> Any:
+        for position, root in zip(self._plan.graphdef.roots, self._roots, strict=True):
+            if position == record:
+                return root
+        if self._objects is None:
+            self._objects = walk(tuple(self._roots)).objects
+        return self._objects[record]
+
+
+def _apply_graph(
+    roots: Sequence[Any],
+    values: Sequence[Any],
+    grouped: Sequence[Sequence[Any]],
+    graph: NewGraph,
+) -> list[Any]:
+    """Give the caller's objects the new structure; returns the objects by (new) record."""
+    before = walk(tuple(roots)).objects
+    leaves = [values[s] if type(s) is int else grouped[s[0]][s[1]] for s in graph.sources]
+    records = graph.graphdef.records
+    objects: list[Any] = []
+    cells: list[tuple[Any, Any, tuple]] = []  # (existing Variable, value, record)
+    number = 0
+    for record, origin in zip(records, graph.origins, strict=True):
+        if record[0] == VARIABLE:
+            value = leaves[number]
+            number += 1
+            if origin is None:
+                objects.append(make_variable(record[1], value, record[2]))
+            else:
+                objects.append(before[origin])
+                cells.append((before[origin], value, record))
+        else:
+            objects.append(before[origin] if origin is not None else make_empty(record))
+    contents = build(graph.graphdef, objects, leaves[number:])
+    # Nothing from here on can fail.
+    for variable, value, record in cells:
+        set_raw_value(variable, value)
+        if variable._metadata != record[2]:
+            replace_metadata(variable, record[2])
+    for i, children in contents:
+        obj, record = objects[i], records[i]
+        if graph.origins[i] is None or not _has_content(obj, record, children):
+            fill(obj, record, children)
+            if isinstance(obj, Pytree) and obj._refax_watch is not None:
+                invalidate(obj._refax_watch)
+                set_object_watch(obj, None)
+    return objects
+
+
+def _has_content(obj: Any, record: tuple, children: list[Any]) -> bool:
+    """Whether an object has this content already, so that plans which know it stay valid."""
+    kind = record[0]
+    if kind == OBJECT:
+        mapping = obj.__dict__
+        if dict(record[4]) != (obj._refax_marks or {}):
+            return False
+    elif kind == DICT:
+        mapping = obj._tree if isinstance(obj, State) else obj
+    elif kind == LIST:
+        return len(obj) == len(children) and all(map(_same, obj, children))
+    else:
+        return True
+    return tuple(mapping) == tuple(record[2]) and all(map(_same, mapping.values(), children))
+
+
+def _same(old: Any, new: Any) -> bool:
+    return old is new or (keeps_structure(old, new) and not hasattr(new, "dtype"))
+
+
+def _renew_tuples(plan: Plan, roots: Sequence[Any]) -> None:
+    """An array inside a tuple changed: make the tuples anew, with the plan's current values."""
+    walked = walk(tuple(roots))
+    records = walked.graphdef.records
+    arrays = plan.gather()[len(plan.variables) :]
+    objects = [
+        obj if record[0] in (VARIABLE, OBJECT, LIST, DICT) else None
+        for record, obj in zip(records, walked.objects, strict=True)
+    ]
+    for i, children in build(walked.graphdef, objects, arrays):
+        if not _has_content(objects[i], records[i], children):
+            fill(objects[i], records[i], children)
+    plan.valid = False

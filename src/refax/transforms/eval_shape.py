@@ -1,0 +1,61 @@
+"""`eval_shape`: what a function of objects would return, as shapes and dtypes, without running."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from ..graph.plan import Plan, walk
+from ..graph.rebuild import rebuild
+from ..lift.arguments import unbind
+from ..lift.call import enter, pure_function
+from ..lift.write_back import write_back
+
+__all__ = ["eval_shape", "get_abstract_model"]
+
+A = TypeVar("A")
+
+
+def eval_shape(f: Callable[..., A], *args: Any, **kwargs: Any) -> A:
+    """The result of `f(*args, **kwargs)` with a `jax.ShapeDtypeStruct` for every array.
+
+    Objects come back as objects, so `nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))` is a model of
+    which no array was ever made. Nothing is computed, so the arguments stay as they are, and an
+    object that is returned from the arguments comes back as a new, abstract one.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.eval_shape(lambda: nnx.Linear(10_000, 10_000, rngs=nnx.Rngs(0)))
+        >>> model.kernel.value
+        ShapeDtypeStruct(shape=(10000, 10000), dtype=float32)
+    """
+    function, bound = unbind(f)
+    call = enter(args if bound is None else (bound, *args), kwargs)
+    tree, grouped, static = jax.eval_shape(pure_function(function, call), call.grouped, call.tree)
+    values = jax.tree.map(_abstract, call.values)
+    stand_ins = rebuild(call.plan.graphdef, values)
+    roots = [stand_ins[i] for i in call.plan.graphdef.roots]
+    plan = Plan(walk(tuple(roots)))
+    return write_back(plan, roots, values, tree, grouped, static.change)
+
+
+def _abstract(x: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    return jax.eval_shape(lambda x: x, x)
+
+
+def get_abstract_model(init: Callable[[], Any], mesh: Any = None) -> tuple[Any, Any]:
+    """(graphdef, abstract state) of the model that `init()` would make, sharded over `mesh`."""
+    from ..graph.spmd import get_named_sharding
+    from ..graph.verbs import split
+
+    graphdef, state = split(eval_shape(init))
+    if mesh is None:
+        return graphdef, state
+    shardings = get_named_sharding(state, mesh)
+    return graphdef, jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+    )

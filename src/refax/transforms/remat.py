@@ -1,0 +1,74 @@
+"""`remat`: compute again on the way back instead of keeping intermediates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ..lift.arguments import unbind
+from ..lift.call import enter, leave, pure_function
+from .bound import decorator_or_function
+
+__all__ = ["checkpoint", "remat"]
+
+
+@decorator_or_function
+def remat(
+    f: Callable,
+    *,
+    prevent_cse: bool = True,
+    static_argnums: int | Sequence[int] = (),
+    policy: Callable[..., bool] | None = None,
+    **options: Any,
+) -> Callable:
+    """`jax.checkpoint` for functions of objects: what they do to the objects happens once.
+
+    Args:
+        f: the function or method.
+        prevent_cse, policy: as in `jax.checkpoint`.
+        static_argnums: arguments that are not traced, counted with `self` for a method in a class
+            body, without it for a bound method.
+        **options: other keywords of the installed `jax.checkpoint`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> class Block(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.linear = nnx.Linear(2, 2, rngs=rngs)
+        ...
+        ...     @nnx.remat
+        ...     def __call__(self, x):
+        ...         return jnp.sin(self.linear(x))
+        >>> grads = nnx.grad(lambda m, x: m(x).sum())(Block(nnx.Rngs(0)), jnp.ones((1, 2)))
+        >>> grads.linear.kernel.shape
+        (2, 2)
+    """
+    function, bound = unbind(f)
+    static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+
+    @functools.wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        kept = {n % len(args): args[n] for n in static if -len(args) <= n < len(args)}
+        args = tuple(None if i in kept else a for i, a in enumerate(args))
+        shift = 0
+        if bound is not None:
+            args, shift = (bound, *args), 1
+
+        def of_dynamic(*dynamic: Any, **kwargs: Any) -> Any:
+            full = (kept.get(i - shift, a) for i, a in enumerate(dynamic))
+            return function(*full, **kwargs)
+
+        functools.update_wrapper(of_dynamic, function, updated=())
+        call = enter(args, kwargs)
+        pure = pure_function(of_dynamic, call)
+        inner = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy, **options)
+        return leave(call, inner(call.grouped, call.tree))
+
+    return wrapped
+
+
+checkpoint = remat
