@@ -1,5 +1,6 @@
 """The public names of refax, one line each. No code."""
 
+from .graph import traversals as traversals
 from .graph.containers import Dict as Dict
 from .graph.containers import List as List
 from .graph.errors import GraphError as GraphError
@@ -7,7 +8,6 @@ from .graph.errors import StructureError as StructureError
 from .graph.errors import TraceContextError as TraceContextError
 from .graph.errors import UnhashableStaticError as UnhashableStaticError
 from .graph.filters import All as All
-from .graph.filters import Any_ as Any
 from .graph.filters import Everything as Everything
 from .graph.filters import Filter as Filter
 from .graph.filters import Not as Not
@@ -66,7 +66,6 @@ from .graph.variable import RngCount as RngCount
 from .graph.variable import RngKey as RngKey
 from .graph.variable import RngState as RngState
 from .graph.variable import Variable as Variable
-from .graph.variable import Variable as VariableState
 from .graph.variable import VariableMetadata as VariableMetadata
 from .graph.variable import register_variable_name as register_variable_name
 from .graph.variable import variable_name_from_type as variable_name_from_type
@@ -85,6 +84,11 @@ from .graph.verbs import state as state
 from .graph.verbs import unflatten as unflatten
 from .graph.verbs import update as update
 from .graph.verbs import variables as variables
+from .training import metrics as metrics
+from .training.metrics import Metric as Metric
+from .training.metrics import MultiMetric as MultiMetric
+from .training.optimizer import ModelAndOptimizer as ModelAndOptimizer
+from .training.optimizer import Optimizer as Optimizer
 from .transforms.eval_shape import eval_shape as eval_shape
 from .transforms.eval_shape import get_abstract_model as get_abstract_model
 from .transforms.grad import grad as grad

@@ -7,7 +7,7 @@ that spells them out, and `Dict` adds access by attribute.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 

@@ -163,7 +163,8 @@ def to_predicate(filter: Filter) -> Predicate:
     if isinstance(filter, (tuple, list)):
         return Any_(*filter)
     if callable(filter):
-        return filter
+        predicate: Predicate = filter
+        return predicate
     raise TypeError(
         f"{filter!r} is not a filter. A filter is a Variable type, a tag (a string), `...`, "
         "True, False, None, a callable (path, value) → bool, or a tuple or list of filters."

@@ -54,7 +54,7 @@ def record_children(record: tuple) -> tuple[Iterable[Any], tuple]:
     kind = record[0]
     if kind == VARIABLE:
         return (), ()
-    if kind == LIST or kind == TUPLE:
+    if kind in (LIST, TUPLE):
         fields = getattr(record[1], "_fields", None) if kind == TUPLE else None
         return fields or range(len(record[2])), record[2]
     return record[2], record[3]
@@ -219,7 +219,7 @@ class GraphDef:
                         stack.append((child, (*path, key)))
 
     def remembered(self, key: Any, make: Any) -> Any:
-        """`make()`, once per GraphDef and key: what the verbs and the lift derive from structure."""
+        """`make()`, once per GraphDef and key: what verbs and lift derive from structure."""
         try:
             return self._cache[key]
         except KeyError:

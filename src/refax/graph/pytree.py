@@ -7,7 +7,7 @@ is one leaf, and a cycle is no problem. A Variable inside is visible to `is_leaf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ def _flatten_with_keys(node: Any) -> tuple[tuple, tuple]:
     return tuple(named), (graphdef, keys)
 
 
-def _unflatten(aux: tuple, children: Sequence[Any]) -> Any:
+def _unflatten(aux: tuple, children: Iterable[Any]) -> Any:
     graphdef, keys = aux
     tree = dict(zip(keys, children, strict=True))
     return rebuild(graphdef, nested_leaves(graphdef, tree))[0]

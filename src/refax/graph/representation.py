@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .graphdef import VARIABLE, GraphDef, record_children
 from .module import Pytree
@@ -68,20 +70,22 @@ def _by_type(variables: Iterable[Variable]) -> str:
 
 def _short(value: Any) -> str:
     """One value on as few lines as it takes; big arrays by type and shape only."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return f"Traced<{value.dtype}[{','.join(map(str, value.shape))}]>"
     if isinstance(value, jax.ShapeDtypeStruct):
         return f"ShapeDtypeStruct(shape={value.shape}, dtype={value.dtype})"
     if isinstance(value, jax.Array):
         if value.is_deleted():
             return f"Array(deleted, shape={value.shape}, dtype={value.dtype})"
-        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+        if jnp.issubdtype(value.dtype, jax.dtypes.extended):
             return f"Array(shape={value.shape}, dtype={value.dtype})"
         if value.size > 40 or not value.is_fully_addressable:
             return f"Array(shape={value.shape}, dtype=dtype('{value.dtype}'))"
         return repr(value)
     if isinstance(value, np.ndarray) and value.size > 40:
         return f"ndarray(shape={value.shape}, dtype=dtype('{value.dtype}'))"
+    if isinstance(value, type):
+        return value.__name__
     if callable(value) and hasattr(value, "__qualname__"):
         return f"<{type(value).__name__} {value.__qualname__}>"
     return repr(value)

@@ -1,8 +1,8 @@
 """State: the dynamic half of an object graph, as a nested mapping from keys to Variables.
 
-A State is a thin face over nested plain dicts: `state['a']` and `state.a` are a State over the inner
-dict (so writing into it writes into the whole), or the Variable or array that stands there. As a
-JAX pytree it is those dicts, flattened in C++, so `jax.tree.map` over it sees the arrays.
+A State is a thin face over nested plain dicts: `state['a']` and `state.a` are a State over the
+inner dict (so writing into it writes into the whole), or the Variable or array that stands there.
+As a JAX pytree it is those dicts, flattened in C++, so `jax.tree.map` over it sees the arrays.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ import types
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 __all__ = ["FunctionKey", "is_plain_static", "static_key", "static_value"]
 
@@ -122,16 +124,20 @@ def _freeze(value: Any, seen: dict[int, int]) -> Any:
         seen[id(value)] = len(seen)
         return (cls, *((_freeze(k, seen), _freeze(v, seen)) for k, v in value.items()))
     if isinstance(value, np.ndarray) or (
-        isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+        isinstance(value, jax.Array) and not isinstance(value, Tracer)
     ):
-        if value.size <= 4096 and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+        if value.size <= 4096 and not jnp.issubdtype(value.dtype, jax.dtypes.extended):
             data = np.asarray(value)
             return (cls, data.shape, str(data.dtype), data.tobytes())
         return _SameObject(value)
     try:
         hash(value)
     except TypeError:
-        return _SameObject(value)
+        if jax.tree_util.all_leaves((value,)):
+            return _SameObject(value)
+        seen[id(value)] = len(seen)  # a pytree, such as a State of masks
+        leaves, treedef = jax.tree.flatten(value)
+        return (cls, treedef, *(_freeze(leaf, seen) for leaf in leaves))
     return (cls, value)
 
 

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .._jax_compat import describe_current_trace
 from .errors import TraceContextError, describe_value
 
-__all__ = ["mutation_error"]
+__all__ = ["mutation_error", "tracing"]
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.functions: list[Callable] = []
+
+
+_STACK = _Stack()
+_HERE = os.path.dirname(os.path.dirname(__file__))
+
+
+@contextlib.contextmanager
+def tracing(function: Callable) -> Iterator[None]:
+    """Remember which of the user's functions a transform is tracing, for messages only."""
+    _STACK.functions.append(function)
+    try:
+        yield
+    finally:
+        _STACK.functions.pop()
+
+
+def _traced_function() -> str:
+    """The function that is traced: JAX knows refax's wrapper, the stack knows the user's."""
+    told = describe_current_trace()
+    if _STACK.functions and (_HERE in told or told.startswith("a function under")):
+        function = _STACK.functions[-1]
+        code = getattr(function, "__code__", None)
+        where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+        by = told.rpartition(" by ")[2] if " by " in told else told.rpartition(" ")[2]
+        return f"`{getattr(function, '__qualname__', function)}`{where}, by {by}"
+    return told
 
 
 def _known_name(obj: Any) -> str:
@@ -39,7 +74,7 @@ def mutation_error(obj: Any, action: str) -> TraceContextError:
     raw = getattr(obj, "_value", None)
     size = f" ({describe_value(raw)})" if raw is not None else ""
     return TraceContextError(
-        f"Cannot {action} {named}{size} from inside {describe_current_trace()}: the object belongs "
+        f"Cannot {action} {named}{size} from inside {_traced_function()}: the object belongs "
         "to another trace level.\n"
         "It was created, or entered as an argument, outside of the function that is now traced, "
         "so the change would leave a tracer behind in it.\n"

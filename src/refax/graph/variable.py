@@ -53,7 +53,6 @@ __all__ = [
 ]
 
 A = TypeVar("A")
-V = TypeVar("V", bound="Variable")
 
 _GET_HOOK, _SET_HOOK = "on_get_value", "on_set_value"
 _SLOTS = ("_value", "_metadata", "_trace", "_watch", "_hooked")
@@ -164,7 +163,8 @@ class Variable(Generic[A], metaclass=_VariableType):
         self[index] = value
 
     def __getitem__(self, index: Any) -> Any:
-        return self.value if index is ... else self.value[index]
+        current: Any = self.value
+        return current if index is ... else current[index]
 
     def __setitem__(self, index: Any, value: Any) -> None:
         value = value.value if isinstance(value, Variable) else value
@@ -316,6 +316,8 @@ class Variable(Generic[A], metaclass=_VariableType):
     dtype = property(lambda self: self.value.dtype)
     ndim = property(lambda self: self.value.ndim)
     size = property(lambda self: self.value.size)
+    # NumPy's operators then leave `array * variable` to the Variable, as they do for a jax.Array.
+    __array_priority__ = 100
 
     def __jax_array__(self) -> Any:
         return self.value
@@ -367,7 +369,7 @@ def _has_hooks(cls: type[Variable], metadata: Metadata) -> bool:
     return cls._class_hooked or _GET_HOOK in metadata or _SET_HOOK in metadata
 
 
-def make_variable(cls: type[V], value: Any, metadata: Metadata) -> V:
+def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
     """A Variable with this raw value, made in the current trace, with no `__init__` and no hook."""
     self = object.__new__(cls)
     set_raw_value(self, value)
@@ -406,7 +408,7 @@ class _PackedKey:
 
 
 def _unpack_key(data: np.ndarray, impl: str) -> jax.Array:
-    return jax.random.wrap_key_data(data, impl=impl)
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
 
 
 def _pack_leaf(leaf: Any) -> Any:
@@ -590,17 +592,12 @@ def with_metadata(
 def _chain(name: str, hooks: tuple[Callable, ...]) -> Callable:
     if len(hooks) == 1:
         return hooks[0]
-    if name in (_GET_HOOK, _SET_HOOK, "on_create_value"):
+    passes_value = name in (_GET_HOOK, _SET_HOOK, "on_create_value")
 
-        def chained(variable: Variable, value: Any) -> Any:
-            for hook in hooks:
-                value = hook(variable, value)
-            return value
-
-    else:
-
-        def chained(variable: Variable, *args: Any) -> None:
-            for hook in hooks:
-                hook(variable, *args)
+    def chained(variable: Variable, *args: Any) -> Any:
+        for hook in hooks:
+            result = hook(variable, *args)
+            args = (result,) if passes_value else args
+        return args[0] if passes_value else None
 
     return chained

@@ -1,8 +1,8 @@
 """The verbs: split, merge, update, state and their kin. Thin uses of plans and `rebuild`.
 
-Users of plain JAX call these at every step, so nothing that depends on structure only is worked out
-twice: which leaf goes into which State is remembered on the GraphDef, and nested dicts of leaves are
-built and taken apart by JAX in C++.
+Users of plain JAX call these at every step, so nothing that depends on structure only is worked
+out twice: which leaf goes into which State is remembered on the GraphDef, and nested dicts of
+leaves are built and taken apart by JAX in C++.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .graphdef import VARIABLE, GraphDef
 from .iteration import iter_graph
 from .module import Pytree
 from .plan import Plan, plan_for
-from .rebuild import fill, rebuild
 from .rebuild import build as build_content
+from .rebuild import fill, rebuild
 from .state import State, iter_leaves, nest, state_over
 from .trace_errors import mutation_error
 from .variable import Variable, make_variable, replace_metadata
@@ -338,9 +338,7 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
                 if value._metadata != variables[i]._metadata:
                     replace_metadata(variables[i], value._metadata)
             value = value._value
-        elif type(value) in (dict, list) and i < len(variables):
-            value = _like(old[i], value)
-        elif i >= len(variables):
+        elif type(value) in (dict, list) and i < len(variables) or i >= len(variables):
             value = _like(old[i], value)
         if not plan.place(i, value):
             plan.constants[i - len(variables)] = value

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..graph.plan import Plan, plan_for, walk
+from ..graph.trace_errors import tracing
 from .arguments import put_back, take_apart
 from .inside import Inside, Static
 from .prefix import Groups, OutputRules
@@ -80,7 +81,9 @@ def pure_function(
     def pure(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         inside = Inside(graphdef, groups, grouped)
         args, kwargs = put_back(tree, inside.roots)
-        out = inside.leave(function(*args, **kwargs), always, rules)
+        with tracing(function):
+            result = function(*args, **kwargs)
+        out = inside.leave(result, always, rules)
         return out if returned is None else returned(*out)
 
     del pure.__wrapped__  # JAX would read the user's signature from it

@@ -1,8 +1,8 @@
 """Prefixes: which entry (axis, sharding, …) each leaf of the objects of a call takes.
 
 A user gives a pytree prefix of the arguments; where it meets an object, it is an entry for all of
-the object's leaves or a `FilterPrefix` (a lift type), which gives an entry per filter. From this the
-lift makes `Groups`: the distinct entries, and the leaves of each. Leaves travel through JAX by group,
+the object's leaves or a `FilterPrefix` (a lift type), which gives an entry per filter. From this
+the lift makes `Groups`: the distinct entries, and the leaves of each. Leaves travel by group,
 `[[leaves of entry 0], [leaves of entry 1], …]`, so a plain list of entries is the prefix that JAX
 gets, and no JAX transform needs to know of objects.
 """
@@ -136,7 +136,7 @@ def occurrences(
     for path, obj, entry in found:
         key = getattr(path[0], "idx", None) if path else None
         if key is not None and key < len(labels):
-            place = labels[key] + jax.tree_util.keystr(path[1:])
+            place = f"{labels[key]}" + jax.tree_util.keystr(path[1:])
         else:
             place = jax.tree_util.keystr(path) or "the result"
         result.append(Occurrence(place, numbers[id(obj)], entry))

@@ -78,7 +78,7 @@ def _is_array_like(value: Any) -> bool:
     return value is None or hasattr(value, "dtype") or isinstance(value, (int, float))
 
 
-class _Lookup:
+class _Lookup(Sequence[Any]):
     """Input objects by record, looked for only if a result refers to one that is no root."""
 
     def __init__(self, plan: Plan, roots: Sequence[Any]):
@@ -86,7 +86,10 @@ class _Lookup:
         self._roots = roots
         self._objects: list[Any] | None = None
 
-    def __getitem__(self, record: int) -> Any:
+    def __len__(self) -> int:
+        return len(self._plan.graphdef.records)
+
+    def __getitem__(self, record: Any) -> Any:
         for position, root in zip(self._plan.graphdef.roots, self._roots, strict=True):
             if position == record:
                 return root

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
