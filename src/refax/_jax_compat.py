@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["TRACE", "describe_current_trace"]
+__all__ = ["TRACE", "describe_current_trace", "is_mapped_here", "load_checkify"]
 
 
 class _OpaqueTrace:
@@ -30,10 +30,11 @@ class _OpaqueTrace:
 # `TRACE.value` is an object that is the same one as long as the same trace is current, and another
 # one inside jit, grad, vmap … . It is a weak reference to the trace, so keeping it keeps nothing
 # alive. It is read at every write to a Variable: 25 ns here, about 1 µs through the public call.
+TRACE: Any
 try:
     from jax._src.core import trace_state as TRACE
 except ImportError:  # pragma: no cover - depends on the JAX release
-    TRACE = _OpaqueTrace()  # type: ignore[assignment]
+    TRACE = _OpaqueTrace()
 
 
 def describe_current_trace() -> str:
@@ -42,6 +43,7 @@ def describe_current_trace() -> str:
         trace = TRACE.value()
     except TypeError:  # the fallback's token is not a reference
         return "a JAX transform"
+    innermost = type(trace).__name__
     # Debug information is private and only some traces carry it; a message can do without.
     for _ in range(8):
         frame = getattr(trace, "frame", None)
@@ -53,6 +55,29 @@ def describe_current_trace() -> str:
         if parent is None:
             break
         trace = parent
-    kind = type(trace).__name__
     names = {"BatchTrace": "vmap", "JVPTrace": "grad", "LinearizeTrace": "grad"}
-    return f"a function under {names.get(kind, kind)}" if kind != "EvalTrace" else "no function"
+    if innermost == "EvalTrace":
+        return "no function"
+    return f"a function under {names.get(innermost, innermost)}"
+
+
+def is_mapped_here(value: object) -> bool:
+    """Whether `value` varies along the axis of the vmap that is being traced now.
+
+    JAX tells so only by an error after the trace, without a path. If the private attributes go
+    away, that error is what users see.
+    """
+    try:
+        here = TRACE.value()
+    except TypeError:
+        return False
+    return (
+        getattr(value, "_trace", None) is here and getattr(value, "batch_dim", None) is not None
+    )
+
+
+def load_checkify() -> Any:
+    """`jax.experimental.checkify`, which has no public home; loaded when it is used."""
+    from jax.experimental import checkify
+
+    return checkify

@@ -8,6 +8,7 @@ from .graph.errors import StructureError as StructureError
 from .graph.errors import TraceContextError as TraceContextError
 from .graph.errors import UnhashableStaticError as UnhashableStaticError
 from .graph.filters import All as All
+from .graph.filters import Any_ as Any  # noqa: F401 - a face has no use for its names
 from .graph.filters import Everything as Everything
 from .graph.filters import Filter as Filter
 from .graph.filters import Not as Not
@@ -66,6 +67,7 @@ from .graph.variable import RngCount as RngCount
 from .graph.variable import RngKey as RngKey
 from .graph.variable import RngState as RngState
 from .graph.variable import Variable as Variable
+from .graph.variable import Variable as VariableState  # noqa: F401 - Flax's older name
 from .graph.variable import VariableMetadata as VariableMetadata
 from .graph.variable import register_variable_name as register_variable_name
 from .graph.variable import variable_name_from_type as variable_name_from_type
@@ -89,13 +91,27 @@ from .training.metrics import Metric as Metric
 from .training.metrics import MultiMetric as MultiMetric
 from .training.optimizer import ModelAndOptimizer as ModelAndOptimizer
 from .training.optimizer import Optimizer as Optimizer
+from .transforms.carry import Carry as Carry
+from .transforms.cond import cond as cond
+from .transforms.cond import switch as switch
+from .transforms.custom_vjp import custom_vjp as custom_vjp
 from .transforms.eval_shape import eval_shape as eval_shape
 from .transforms.eval_shape import get_abstract_model as get_abstract_model
 from .transforms.grad import grad as grad
 from .transforms.grad import value_and_grad as value_and_grad
+from .transforms.inspection import checkify as checkify
+from .transforms.inspection import make_jaxpr as make_jaxpr
 from .transforms.jit import jit as jit
+from .transforms.loops import fori_loop as fori_loop
+from .transforms.loops import while_loop as while_loop
 from .transforms.prefixes import DiffState as DiffState
 from .transforms.prefixes import StateAxes as StateAxes
 from .transforms.prefixes import StateSharding as StateSharding
 from .transforms.remat import checkpoint as checkpoint
 from .transforms.remat import remat as remat
+from .transforms.scan import scan as scan
+from .transforms.shard_map import shard_map as shard_map
+from .transforms.vjp import jvp as jvp
+from .transforms.vjp import vjp as vjp
+from .transforms.vmap import pmap as pmap
+from .transforms.vmap import vmap as vmap

@@ -8,7 +8,7 @@ entries. The value that a filter sees is the Variable (or the bare array) itself
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from .variable import Variable
 
@@ -163,8 +163,7 @@ def to_predicate(filter: Filter) -> Predicate:
     if isinstance(filter, (tuple, list)):
         return Any_(*filter)
     if callable(filter):
-        predicate: Predicate = filter
-        return predicate
+        return cast(Predicate, filter)
     raise TypeError(
         f"{filter!r} is not a filter. A filter is a Variable type, a tag (a string), `...`, "
         "True, False, None, a callable (path, value) → bool, or a tuple or list of filters."
@@ -175,6 +174,9 @@ def is_structural(predicate: Predicate) -> bool:
     """Whether the answer depends on path, type and metadata only, not on a value or a closure."""
     if isinstance(predicate, (Any_, All, Not)):
         return all(map(is_structural, predicate.content))
+    if isinstance(predicate, OfType):  # a bare array may become one of another type
+        kind = predicate.content[0]
+        return isinstance(kind, type) and issubclass(kind, Variable)
     return isinstance(predicate, _Frozen)
 
 

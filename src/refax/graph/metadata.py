@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .statics import static_key
+
 __all__ = ["EMPTY", "Metadata", "canonical_name"]
 
 # One annotation under three names: Flax 0.11's, and the two of 0.12.
@@ -20,11 +22,19 @@ def canonical_name(name: str) -> str:
 
 
 class Metadata(Mapping[str, Any]):
-    __slots__ = ("_hash", "items_")
+    __slots__ = ("_hash", "_keys", "items_")
 
     def __init__(self, items: Mapping[str, Any]):
         self.items_ = {_ALIASES.get(k, k): v for k, v in items.items()}
         self._hash: int | None = None
+        self._keys: dict[str, tuple] | None = None
+
+    @property
+    def keys_(self) -> dict[str, tuple]:
+        """The entries as they are compared: `1` and `True` are two, equal functions are one."""
+        if self._keys is None:
+            self._keys = {k: static_key(v) for k, v in self.items_.items()}
+        return self._keys
 
     def __getitem__(self, name: str) -> Any:
         return self.items_[_ALIASES.get(name, name)]
@@ -41,12 +51,12 @@ class Metadata(Mapping[str, Any]):
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return isinstance(other, Metadata) and self.items_ == other.items_
+        return isinstance(other, Metadata) and self.keys_ == other.keys_
 
     def __hash__(self) -> int:
         if self._hash is None:
             try:
-                self._hash = hash(frozenset(self.items_.items()))
+                self._hash = hash(frozenset(self.keys_.items()))
             except TypeError:
                 self._hash = hash(frozenset(self.items_))
         return self._hash

@@ -12,6 +12,8 @@ overrule that.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -34,6 +36,7 @@ __all__ = [
     "class_marks",
     "data",
     "dataclass",
+    "hides_writes",
     "new_pytree",
     "static",
 ]
@@ -88,13 +91,22 @@ def class_marks(cls: type[Pytree]) -> Mapping[str, str]:
     return marks
 
 
+def hides_writes(cls: type[Pytree]) -> bool:
+    """Whether a `cached_property` writes attributes of the class past `__setattr__`."""
+    hides = cls.__dict__.get("_refax_hides_writes")
+    if hides is None:
+        members = (member for base in cls.__mro__ for member in vars(base).values())
+        hides = any(isinstance(member, functools.cached_property) for member in members)
+        cls._refax_hides_writes = hides
+    return hides
+
+
 def _find_class_marks(cls: type) -> dict[str, str]:
     marks: dict[str, str] = {}
-    if any("Data" in str(a) or "Static" in str(a) or "refax:" in str(a) for a in _annotations(cls)):
-        for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-            for extra in getattr(hint, "__metadata__", ()):
-                if isinstance(extra, str) and extra.startswith("refax: "):
-                    marks[name] = extra.removeprefix("refax: ")
+    for name, hint in _annotations(cls):
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, str) and extra.startswith("refax: "):
+                marks[name] = extra.removeprefix("refax: ")
     if dataclasses.is_dataclass(cls):
         for field in dataclasses.fields(cls):
             if "refax" in field.metadata:
@@ -102,10 +114,21 @@ def _find_class_marks(cls: type) -> dict[str, str]:
     return marks
 
 
-def _annotations(cls: type) -> Iterator[Any]:
-    for base in cls.__mro__:
+def _annotations(cls: type) -> Iterator[tuple[str, Any]]:
+    for base in reversed(cls.__mro__):
         if base is not object and base.__module__ != "typing":
-            yield from vars(base).get("__annotations__", {}).values()
+            for name, hint in vars(base).get("__annotations__", {}).items():
+                yield name, _named(base, hint) if isinstance(hint, str) else hint
+
+
+def _named(cls: type, hint: str) -> Any:
+    """`nnx.Data` of the text "nnx.Data[float]". What is in the brackets is left alone: it may name
+    what only a type checker imports.
+    """
+    value: Any = sys.modules.get(cls.__module__)
+    for name in hint.partition("[")[0].strip().split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 class Pytree:
@@ -124,6 +147,7 @@ class Pytree:
         "_refax_watch",
     )
     _refax_class_marks: typing.ClassVar[Mapping[str, str]]
+    _refax_hides_writes: typing.ClassVar[bool]
 
     def __init_subclass__(cls, pytree: bool | str = True, **kwargs: Any):
         super().__init_subclass__(**kwargs)

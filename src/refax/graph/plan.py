@@ -23,7 +23,7 @@ import jax
 
 from .containers import Dict, List
 from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef, intern
-from .module import Pytree, class_marks, set_object_plans, set_object_watch
+from .module import Pytree, class_marks, hides_writes, set_object_plans, set_object_watch
 from .state import State
 from .statics import is_plain_static, static_key
 from .variable import Variable, set_raw_value, set_watch
@@ -125,6 +125,8 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             else:
                 children = tuple([child(x, attributes, k) for k, x in attributes.items()])
                 used = ()
+            if hides_writes(cls):
+                guards.append((attributes, tuple(attributes), tuple(attributes.values())))
             records.append((OBJECT, cls, tuple(attributes), children, used))
         elif cls in _LISTS:
             items = tuple(value)

@@ -20,7 +20,7 @@ from .errors import path_string
 from .filters import Filter, first_match, to_predicate
 from .iteration import iter_graph
 from .module import Pytree
-from .variable import RngCount, RngKey, set_raw_value
+from .variable import RngCount, RngKey, Variable, set_raw_value
 
 __all__ = [
     "RngStream",
@@ -45,8 +45,8 @@ def _as_key(seed: Any) -> jax.Array:
     """A typed key (or an array of keys) from any form of seed."""
     if isinstance(seed, RngStream):
         return seed()
-    if hasattr(seed, "__jax_array__"):
-        seed = seed.__jax_array__()
+    if isinstance(seed, Variable):
+        seed = seed.value
     if isinstance(seed, int):
         return jax.random.key(seed)
     array = jnp.asarray(seed)

@@ -69,7 +69,7 @@ class State(MutableMapping[Any, Any]):
     _tree: dict
 
     def __init__(self, mapping: Mapping | Iterable[tuple[Path, Any]] = (), /):
-        if not isinstance(mapping, Mapping):
+        if isinstance(mapping, FlatState) or not isinstance(mapping, Mapping):
             mapping = unflatten_mapping(dict(mapping))
         object.__setattr__(self, "_tree", _bare(mapping))
 

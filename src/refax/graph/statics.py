@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import types
+import weakref
 from typing import Any
 
 import jax
@@ -46,6 +47,11 @@ def static_value(key: tuple) -> Any:
     return value.function if type(value) is FunctionKey else value
 
 
+# The hash of each function as it was first seen. A function may rebind what it closes over when it is
+# called (optax's cosine schedule makes a float of its number of steps) and is the same static still.
+_HASHES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
 class FunctionKey:
     """A function or partial, compared by code, defaults and what it closes over."""
 
@@ -69,7 +75,9 @@ class FunctionKey:
 
     def __hash__(self) -> int:
         if self._hash is None:
-            self._hash = hash(self.key)
+            self._hash = _HASHES.get(self.function)
+            if self._hash is None:
+                self._hash = _HASHES[self.function] = hash(self.key)
         return self._hash
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def _traced_function() -> str:
     """The function that is traced: JAX knows refax's wrapper, the stack knows the user's."""
     told = describe_current_trace()
     if _STACK.functions and (_HERE in told or told.startswith("a function under")):
-        function = _STACK.functions[-1]
+        function = inspect.unwrap(_STACK.functions[-1])
         code = getattr(function, "__code__", None)
         where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
         by = told.rpartition(" by ")[2] if " by " in told else told.rpartition(" ")[2]

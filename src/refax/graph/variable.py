@@ -323,7 +323,7 @@ class Variable(Generic[A], metaclass=_VariableType):
         return self.value
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.value, dtype=dtype)
+        return np.array(self.value, dtype=dtype, copy=copy)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         value: Any = self.value

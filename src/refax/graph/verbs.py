@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from .._jax_compat import TRACE
 from . import errors
 from .filters import Filter, check_ellipsis_last, first_match, is_structural, to_predicate
-from .graphdef import VARIABLE, GraphDef
-from .iteration import iter_graph
+from .graphdef import VARIABLE, GraphDef, record_children
+from .iteration import iter_children_of, iter_graph
 from .module import Pytree
 from .plan import Plan, plan_for
 from .rebuild import build as build_content
@@ -56,10 +56,14 @@ class _Layout:
 
     def __init__(self, graphdef: GraphDef, leaves: list[int]):
         self.leaves = leaves
-        self.paths = [graphdef.paths.leaves[i] for i in leaves]
+        # A Variable that is the root itself stands in its State under "value".
+        self.paths = [graphdef.paths.leaves[i] or ("value",) for i in leaves]
         deep = max(map(len, self.paths), default=0) > _DEEP
         skeleton = {} if deep else nest((p, 0) for p in self.paths)
-        self.treedef = None if deep else jax.tree.structure(skeleton)
+        try:
+            self.treedef = None if deep else jax.tree.structure(skeleton)
+        except ValueError:  # keys of several types in one dict, which JAX refuses to sort
+            self.treedef = None
 
     def build(self, values: list[Any]) -> State:
         mine = [values[i] for i in self.leaves]
@@ -98,7 +102,7 @@ def layout_of(plan: Plan, filter: Filter) -> _Layout:
 def _require_node(node: Any, verb: str) -> None:
     if isinstance(node, (Pytree, Variable, State, list, tuple, dict)):
         return
-    if jax.tree_util.all_leaves((node,)):
+    if node is None or jax.tree_util.all_leaves((node,)):
         raise TypeError(
             f"nnx.{verb} takes an object graph: a Module or other Pytree, a Variable, or a "
             f"container of them; got {errors.describe_value(node)}."
@@ -324,9 +328,10 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
             )
         _match(graphdef, tree, "update", lambda i, value: pending.append((i, value)))
     old = plan.gather()
+    foreign = isinstance(node, Pytree) and node._refax_trace is not trace
     for i, value in pending:
-        if i < len(variables) and variables[i]._trace is not trace:
-            raise mutation_error(variables[i], "update")
+        if variables[i]._trace is not trace if i < len(variables) else foreign:
+            raise mutation_error(variables[i] if i < len(variables) else node, "update")
         raw = value._value if isinstance(value, Variable) else value
         was = old[i]
         if was is not raw and _shape(was) != _shape(raw) and _shape(was) is not None:
@@ -393,9 +398,11 @@ def pop(node: Any, /, *filters: Filter) -> Any:
         raise ValueError("nnx.pop needs at least one filter, such as nnx.Intermediate.")
     predicates = [to_predicate(f) for f in filters]
     groups: list[list[tuple[tuple, Any]]] = [[] for _ in filters]
-    numbers: dict[int, tuple[int, tuple]] = {}
     holders: list[tuple[Any, Any]] = []
-    for path, holder in list(iter_graph(node)):
+    taken: set[int] = set()
+    visited = list(iter_graph(node))
+    paths = {id(v): path for path, v in visited if isinstance(v, Variable)}
+    for path, holder in visited:
         items: Any
         if isinstance(holder, Pytree):
             items = holder.__dict__
@@ -410,7 +417,7 @@ def pop(node: Any, /, *filters: Filter) -> Any:
         for key, value in list(items.items()):
             if not isinstance(value, Variable):
                 continue
-            match = first_match(predicates, (*path, key), value)
+            match = first_match(predicates, paths[id(value)], value)
             if match is None:
                 continue
             if isinstance(holder, (list, tuple)):
@@ -420,9 +427,9 @@ def pop(node: Any, /, *filters: Filter) -> Any:
                     "Cure: keep what is popped in attributes or dicts."
                 )
             holders.append((holder, key))
-            if id(value) not in numbers:
-                numbers[id(value)] = (match, (*path, key))
-                groups[match].append(((*path, key), value))
+            if id(value) not in taken:
+                taken.add(id(value))
+                groups[match].append((paths[id(value)], value))
     for holder, key in holders:
         if isinstance(holder, Pytree):
             delattr(holder, key)
@@ -453,7 +460,8 @@ def clone(node: N, /, *, variables: bool = True) -> N:
 def deep_copy(node: N, memo: dict) -> N:
     """`copy.deepcopy` of a Pytree: new objects, new Variables, new buffers; sharing kept.
 
-    Not recursive, so a deep model is no problem. Static values are deep-copied as Python does.
+    Not recursive, so a deep model is no problem. Hashable static values are shared, so that what
+    was compiled for the one serves the other; unhashable ones, such as sets, are copied.
     """
     from .plan import walk
 
@@ -467,9 +475,23 @@ def deep_copy(node: N, memo: dict) -> N:
     values += [jnp.copy(a) if isinstance(a, jax.Array) else python_copy.deepcopy(a) for a in arrays]
     objects = rebuild(walked.graphdef, values)
     for record, old, new in zip(records, walked.objects, objects, strict=True):
-        if record[0] != VARIABLE:
-            memo[id(old)] = new
+        if record[0] == VARIABLE:
+            continue
+        memo[id(old)] = new
+        for key, child in zip(*record_children(record), strict=True):
+            if type(child) is tuple and child[0].__hash__ is None:
+                if (holder := _items_of(new)) is not None:
+                    holder[key] = python_copy.deepcopy(child[1], memo)
     return objects[0]
+
+
+def _items_of(holder: Any) -> Any:
+    """What to assign an item of a mutable node to, past all checks; None for an immutable one."""
+    if isinstance(holder, Pytree):
+        return holder.__dict__
+    if isinstance(holder, State):
+        return holder._tree
+    return holder if isinstance(holder, (list, dict)) else None
 
 
 def call(graphdef_state: tuple[GraphDef, Any], /) -> Any:
@@ -540,22 +562,25 @@ def recursive_map(f: Callable[[tuple, Any], Any], node: Any, /) -> Any:
     by_path: dict[tuple, Any] = {}
     by_node: dict[int, Any] = {}
     visited = list(iter_graph(copied))  # also keeps every object alive, so ids stay unique
-    nodes = {id(v) for _, v in visited if _mutable_items(v) is not None or type(v) is tuple}
+    nodes = {id(v) for _, v in visited if _is_mutable(v) or type(v) is tuple}
     nodes |= {id(v) for _, v in visited if isinstance(v, Variable)}
     for path, value in visited:
         original = value
-        items = list(enumerate(value)) if isinstance(value, tuple) else _mutable_items(value) or []
+        items = iter_children_of(value)
         new_items = [
-            by_node.get(id(child), child) if id(child) in nodes else by_path[(*path, key)]
+            by_node.get(id(child), child)
+            if id(child) in nodes
+            else by_path.get((*path, key), child)
             for key, child in items
-            if id(child) in nodes or (*path, key) in by_path
         ]
-        if isinstance(value, tuple) and len(new_items) == len(value):
-            value = tuple(new_items) if type(value) is tuple else type(value)(*new_items)
-        elif not isinstance(value, tuple):
-            for (key, child), new in zip(items, new_items, strict=False):
+        changed = [x for x, (_, child) in zip(new_items, items, strict=True) if x is not child]
+        if changed and _is_mutable(value):
+            for (key, child), new in zip(items, new_items, strict=True):
                 if new is not child:
                     _set_item(value, key, new)
+        elif changed:
+            one_level = jax.tree.structure(value, is_leaf=lambda x, top=value: x is not top)
+            value = one_level.unflatten(new_items)
         result = f(path, value)
         if id(original) in nodes:
             by_node[id(original)] = result
@@ -564,14 +589,8 @@ def recursive_map(f: Callable[[tuple, Any], Any], node: Any, /) -> Any:
     return by_node.get(id(copied), copied)
 
 
-def _mutable_items(value: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(value, Pytree):
-        return list(value.__dict__.items())
-    if isinstance(value, list):
-        return list(enumerate(value))
-    if isinstance(value, State):
-        return list(value._tree.items())
-    return list(value.items()) if isinstance(value, dict) else None
+def _is_mutable(value: Any) -> bool:
+    return isinstance(value, (Pytree, list, dict, State))
 
 
 def _set_item(holder: Any, key: Any, value: Any) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 
 from ..graph.plan import Plan, plan_for, walk
 from ..graph.trace_errors import tracing
+from . import errors
 from .arguments import put_back, take_apart
+from .axis_names import AxisName
 from .inside import Inside, Static
-from .prefix import Groups, OutputRules
+from .prefix import Groups, OutputRules, all_entries, broadcast, group_leaves, occurrences
 from .write_back import write_back
 
 __all__ = ["Call", "enter", "leave", "pure_function"]
@@ -51,6 +53,37 @@ def enter(args: tuple, kwargs: dict[str, Any]) -> Call:
     return Call(roots, numbers, tree)
 
 
+def group_by_prefix(
+    call: Call,
+    function: Callable,
+    in_prefix: Any,
+    out_prefix: Any,
+    name: str,
+    *,
+    keywords: Any = None,
+    is_entry: Callable[[Any], bool] | None = None,
+) -> OutputRules:
+    """Set the groups of a call by a prefix of its positional arguments; how outputs leave.
+
+    Args:
+        call: gets its groups.
+        function: for the names of its arguments in messages.
+        in_prefix, out_prefix: of the positional arguments, of the result.
+        name: what the user calls the prefix.
+        keywords: the entry of everything in keyword arguments.
+        is_entry: what else than None, a lift type or a JAX leaf is one entry.
+    """
+    args, kwargs = put_back(call.tree, call.roots)
+    options = {} if is_entry is None else {"is_leaf": is_entry}
+    found = broadcast(in_prefix, args, name, **options)
+    labels = errors.argument_names(function, len(args))
+    places = occurrences(found, call.numbers, labels)
+    places += occurrences(broadcast(keywords, kwargs, name), call.numbers, ())
+    entries = all_entries((in_prefix, out_prefix), **options)
+    call.groups = group_leaves(call.plan, places, entries)
+    return OutputRules(tuple(places), out_prefix, call.groups.entries)
+
+
 def one_group(plan: Plan, entry: Any = None) -> Groups:
     """Everything in one group: what a transform without prefixes has."""
     total = len(plan.variables) + len(plan.arrays)
@@ -63,6 +96,9 @@ def pure_function(
     *,
     always: Sequence[bool] = (),
     rules: OutputRules | None = None,
+    axis_name: AxisName | None = None,
+    force: frozenset[int] = frozenset(),
+    explicit: bool = False,
     returned: Callable[[Any, list, Static], Any] | None = None,
 ) -> Callable[[Sequence[Sequence[Any]], Any], Any]:
     """The pure function of (values by group, tree with slots) that JAX gets to see.
@@ -72,6 +108,9 @@ def pure_function(
         call: gives the structure and the groups; its values are not kept.
         always: by group, whether all values go out (see `Inside.leave`).
         rules: how outputs are grouped.
+        axis_name: kept in step in annotations, where the groups' entries are axes.
+        force: leaves that go out even if they did not change.
+        explicit: under a changed structure, give out every value, none by reference to an input.
         returned: how to arrange (result, values by group, static); as that tuple by default.
     """
     graphdef = call.plan.graphdef
@@ -79,11 +118,11 @@ def pure_function(
 
     @functools.wraps(function, assigned=("__name__", "__qualname__", "__module__"), updated=())
     def pure(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
-        inside = Inside(graphdef, groups, grouped)
+        inside = Inside(graphdef, groups, grouped, axis_name)
         args, kwargs = put_back(tree, inside.roots)
         with tracing(function):
             result = function(*args, **kwargs)
-        out = inside.leave(result, always, rules)
+        out = inside.leave(result, always, rules, force, explicit)
         return out if returned is None else returned(*out)
 
     del pure.__wrapped__  # JAX would read the user's signature from it

@@ -12,6 +12,7 @@ __all__ = [
     "AliasError",
     "PrefixError",
     "argument_names",
+    "axis_name_mismatch",
     "inconsistent_alias",
     "no_entry",
     "prefix_mismatch",
@@ -70,6 +71,14 @@ def unhashable_argument(place: str, value: Any) -> ValueError:
     return ValueError(
         f"The static argument `{place}` is a {type(value).__name__}, which cannot be hashed.\n"
         "Cure: pass something hashable (a tuple for a list), or make it an ordinary argument."
+    )
+
+
+def axis_name_mismatch(variable: Any, axis: int, name: str | None) -> PrefixError:
+    return PrefixError(
+        f"A {type(variable).__name__} annotated {variable._metadata['sharding']} is mapped over "
+        f"axis {axis}, which transform_metadata calls {name!r}.\n"
+        "Cure: annotate that axis with the same name, or map the axis that has it."
     )
 
 

@@ -21,8 +21,10 @@ import jax
 from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE, GraphDef, intern
 from ..graph.plan import Walk, walk
 from ..graph.rebuild import rebuild
+from ..graph.variable import Variable
 from ..graph.watch import is_array
 from .arguments import Slot, put_back, take_apart
+from .axis_names import AxisName
 from .prefix import Groups, OutputRules
 
 __all__ = ["Change", "Inside", "NewGraph"]
@@ -64,9 +66,24 @@ class Static:
 class Inside:
     """The objects of one trace of a function."""
 
-    __slots__ = ("contents", "graphdef", "groups", "index", "objects", "roots", "values")
+    __slots__ = (
+        "axis_name",
+        "contents",
+        "graphdef",
+        "groups",
+        "index",
+        "objects",
+        "roots",
+        "values",
+    )
 
-    def __init__(self, graphdef: GraphDef, groups: Groups, grouped: Sequence[Sequence[Any]]):
+    def __init__(
+        self,
+        graphdef: GraphDef,
+        groups: Groups,
+        grouped: Sequence[Sequence[Any]],
+        axis_name: AxisName | None = None,
+    ):
         self.graphdef = graphdef
         self.groups = groups
         self.values = groups.flat(grouped)
@@ -81,6 +98,11 @@ class Inside:
             if record[0] in _WITH_IDENTITY
         }
         self.roots = [self.objects[i] for i in graphdef.roots]
+        self.axis_name = axis_name
+        if axis_name is not None:
+            variables = [o for o in self.objects if isinstance(o, Variable)]
+            entries = [groups.entries[g] for g in groups.of_leaf]
+            axis_name.remove(variables, entries[: len(variables)])
 
     def arguments(self, tree: Any) -> Any:
         return put_back(tree, self.roots)
@@ -101,6 +123,8 @@ class Inside:
         result: Any,
         always: Sequence[bool] = (),
         rules: OutputRules | None = None,
+        force: frozenset[int] = frozenset(),
+        explicit: bool = False,
     ) -> tuple[Any, list[list[Any]], Static]:
         """(result with slots, values that go out by group, the rest as static data).
 
@@ -108,26 +132,46 @@ class Inside:
             result: what the user's function returned.
             always: by group, whether all of its values go out, changed or not (donated buffers,
                 a loop's carry).
+            force: leaves that go out even if they did not change.
+            explicit: under a changed structure, give out every value, none by reference.
             rules: how new leaves, and objects in the result, leave; needed if there are several
                 groups.
         """
         found: list[Any] = []
         numbers: dict[int, int] = {}
         tree = take_apart(result, found, numbers)
+        if self.axis_name is not None:
+            self._name_axes(self.axis_name, result, found, rules)
         now = walk(tuple(self.roots))
         always = always or (False,) * len(self.groups.entries)
         if rules is not None and found:  # also checks that inputs leave the way they came
-            return self._leave_changed(tree, result, found, always, rules)
+            return self._leave_changed(tree, result, found, always, rules, explicit)
         if all(id(obj) in self.index for obj in found) and self._same(now):
             values = _leaf_values(now)
             groups = self.groups.members
             dirty = tuple(
-                tuple(i for i in group if always[g] or not self.unchanged(i, values[i]))
+                tuple(
+                    i for i in group if always[g] or i in force or not self.unchanged(i, values[i])
+                )
                 for g, group in enumerate(groups)
             )
             tree = put_back(tree, [Slot(self.index[id(obj)]) for obj in found])
             return tree, [[values[i] for i in d] for d in dirty], Static(Change(dirty, None))
-        return self._leave_changed(tree, result, found, always, rules)
+        return self._leave_changed(tree, result, found, always, rules, explicit)
+
+    def _name_axes(
+        self, axis_name: AxisName, result: Any, found: list[Any], rules: OutputRules | None
+    ) -> None:
+        now = walk((*self.roots, *found))
+        groups = self._groups_of(now, self._origins(now), rules, result, found)
+        entries = [self.groups.entries[g] for g in groups]
+        axis_name.add(now.variables, entries[: len(now.variables)])
+
+    def _origins(self, now: Walk) -> tuple[int | None, ...]:
+        return tuple(
+            self.index.get(id(obj)) if record[0] in _WITH_IDENTITY else None
+            for obj, record in zip(now.objects, now.graphdef.records, strict=True)
+        )
 
     def _same(self, now: Walk) -> bool:
         """Whether the roots still have the structure that they came with, of the same objects."""
@@ -143,6 +187,7 @@ class Inside:
         found: list[Any],
         always: Sequence[bool],
         rules: OutputRules | None,
+        explicit: bool,
     ) -> tuple[Any, list[list[Any]], Static]:
         roots = [*self.roots, *found]
         now = walk(tuple(roots))
@@ -152,21 +197,30 @@ class Inside:
         if lost:
             now = walk((*roots, *lost))
         values = _leaf_values(now)
-        origins = tuple(
-            self.index.get(id(obj)) if record[0] in _WITH_IDENTITY else None
-            for obj, record in zip(now.objects, now.graphdef.records, strict=True)
-        )
-        came_in = {id(v): i for i, v in enumerate(self.values) if self.unchanged(i, v)}
+        origins = self._origins(now)
         groups = self._groups_of(now, origins, rules, result, found)
         out: list[list[Any]] = [[] for _ in self.groups.entries]
-        sources: list[Any] = []
+        sources: list[Any] = [None] * len(values)
+        leaf_of = _leaf_of_record(now, origins, self.graphdef)
+        for group, everything in enumerate(always):  # in the order in which they came in
+            if everything:
+                for old in self.groups.members[group]:
+                    new = leaf_of.get(old)
+                    if new is not None:
+                        sources[new] = (group, len(out[group]))
+                    out[group].append(values[new] if new is not None else self.values[old])
+        came_in = {} if explicit else {
+            id(v): i for i, v in enumerate(self.values) if self.unchanged(i, v)
+        }  # fmt: skip
         for leaf, value in enumerate(values):
+            if sources[leaf] is not None:
+                continue
             group = groups[leaf]
             source = came_in.get(id(value))
             if source is not None and self.groups.of_leaf[source] == group and not always[group]:
-                sources.append(source)
+                sources[leaf] = source
             else:
-                sources.append((group, len(out[group])))
+                sources[leaf] = (group, len(out[group]))
                 out[group].append(value)
         records = now.graphdef.roots[len(self.roots) : len(self.roots) + len(found)]
         tree = put_back(tree, [Slot(r) for r in records])
@@ -181,12 +235,8 @@ class Inside:
         result: Any,
         found: list[Any],
     ) -> list[int]:
-        old_leaf, new_leaf = self.graphdef.leaf_numbers()[0], now.graphdef.leaf_numbers()[0]
-        came_in = {  # a Variable leaves the way it came
-            new_leaf[record]: self.groups.of_leaf[old_leaf[origin]]
-            for record, origin in enumerate(origins)
-            if origin is not None and origin in old_leaf
-        }
+        kept = _leaf_of_record(now, origins, self.graphdef)
+        came_in = {new: self.groups.of_leaf[old] for old, new in kept.items()}
         if rules is not None:
             return rules.groups(now, len(self.roots), result, found, came_in)
         return [came_in.get(leaf, 0) for leaf in range(len(now.variables) + len(now.arrays))]
@@ -197,3 +247,13 @@ def _leaf_values(walked: Walk) -> list[Any]:
     for (container, key), constant in zip(walked.arrays, walked.constants, strict=True):
         values.append(constant if container is None else container[key])
     return values
+
+
+def _leaf_of_record(now: Walk, origins: Sequence[int | None], before: GraphDef) -> dict[int, int]:
+    """Old leaf number → new leaf number, of the Variables that are still there."""
+    old_leaf, new_leaf = before.leaf_numbers()[0], now.graphdef.leaf_numbers()[0]
+    return {
+        old_leaf[origin]: new_leaf[record]
+        for record, origin in enumerate(origins)
+        if origin is not None and origin in old_leaf
+    }

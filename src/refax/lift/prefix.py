@@ -129,7 +129,10 @@ def broadcast(
 
 
 def occurrences(
-    found: Iterable[tuple[Any, Any, Any]], numbers: Mapping[int, int], labels: Sequence[str]
+    found: Iterable[tuple[Any, Any, Any]],
+    numbers: Mapping[int, int],
+    labels: Sequence[str],
+    root: str = "kwargs",
 ) -> list[Occurrence]:
     """What `broadcast` found, with the object's number and a readable place."""
     result = []
@@ -138,7 +141,7 @@ def occurrences(
         if key is not None and key < len(labels):
             place = f"{labels[key]}" + jax.tree_util.keystr(path[1:])
         else:
-            place = jax.tree_util.keystr(path) or "the result"
+            place = root + jax.tree_util.keystr(path)
         result.append(Occurrence(place, numbers[id(obj)], entry))
     return result
 
@@ -186,6 +189,23 @@ def group_leaves(plan: Plan, occurring: Sequence[Occurrence], known: Sequence[An
     return Groups(entries or [None], of_leaf)
 
 
+def spread(
+    prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = _is_entry
+) -> list[Any]:
+    """The entry of every JAX leaf of a tree with slots, in order."""
+    entries: list[Any] = []
+    try:
+        jax.tree.map(
+            lambda e, sub: entries.extend([e] * len(jax.tree.leaves(sub))),
+            prefix,
+            tree,
+            is_leaf=is_leaf,
+        )
+    except ValueError as e:
+        raise errors.prefix_mismatch(name, prefix, str(e)) from None
+    return entries
+
+
 def leaf_entry(prefix: Any, path: tuple, value: Any, place: str) -> Any:
     if not isinstance(prefix, FilterPrefix):
         return prefix
@@ -204,10 +224,10 @@ def position(entries: list[Any], entry: Any) -> int:
     return len(entries) - 1
 
 
-def all_entries(prefix: Any) -> list[Any]:
+def all_entries(prefix: Any, is_leaf: Callable[[Any], bool] = _is_entry) -> list[Any]:
     """Every entry that a prefix can give, each once."""
     entries: list[Any] = []
-    for leaf in jax.tree.leaves(prefix, is_leaf=_is_entry):
+    for leaf in jax.tree.leaves(prefix, is_leaf=is_leaf):
         for entry in leaf.entries if isinstance(leaf, FilterPrefix) else (leaf,):
             position(entries, entry)
     return entries
@@ -237,12 +257,13 @@ class OutputRules(NamedTuple):
         """
         entries = list(self.entries)
         numbers = {id(obj): roots + i for i, obj in enumerate(found)}
-        leaving = occurrences(broadcast(self.out_prefix, result, "out prefix"), numbers, ())
+        leaving = occurrences(
+            broadcast(self.out_prefix, result, "out prefix"), numbers, (), "result"
+        )
         leaves = [*now.variables, *([None] * len(now.arrays))]
         groups: list[int | None] = [None] * len(leaves)
         places: dict[int, list[tuple[str, Any]]] = {}
-        arguments = {o.number: o for o in reversed(self.arguments)}
-        for occurrence in [*leaving, *arguments.values()]:
+        for occurrence in [*leaving, *self.arguments]:
             is_output = occurrence.number >= roots
             for path, leaf in now.graphdef.all_paths(now.graphdef.roots[occurrence.number]):
                 place = errors.place_string(occurrence.place, path)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["decorator_or_function", "method_of"]
+from ..graph.module import Pytree
+
+__all__ = ["belongs_to", "by_position", "decorator_or_function", "method_of", "with_self"]
 
 
 def decorator_or_function(transform: Callable) -> Callable:
@@ -29,3 +32,42 @@ def decorator_or_function(transform: Callable) -> Callable:
 def method_of(wrapped: Callable, obj: Any) -> Any:
     """A wrapper in a class body, bound to an object, as a plain function would be."""
     return types.MethodType(wrapped, obj)
+
+
+def belongs_to(wrapped: Any, obj: Any) -> bool:
+    """Whether `wrapped` is (under other decorators or not) a method of the object's class."""
+    for cls in type(obj).__mro__:
+        attribute = vars(cls).get(wrapped.__name__)
+        while attribute is not None:
+            if attribute is wrapped:
+                return True
+            attribute = getattr(attribute, "__wrapped__", None)
+    return False
+
+
+def with_self(wrapped: Any, prefix: Any, args: tuple, default: Any) -> Any:
+    """A prefix tuple that leaves `self` out, with the default for it in front."""
+    if not isinstance(prefix, (tuple, list)):
+        return prefix
+    prefix = tuple(prefix)
+    if (
+        len(prefix) == len(args) - 1
+        and isinstance(args[0], Pytree)
+        and belongs_to(wrapped, args[0])
+    ):
+        return (default, *prefix)
+    return prefix
+
+
+def by_position(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple:
+    """All arguments by position, for JAX functions that take no keywords."""
+    if not kwargs:
+        return args
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    if bound.kwargs:
+        raise TypeError(
+            f"{function.__name__}: {sorted(bound.kwargs)} are keyword-only, but this transform "
+            "maps arguments by position. Cure: make them positional, or bind them with "
+            "functools.partial."
+        )
+    return bound.args

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from ..graph.statics import static_key
+from ..graph.trace_errors import tracing
 from ..lift import errors
 from ..lift.arguments import unbind
 from ..lift.call import Call, enter, leave, one_group, pure_function
@@ -294,7 +295,9 @@ class JitWrapped:
         def function(*args: Any, **kwargs: Any) -> Any:
             if statics:
                 args = tuple(statics.get(i, a) for i, a in enumerate(args))
-            return reference()(*args, **kwargs, **named)
+            user = reference()
+            with tracing(user):
+                return user(*args, **kwargs, **named)
 
         function.__name__ = getattr(self._function, "__name__", "function")
         function.__qualname__ = getattr(self._function, "__qualname__", function.__name__)

@@ -1,0 +1,107 @@
+"""`make_jaxpr` and `checkify`: looking at what is traced, and errors inside of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ..graph.plan import Plan, walk
+from ..graph.rebuild import rebuild
+from ..lift.arguments import unbind
+from ..lift.call import enter, leave, pure_function
+from ..lift.write_back import write_back
+from .bound import decorator_or_function
+
+__all__ = ["checkify", "make_jaxpr"]
+
+
+@decorator_or_function
+def make_jaxpr(
+    f: Callable, *, static_argnums: Any = (), return_shape: bool = False, **options: Any
+) -> Callable:
+    """`jax.make_jaxpr` for functions of objects: the jaxpr of a call; nothing is computed.
+
+    The inputs are the values of the objects and the arrays of the arguments; the outputs are the
+    arrays of the result and the values that the function wrote. The objects stay as they are.
+
+    Args:
+        f: the function.
+        static_argnums: arguments that are not traced.
+        return_shape: return (jaxpr, shapes of the result).
+        **options: other keywords of the installed `jax.make_jaxpr`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> model = nnx.Linear(2, 3, use_bias=False, rngs=nnx.Rngs(0))
+        >>> jaxpr = nnx.make_jaxpr(lambda m, x: m(x))(model, jnp.ones((1, 2)))
+        >>> "dot_general" in str(jaxpr)
+        True
+    """
+    function, bound = unbind(f)
+    static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+
+    @functools.wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        kept = {n % len(args): args[n] for n in static}
+        shift = 0 if bound is None else 1
+        dynamic = tuple(None if i in kept else a for i, a in enumerate(args))
+        call = enter(dynamic if bound is None else (bound, *dynamic), kwargs)
+
+        def of_dynamic(*args: Any, **kwargs: Any) -> Any:
+            return function(*(kept.get(i - shift, a) for i, a in enumerate(args)), **kwargs)
+
+        functools.update_wrapper(of_dynamic, function, updated=())
+        pure = pure_function(of_dynamic, call)
+        jaxpr, out = jax.make_jaxpr(pure, return_shape=True, **options)(call.grouped, call.tree)
+        if not return_shape:
+            return jaxpr
+        tree, grouped, change = out
+        values = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), call.values)
+        stand_ins = rebuild(call.plan.graphdef, values)
+        roots = tuple(stand_ins[i] for i in call.plan.graphdef.roots)
+        plan = Plan(walk(roots))
+        return jaxpr, write_back(plan, roots, values, tree, grouped, change.change)
+
+    return wrapped
+
+
+@decorator_or_function
+def checkify(f: Callable, *, errors: Any = None) -> Callable:
+    """`jax.experimental.checkify.checkify` for functions of objects: (error, result).
+
+    Args:
+        f: the function.
+        errors: which checks to make; user checks (`checkify.check`) by default.
+
+    What the function does to its objects is carried out whether or not a check failed, as its value
+    is returned whether or not a check failed: `error.throw()` decides.
+
+    Example:
+        >>> from refax import nnx
+        >>> from jax.experimental import checkify
+        >>> import jax.numpy as jnp
+        >>> def f(v):
+        ...     checkify.check(v.value > 0, "must be positive")
+        ...     return jnp.log(v)
+        >>> error, _ = nnx.checkify(f)(nnx.Variable(jnp.array(-1.0)))
+        >>> "must be positive" in error.get()
+        True
+    """
+    from .._jax_compat import load_checkify
+
+    library = load_checkify()
+    options = {} if errors is None else {"errors": errors}
+    function, bound = unbind(f)
+
+    @functools.wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        call = enter(args if bound is None else (bound, *args), kwargs)
+        checked = library.checkify(pure_function(function, call), **options)
+        error, out = checked(call.grouped, call.tree)
+        return error, leave(call, out)
+
+    return wrapped

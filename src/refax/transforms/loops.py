@@ -1,0 +1,149 @@
+"""`while_loop` and `fori_loop`: everything in the loop's value is carried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from ..lift.arguments import Slot, put_back
+from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
+from ..lift.inside import Change, Static
+from ..lift.prefix import OutputRules
+from ..lift.programs import eager_program
+from .carry import Carry, check_carry, is_carry
+from .scan import _input_slots
+
+__all__ = ["fori_loop", "while_loop"]
+
+T = TypeVar("T")
+
+
+def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_val: T) -> T:
+    """`jax.lax.while_loop` with objects in the value.
+
+    Args:
+        cond_fun: value → bool; it must not change the objects.
+        body_fun: value → value of the same form; the objects in it are the same ones.
+        init_val: any pytree with objects.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> count = nnx.Variable(jnp.array(0))
+        >>> def body(v):
+        ...     v += 2
+        ...     return v
+        >>> nnx.while_loop(lambda v: v < 5, body, count) is count, int(count)
+        (True, 6)
+    """
+    call, rules = _enter(body_fun, init_val)
+
+    def make(functions: tuple[Callable, ...]) -> Callable:
+        cond = pure_function(functions[1], call, returned=_only_result)
+        step = _step(functions[0], call, rules, "while_loop")
+
+        def run(grouped: Any, tree: Any) -> Any:
+            (value,), _ = tree
+            grouped, value = jax.lax.while_loop(
+                lambda carry: cond(carry[0], ((carry[1],), {})), step, (grouped, value)
+            )
+            return _result(call, grouped, value)
+
+        return run
+
+    key = ("while_loop", call.plan.graphdef)
+    return leave(call, eager_program((body_fun, cond_fun), key, make)(call.grouped, call.tree))
+
+
+def fori_loop(
+    lower: Any,
+    upper: Any,
+    body_fun: Callable[[Any, T], T],
+    init_val: T,
+    *,
+    unroll: int | bool | None = None,
+) -> T:
+    """`jax.lax.fori_loop` with objects in the value.
+
+    Args:
+        lower, upper: the bounds of the index, ints or integer scalars.
+        body_fun: (index, value) → value of the same form.
+        init_val: any pytree with objects.
+        unroll: as in `jax.lax.fori_loop`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> total = nnx.Variable(jnp.array(0))
+        >>> def body(i, v):
+        ...     v += i
+        ...     return v
+        >>> int(nnx.fori_loop(0, 5, body, total))
+        10
+    """
+    call, rules = _enter(body_fun, init_val)
+    static_bounds = isinstance(lower, int) and isinstance(upper, int)
+    bounds = (lower, upper)
+
+    def make(functions: tuple[Callable, ...]) -> Callable:
+        def run(grouped: Any, tree_and_bounds: Any) -> Any:
+            ((value,), _), given = tree_and_bounds
+            low, high = bounds if static_bounds else given
+
+            def step(i: Any, carry: Any) -> Any:
+                body = functions[0]
+                return _step(lambda v: body(i, v), call, rules, "fori_loop", body)(carry)
+
+            grouped, value = jax.lax.fori_loop(low, high, step, (grouped, value), unroll=unroll)
+            return _result(call, grouped, value)
+
+        return run
+
+    key = ("fori_loop", call.plan.graphdef, bounds if static_bounds else None, unroll)
+    given = None if static_bounds else bounds
+    return leave(call, eager_program((body_fun,), key, make)(call.grouped, (call.tree, given)))
+
+
+def _enter(function: Callable, value: Any) -> tuple[Call, OutputRules]:
+    call = enter((value,), {})
+    rules = group_by_prefix(call, function, Carry, Carry, "init_val", is_entry=is_carry)
+    return call, rules
+
+
+def _only_result(result: Any, grouped: Any, static: Static) -> Any:
+    if any(static.change.dirty) or static.change.graph is not None:
+        raise ValueError(
+            "while_loop: cond_fun changed an object, but it only decides whether to go on.\n"
+            "Cure: make the change in body_fun."
+        )
+    return result
+
+
+def _step(
+    function: Callable, call: Call, rules: OutputRules, loop: str, named: Callable | None = None
+) -> Callable:
+    """(values by group, value) → the same, one step on."""
+    if named is not None:
+        function.__name__ = getattr(named, "__name__", "body")
+    always = (True,) * len(rules.entries)
+    pure = pure_function(function, call, always=always, rules=rules)
+
+    def step(carry: Any) -> Any:
+        grouped, value = carry
+        result, out, static = pure(grouped, ((value,), {}))
+        result = _input_slots(result, call.plan.graphdef.roots)
+        check_carry(
+            call, rules, loop, (grouped, value, jax.tree.leaves(value)), out, result, static
+        )
+        return [list(o) for o in out], result
+
+    return step
+
+
+def _result(call: Call, grouped: Any, value: Any) -> Any:
+    """What `leave` takes: every leaf is written, nothing else changed."""
+    assert call.groups is not None
+    slots = [Slot(r) for r in call.plan.graphdef.roots]
+    return put_back(value, slots), grouped, Static(Change(call.groups.members, None))

@@ -1,0 +1,274 @@
+"""`scan`: carry, scanned and broadcast leaves, of arguments and of the objects in them.
+
+`jax.lax.scan` gets three things: what is carried, what is scanned (its axis moved to the front) and
+what is broadcast (closed over). Of the objects, only scanned Variables that the body wrote are
+stacked; a read-only one goes in and does not come out.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..lift.arguments import Slot, put_back, unbind
+from ..lift.axis_names import AxisName
+from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
+from ..lift.errors import PrefixError
+from ..lift.inside import Static
+from ..lift.places import place_of_output
+from ..lift.prefix import FilterPrefix, OutputRules, spread
+from ..lift.programs import eager_program
+from .axis_errors import check_sizes
+from .bound import by_position, decorator_or_function, with_self
+from .carry import Carry, check_carry, is_carry
+
+__all__ = ["scan"]
+
+
+@decorator_or_function
+def scan(
+    f: Callable,
+    *,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    _split_transpose: bool = False,
+    in_axes: Any = (Carry, 0),
+    out_axes: Any = (Carry, 0),
+    transform_metadata: Mapping[str, Any] | None = None,
+) -> Callable:
+    """`jax.lax.scan` for functions of objects, as a transform of the body.
+
+    Args:
+        f: the body, or a method. By default (carry, x) → (carry, y).
+        length, reverse, unroll: as in `jax.lax.scan`.
+        in_axes: one entry per argument: `nnx.Carry` for at most one, an int for what is scanned
+            over that axis, None for what every step sees whole; prefixes and `nnx.StateAxes` (also
+            with `nnx.Carry` for a part of an object). A tuple with one entry fewer than the
+            arguments of a method leaves `self` out, which is broadcast.
+        out_axes: of the result: `nnx.Carry` in one place if an argument is carried, ints for what
+            is stacked along that axis.
+        transform_metadata: `{nnx.PARTITION_NAME: name}` keeps annotations in step.
+
+    Called eagerly it compiles once per structure, not at each call.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax, jax.numpy as jnp
+        >>> layers = nnx.vmap(lambda key: nnx.Linear(3, 3, rngs=nnx.Rngs(key)))(
+        ...     jax.random.split(jax.random.key(0), 4)
+        ... )
+        >>> forward = nnx.scan(
+        ...     lambda layer, x: layer(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry
+        ... )
+        >>> forward(layers, jnp.ones((2, 3))).shape
+        (2, 3)
+    """
+    function, bound = unbind(f)
+    named = AxisName.of(transform_metadata)
+    options = {
+        "length": length,
+        "reverse": reverse,
+        "unroll": unroll,
+        "_split_transpose": _split_transpose,
+    }
+
+    @functools.wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        args = by_position(f, args, kwargs)
+        prefix = in_axes
+        if bound is not None:
+            args = (bound, *args)
+            prefix = (None, *prefix) if isinstance(prefix, (tuple, list)) else prefix
+        prefix = with_self(wrapped, prefix, args, None)
+        prefix = tuple(prefix) if isinstance(prefix, (tuple, list)) else (prefix,) * len(args)
+        carried = _carried(prefix, out_axes)
+        call = enter(args, {})
+        rules = group_by_prefix(call, function, prefix, out_axes, "in_axes", is_entry=_is_entry)
+        assert call.groups is not None
+
+        def make(functions: tuple[Callable, ...]) -> Callable:
+            return _loop(functions[0], call, rules, prefix, out_axes, carried, options, named)
+
+        key = ("scan", call.plan.graphdef, call.groups.of_leaf, rules.entries,
+               repr((prefix, out_axes, named and named.name, options)))  # fmt: skip
+        try:
+            result = eager_program((function,), key, make)(call.grouped, call.tree)
+        except PrefixError:
+            raise
+        except (ValueError, IndexError):
+            check_sizes(call, rules, prefix, "scan")
+            raise
+        return leave(call, result)
+
+    return wrapped
+
+
+def _is_entry(value: Any) -> bool:
+    return value is None or isinstance(value, FilterPrefix) or is_carry(value)
+
+
+def _carried(prefix: tuple, out_axes: Any) -> int | None:
+    """Which argument is carried; checks that the result has a place for it."""
+    places = [i for i, entry in enumerate(prefix) if is_carry(entry)]
+    outs = [e for e in (out_axes if isinstance(out_axes, tuple) else (out_axes,)) if is_carry(e)]
+    if len(places) > 1 or len(outs) > 1 or len(places) != len(outs):
+        raise ValueError(
+            f"scan: in_axes={prefix!r} has nnx.Carry for {len(places)} arguments and "
+            f"out_axes={out_axes!r} for {len(outs)} results.\nCure: one argument and one result "
+            "may be nnx.Carry; to carry several things, put them into one tuple. (To carry only "
+            "the state of an object, use nnx.StateAxes({...: nnx.Carry}), which needs no result.)"
+        )
+    for entry in jax.tree.leaves(out_axes, is_leaf=_is_entry):
+        if entry is None:
+            raise ValueError(
+                "scan: out_axes has None, but every step returns a value of its own.\n"
+                "Cure: stack it with an int, or carry it to get the last one."
+            )
+    return places[0] if places else None
+
+
+def _front(value: Any, axis: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.moveaxis(jnp.asarray(x), axis, 0), value) if axis else value
+
+
+def _back(value: Any, axis: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), value) if axis else value
+
+
+def _loop(
+    function: Callable,
+    call: Call,
+    rules: OutputRules,
+    prefix: tuple,
+    out_axes: Any,
+    carried: int | None,
+    options: dict[str, Any],
+    named: AxisName | None,
+) -> Callable:
+    """The pure function of (values by group, tree): one `jax.lax.scan`."""
+    entries = rules.entries
+    always = tuple(is_carry(e) for e in entries)
+    pure = pure_function(function, call, always=always, rules=rules, axis_name=named)
+    roots = call.plan.graphdef.roots
+
+    def run(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(tree)
+        axes = spread(prefix, tree[0], "in_axes", _is_entry)
+        carry_in = (
+            [list(g) if is_carry(e) else None for g, e in zip(grouped, entries, strict=True)],
+            [x for x, e in zip(leaves, axes, strict=True) if is_carry(e)],
+        )
+        scanned = (
+            [_front(list(g), e) if isinstance(e, int) else None
+             for g, e in zip(grouped, entries, strict=True)],
+            [_front(x, e) for x, e in zip(leaves, axes, strict=True) if isinstance(e, int)],
+        )  # fmt: skip
+        carry_tree = None if carried is None else tree[0][carried]
+
+        def body(carry: Any, x: Any) -> Any:
+            full = [
+                c if is_carry(e) else (s if isinstance(e, int) else g)
+                for c, s, g, e in zip(carry[0], x[0], grouped, entries, strict=True)
+            ]
+            carry_leaves, x_leaves = iter(carry[1]), iter(x[1])
+            mixed = [
+                next(carry_leaves) if is_carry(e)
+                else (next(x_leaves) if isinstance(e, int) else leaf)
+                for leaf, e in zip(leaves, axes, strict=True)
+            ]  # fmt: skip
+            result, out, static = pure(full, treedef.unflatten(mixed))
+            _check_broadcast(call, rules, out, static)
+            new_tree, ys = _split_result(result, out_axes)
+            new_tree = _input_slots(new_tree, roots)
+            check_carry(
+                call, rules, "scan", (carry[0], carry_tree, carry[1]), out, new_tree, static
+            )
+            new_carry = (
+                [o if is_carry(e) else None for o, e in zip(out, entries, strict=True)],
+                jax.tree.leaves(new_tree),
+            )
+            stacked = [o if isinstance(e, int) else None for o, e in zip(out, entries, strict=True)]
+            return new_carry, (ys, stacked, static)
+
+        (groups_out, carry_leaves), (ys, stacked, static) = jax.lax.scan(
+            body, carry_in, scanned, **options
+        )
+        ys_axes = _ys_axes(out_axes)
+        y_leaves, y_def = jax.tree.flatten(ys)
+        moved = [_back(y, e) for y, e in zip(y_leaves, spread_out(ys_axes, ys), strict=True)]
+        new_tree = jax.tree.structure(carry_tree).unflatten(carry_leaves)
+        result = _join_result(_record_slots(new_tree, roots), y_def.unflatten(moved), out_axes)
+        out = [
+            g if is_carry(e) else (_back(s, e) if isinstance(e, int) else [])
+            for g, s, e in zip(groups_out, stacked, entries, strict=True)
+        ]
+        return result, out, static
+
+    return run
+
+
+def spread_out(axes: Any, ys: Any) -> list[Any]:
+    return spread(axes, ys, "out_axes", _is_entry)
+
+
+def _check_broadcast(call: Call, rules: OutputRules, out: Any, static: Static) -> None:
+    for group, entry in enumerate(rules.entries):
+        if entry is None and out[group]:
+            place = place_of_output(call.plan.graphdef, rules.arguments, static.change, group, 0)
+            raise PrefixError(
+                f"`{place}` is written inside scan, where it is broadcast (None): every step would "
+                "see the value from before the loop.\n"
+                "Cure: carry it from step to step, nnx.StateAxes({filter: nnx.Carry, ...: None}), "
+                "or scan it with an axis, so that each step has its own."
+            )
+
+
+def _split_result(result: Any, out_axes: Any) -> tuple[Any, Any]:
+    """(the carried part of a result, the rest)."""
+    if is_carry(out_axes):
+        return result, ()
+    if not isinstance(out_axes, tuple) or not any(map(is_carry, out_axes)):
+        return None, result
+    if not isinstance(result, tuple) or len(result) != len(out_axes):
+        raise ValueError(
+            f"scan: out_axes={out_axes!r} has {len(out_axes)} entries, but the body returned "
+            f"{type(result).__name__}{f' of {len(result)}' if isinstance(result, tuple) else ''}."
+        )
+    place = next(i for i, e in enumerate(out_axes) if is_carry(e))
+    return result[place], result[:place] + result[place + 1 :]
+
+
+def _ys_axes(out_axes: Any) -> Any:
+    if is_carry(out_axes):
+        return ()
+    if isinstance(out_axes, tuple) and any(map(is_carry, out_axes)):
+        return tuple(e for e in out_axes if not is_carry(e))
+    return out_axes
+
+
+def _join_result(carry: Any, ys: Any, out_axes: Any) -> Any:
+    if is_carry(out_axes):
+        return carry
+    if isinstance(out_axes, tuple) and any(map(is_carry, out_axes)):
+        place = next(i for i, e in enumerate(out_axes) if is_carry(e))
+        return (*ys[:place], carry, *ys[place:])
+    return ys
+
+
+def _input_slots(tree: Any, roots: tuple[int, ...]) -> Any:
+    """Slots of a result name records; those of arguments name roots. The carry must be the same."""
+    numbers = {record: number for number, record in enumerate(roots)}
+    return jax.tree.map(
+        lambda x: Slot(numbers.get(x.number, -1 - x.number)) if type(x) is Slot else x,
+        tree,
+        is_leaf=lambda x: type(x) is Slot,
+    )
+
+
+def _record_slots(tree: Any, roots: tuple[int, ...]) -> Any:
+    return put_back(tree, [Slot(r) for r in roots])

@@ -1,0 +1,170 @@
+"""`vmap` and `pmap`: each group of leaves is mapped over its axis."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from ..lift.arguments import unbind
+from ..lift.axis_names import AxisName
+from ..lift.call import enter, group_by_prefix, leave, pure_function
+from ..lift.errors import PrefixError
+from ..lift.prefix import without_objects
+from ..lift.programs import eager_program
+from .axis_errors import check_broadcast, check_sizes
+from .bound import decorator_or_function, with_self
+
+__all__ = ["pmap", "vmap"]
+
+
+@decorator_or_function
+def vmap(
+    f: Callable,
+    *,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    axis_name: Any = None,
+    axis_size: int | None = None,
+    spmd_axis_name: Any = None,
+    transform_metadata: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Callable:
+    """`jax.vmap` for functions of objects.
+
+    A mapped Variable (axis i) is seen without that axis, and what is written into it is stacked
+    there; one with axis None is seen whole, and what is written must be the same for every index.
+    Objects made inside come out stacked by `out_axes`.
+
+    Args:
+        f: the function, or a method.
+        in_axes, out_axes: ints, None, pytree prefixes, `nnx.StateAxes`. A tuple with one entry
+            fewer than the arguments of a method leaves `self` out, which is mapped over axis 0.
+        axis_name, axis_size, spmd_axis_name: as in `jax.vmap`.
+        transform_metadata: `{nnx.PARTITION_NAME: name}` keeps annotations in step.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax, jax.numpy as jnp
+        >>> make = nnx.vmap(lambda key: nnx.Linear(2, 3, rngs=nnx.Rngs(key)))
+        >>> stack = make(jax.random.split(jax.random.key(0), 5))
+        >>> stack.kernel.shape
+        (5, 2, 3)
+        >>> nnx.vmap(lambda m, x: m(x), in_axes=(0, None))(stack, jnp.ones((1, 2))).shape
+        (5, 1, 3)
+    """
+    named = AxisName.of(transform_metadata)
+    keywords = dict(options, axis_name=axis_name, axis_size=axis_size)
+
+    def transform(pure: Callable, axes: list, prefix: Any, out: Any) -> Callable:
+        return jax.vmap(
+            pure,
+            in_axes=(axes, (prefix, 0)),
+            out_axes=(out, axes, None),
+            spmd_axis_name=spmd_axis_name,
+            **keywords,
+        )
+
+    return _mapped(f, in_axes, out_axes, named, transform, "vmap")
+
+
+@decorator_or_function
+def pmap(
+    f: Callable,
+    axis_name: Any = None,
+    *,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    static_broadcasted_argnums: Any = (),
+    devices: Any = None,
+    backend: str | None = None,
+    axis_size: int | None = None,
+    donate_argnums: Any = (),
+    transform_metadata: Mapping[str, Any] | None = None,
+) -> Callable:
+    """`jax.pmap` for functions of objects: a stacked model, one slice per device.
+
+    Takes the keywords of `jax.pmap`; axes as in `nnx.vmap`. `donate_argnums` is taken as the hint
+    that it is: the buffers are kept. For donation, and for shardings, see `nnx.jit`.
+    """
+    del donate_argnums
+    named = AxisName.of(transform_metadata)
+    static = static_broadcasted_argnums
+    static = (static,) if isinstance(static, int) else tuple(static)
+    options: dict[str, Any] = {
+        "axis_name": axis_name,
+        "devices": None if devices is None else tuple(devices),
+        "backend": backend,
+        "axis_size": axis_size,
+    }
+
+    def transform(pure: Callable, axes: list, prefix: Any, out: Any) -> Callable:
+        return jax.pmap(pure, in_axes=(axes, (prefix, 0)), out_axes=(out, axes, None), **options)
+
+    return _mapped(f, in_axes, out_axes, named, transform, "pmap", static, options)
+
+
+def _mapped(
+    f: Callable,
+    in_axes: Any,
+    out_axes: Any,
+    named: AxisName | None,
+    transform: Callable,
+    name: str,
+    static: tuple[int, ...] = (),
+    compiled_for: dict[str, Any] | None = None,
+) -> Callable:
+    """The wrapper that vmap and pmap share; `compiled_for`: what a compiled program depends on."""
+    function, bound = unbind(f)
+
+    @functools.wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        statics = {n % len(args): args[n] for n in static}
+        args = tuple(None if i in statics else a for i, a in enumerate(args))
+        prefix = in_axes
+        if bound is not None:
+            args = (bound, *args)
+            prefix = (0, *prefix) if isinstance(prefix, (tuple, list)) else prefix
+            statics = {i + 1: a for i, a in statics.items()}
+        prefix = with_self(wrapped, prefix, args, 0)
+        if isinstance(prefix, list):
+            prefix = tuple(prefix)
+        if statics and isinstance(prefix, tuple):
+            prefix = tuple(None if i in statics else e for i, e in enumerate(prefix))
+        call = enter(args, kwargs)
+        rules = group_by_prefix(call, function, prefix, out_axes, "in_axes", keywords=0)
+        axes, jax_prefix = list(rules.entries), without_objects(prefix)
+
+        def make(functions: tuple[Callable, ...]) -> Callable:
+            inner = _with_statics(functions[0], statics) if statics else functions[0]
+            checked = check_broadcast(call, rules, name)
+            pure = pure_function(inner, call, rules=rules, axis_name=named, returned=checked)
+            return transform(pure, axes, jax_prefix, without_objects(out_axes))
+
+        if compiled_for is None:
+            run = make((function,))
+        else:
+            assert call.groups is not None
+            key = (call.plan.graphdef, call.groups.of_leaf, *map(str, (prefix, out_axes, named)),
+                   tuple(statics.items()), *compiled_for.items())  # fmt: skip
+            run = eager_program((function,), key, make, compile=lambda program: program)
+        try:
+            result = run(call.grouped, call.tree)
+        except PrefixError:
+            raise
+        except (ValueError, IndexError):
+            check_sizes(call, rules, prefix, name)
+            raise
+        return leave(call, result)
+
+    return wrapped
+
+
+def _with_statics(function: Callable, statics: dict[int, Any]) -> Callable:
+    @functools.wraps(function)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        return function(*(statics.get(i, a) for i, a in enumerate(args)), **kwargs)
+
+    return inner
