@@ -1,0 +1,331 @@
+"""MultiHeadAttention, with a cache for decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..graph.module import Module
+from ..graph.rngs import Rngs, RngStream
+from ..graph.variable import Cache
+from . import dtypes
+from .dot_product_attention import dot_product_attention
+from .dropout import draw_key, fork_stream
+from .linear import default_bias_init, default_kernel_init
+from .linear_general import LinearGeneral
+from .masks import combine_masks
+from .normalization import LayerNorm
+from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, resolve_flag
+
+__all__ = ["MultiHeadAttention"]
+
+
+class MultiHeadAttention(Module):
+    """Multi-head attention: y = concat(headᵢ)·Wᵒ, headᵢ = softmax(qᵢ·kᵢᵀ / √d)·vᵢ.
+
+    qᵢ, kᵢ, vᵢ are affine maps of the inputs, and d = qkv_features / num_heads.
+
+    Shapes: `(*batch, queries, in_features)`, `(*batch, keys, in_kv_features)` → `(*batch, queries,
+    out_features)`. Attributes: `query`, `key`, `value`: LinearGeneral with kernels (in_features,
+    heads, d); `out`: LinearGeneral with a kernel (num_heads, d, out_features); with `normalize_qk`,
+    `query_ln` and `key_ln`; after `init_cache`, `cached_key`, `cached_value` (*batch, max_length,
+    num_kv_heads, d) and `cache_index` ().
+
+    Args:
+        num_heads: number of heads.
+        in_features: features of the input that queries are made from.
+        qkv_features: features of all heads together; by default in_features.
+        out_features: features of the output; by default in_features.
+        num_kv_heads: number of heads of keys and values, each for a group of query heads; by
+            default num_heads.
+        in_kv_features: features of the input that keys and values are made from; by default
+            in_features.
+        broadcast_dropout: use the same dropout mask for all batch entries and heads.
+        dropout_rate: the probability to drop an attention weight.
+        deterministic: switch dropout off; `model.train()` and `model.eval()` set it.
+        attention_fn: computes the attention, in place of `nnx.dot_product_attention`.
+        decode: decode with the cache: a call attends to what it is given and to all that came
+            before it since `init_cache`.
+        normalize_qk: apply LayerNorm to queries and keys (arXiv:2302.05442).
+        keep_rngs: keep a fork of the stream `dropout`, if there is dropout; else pass `rngs` to
+            the call.
+        kernel_init, bias_init, kernel_metadata, bias_metadata, qkv_promote_dtype, qkv_dot_general,
+            qkv_dot_general_cls: of the maps to queries, keys and values.
+        out_…: likewise of the last map; the initializers are by default those of the others.
+        ln_promote_dtype, query_ln_scale_metadata, key_ln_scale_metadata: of the two norms.
+        dtype, param_dtype, precision, use_bias, rngs: as for `nnx.Linear`.
+
+    Paper: Vaswani et al., "Attention Is All You Need" (2017), arXiv:1706.03762.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> attention = nnx.MultiHeadAttention(num_heads=2, in_features=8, rngs=nnx.Rngs(0))
+        >>> x = jnp.ones((1, 5, 8))
+        >>> attention(x, is_causal=True).shape
+        (1, 5, 8)
+        >>> attention.init_cache(x.shape)
+        >>> attention(x[:, :1], decode=True).shape, int(attention.cache_index.value)
+        ((1, 1, 8), 1)
+    """
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    broadcast_dropout: bool = True
+    precision: lax.PrecisionLike = None
+    use_bias: bool = True
+    attention_fn = staticmethod(dot_product_attention)
+    normalize_qk: bool = False
+    qkv_promote_dtype = staticmethod(dtypes.promote_dtype)
+    out_promote_dtype = staticmethod(dtypes.promote_dtype)
+    ln_promote_dtype = staticmethod(dtypes.promote_dtype)
+    qkv_dot_general: Callable[..., Any] | None = None
+    out_dot_general: Callable[..., Any] | None = None
+    qkv_dot_general_cls: Any = None
+    out_dot_general_cls: Any = None
+
+    def __init__(
+        self,
+        num_heads: int,
+        in_features: int,
+        qkv_features: int | None = None,
+        out_features: int | None = None,
+        num_kv_heads: int | None = None,
+        in_kv_features: int | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        broadcast_dropout: bool = True,
+        dropout_rate: float = 0.0,
+        deterministic: bool | None = None,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = default_kernel_init,
+        out_kernel_init: Initializer | None = None,
+        bias_init: Initializer = default_bias_init,
+        out_bias_init: Initializer | None = None,
+        use_bias: bool = True,
+        attention_fn: Callable[..., jax.Array] = dot_product_attention,
+        decode: bool | None = None,
+        normalize_qk: bool = False,
+        qkv_promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        out_promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        ln_promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        qkv_dot_general: Callable[..., Any] | None = None,
+        out_dot_general: Callable[..., Any] | None = None,
+        qkv_dot_general_cls: Any = None,
+        out_dot_general_cls: Any = None,
+        rngs: Rngs,
+        keep_rngs: bool = True,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        out_kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        out_bias_metadata: Mapping[str, Any] = NO_METADATA,
+        query_ln_scale_metadata: Mapping[str, Any] = NO_METADATA,
+        key_ln_scale_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        keep_options(self, locals())
+        self.num_heads = num_heads
+        self.in_features = in_features
+        self.qkv_features = in_features if qkv_features is None else qkv_features
+        self.out_features = in_features if out_features is None else out_features
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.in_kv_features = in_features if in_kv_features is None else in_kv_features
+        _check_multiple("qkv_features", self.qkv_features, "num_heads", num_heads)
+        _check_multiple("num_heads", num_heads, "num_kv_heads", self.num_kv_heads)
+        self.head_dim = self.qkv_features // num_heads
+        self.dropout_rate = dropout_rate
+        self.deterministic = deterministic
+        self.decode = decode
+        shared: dict[str, Any] = {
+            "use_bias": use_bias,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "precision": precision,
+            "rngs": rngs,
+        }
+        project = partial(
+            LinearGeneral,
+            **shared,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            promote_dtype=qkv_promote_dtype,
+            dot_general=qkv_dot_general,
+            dot_general_cls=qkv_dot_general_cls,
+            kernel_metadata=kernel_metadata,
+            bias_metadata=bias_metadata,
+        )
+        kv_shape = (self.num_kv_heads, self.head_dim)
+        self.query = project(in_features, (num_heads, self.head_dim))
+        self.key = project(self.in_kv_features, kv_shape)
+        self.value = project(self.in_kv_features, kv_shape)
+        self.query_ln = self.key_ln = None
+        if normalize_qk:
+            norm = partial(
+                LayerNorm,
+                self.head_dim,
+                use_bias=False,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                promote_dtype=ln_promote_dtype,
+                rngs=rngs,
+            )
+            self.query_ln = norm(scale_metadata=query_ln_scale_metadata)
+            self.key_ln = norm(scale_metadata=key_ln_scale_metadata)
+        self.out = LinearGeneral(
+            (num_heads, self.head_dim),
+            self.out_features,
+            axis=(-2, -1),
+            **shared,
+            kernel_init=out_kernel_init or kernel_init,
+            bias_init=out_bias_init or bias_init,
+            promote_dtype=out_promote_dtype,
+            dot_general=out_dot_general,
+            dot_general_cls=out_dot_general_cls,
+            kernel_metadata=out_kernel_metadata,
+            bias_metadata=out_bias_metadata,
+        )
+        self.rngs = fork_stream(rngs, "dropout") if keep_rngs and dropout_rate > 0 else None
+        self.cached_key: Cache | None = None
+        self.cached_value: Cache | None = None
+        self.cache_index: Cache | None = None
+
+    def __call__(
+        self,
+        inputs_q: Any,
+        inputs_k: Any = None,
+        inputs_v: Any = None,
+        *,
+        mask: Any = None,
+        deterministic: bool | None = None,
+        rngs: Rngs | RngStream | jax.Array | None = None,
+        sow_weights: bool = False,
+        decode: bool | None = None,
+        is_causal: bool = False,
+        out_sharding: Any = None,
+        qkv_sharding: Any = None,
+    ) -> jax.Array:
+        """Attend from each position of `inputs_q` to those of `inputs_k`.
+
+        Args:
+            inputs_q: (*batch, queries, in_features), for the queries.
+            inputs_k: (*batch, keys, in_kv_features), for the keys; by default inputs_q.
+            inputs_v: likewise for the values; by default inputs_k.
+            mask: True where a query may look at a key; broadcasts to (*batch, heads, queries,
+                keys), where the keys are those of the cache when decoding.
+            deterministic: overrules the attribute.
+            rngs: `Rngs`, a stream or a key for dropout, in place of the layer's own stream.
+            sow_weights: record the attention weights as the Intermediate `attention_weights`.
+            decode: overrules the attribute.
+            is_causal: each position may look at itself and those before it only. When decoding,
+                that is so in any case.
+            out_sharding: the sharding of the result, on a mesh with explicit axes.
+            qkv_sharding: likewise of queries, keys and values.
+
+        Raises:
+            ValueError: an input or the cache has another shape, or there is no cache.
+        """
+        if inputs_k is None:
+            if inputs_v is not None:
+                raise ValueError("MultiHeadAttention: inputs_v was given without inputs_k.")
+            inputs_k = inputs_q
+        if inputs_v is None:
+            inputs_v = inputs_k
+        drop = self.dropout_rate > 0 and not resolve_flag(
+            self, "deterministic", deterministic, self.deterministic
+        )
+        query = self.query(inputs_q, out_sharding=qkv_sharding)
+        key = self.key(inputs_k, out_sharding=qkv_sharding)
+        value = self.value(inputs_v, out_sharding=qkv_sharding)
+        if self.query_ln is not None and self.key_ln is not None:
+            query, key = self.query_ln(query), self.key_ln(key)
+        if self.decode if decode is None else decode:
+            key, value, allowed = self._extend_cache(key, value)
+            mask = allowed if mask is None else combine_masks(mask, allowed, dtype=bool)
+            is_causal = False
+        y = self.attention_fn(
+            query,
+            key,
+            value,
+            mask=mask,
+            dropout_rng=draw_key(self, "dropout", rngs, self.rngs) if drop else None,
+            dropout_rate=self.dropout_rate,
+            broadcast_dropout=self.broadcast_dropout,
+            deterministic=not drop,
+            dtype=self.dtype,
+            precision=self.precision,
+            module=self if sow_weights else None,
+            is_causal=is_causal,
+        )
+        return self.out(y, out_sharding=out_sharding)
+
+    def init_cache(self, input_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> None:
+        """Make an empty cache: call it before decoding, and to start anew.
+
+        Args:
+            input_shape: (*batch, max_length, in_features): the shape of a whole input.
+            dtype: the dtype of the cached keys and values.
+
+        Example:
+            >>> from refax import nnx
+            >>> attention = nnx.MultiHeadAttention(2, 8, decode=True, rngs=nnx.Rngs(0))
+            >>> attention.init_cache((1, 100, 8))
+            >>> attention.cached_key.shape
+            (1, 100, 2, 4)
+        """
+        shape = (*input_shape[:-1], self.num_kv_heads, self.head_dim)
+        self.cached_key = Cache(jnp.zeros(shape, dtype))
+        self.cached_value = Cache(jnp.zeros(shape, dtype))
+        self.cache_index = Cache(jnp.array(0, jnp.int32))
+
+    def _extend_cache(
+        self, key: jax.Array, value: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Write keys and values into the cache; return all of them, and which may be looked at."""
+        if self.cached_key is None or self.cached_value is None or self.cache_index is None:
+            raise ValueError(
+                "MultiHeadAttention: there is no cache to decode with.\n"
+                "Cure: attention.init_cache((*batch, max_length, features)) before the first call."
+            )
+        keys, values = self.cached_key.value, self.cached_value.value
+        batch, length = keys.shape[:-3], keys.shape[-3]
+        if key.shape[:-3] != batch or key.shape[-3] > length:
+            raise ValueError(
+                f"MultiHeadAttention: the cache is for inputs of shape {(*batch, length)} (batch, "
+                f"length), and this one has {key.shape[:-2]}.\n"
+                "Cure: attention.init_cache with the shape of a whole input."
+            )
+        keys, values, self.cache_index.value, allowed = _extended(
+            keys, values, self.cache_index.value, key, value
+        )
+        self.cached_key.value, self.cached_value.value = keys, values
+        return keys.astype(key.dtype), values.astype(value.dtype), allowed
+
+
+def _check_multiple(name: str, number: int, divisor: str, parts: int) -> None:
+    if number % parts:
+        raise ValueError(
+            f"MultiHeadAttention: {name}={number} is not a multiple of {divisor}={parts}."
+        )
+
+
+@partial(jax.jit, inline=True)
+def _extended(
+    keys: jax.Array, values: jax.Array, index: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The cache with `key` and `value` at `index`; the next index; the mask of what is there."""
+    new, length = key.shape[-3], keys.shape[-3]
+    # Past the end, `dynamic_update_slice` would overwrite the last entries: give NaN instead.
+    value = jnp.where(index + new <= length, value.astype(values.dtype), jnp.nan)
+    start = (*(0,) * (keys.ndim - 3), index, 0, 0)
+    keys = lax.dynamic_update_slice(keys, key.astype(keys.dtype), start)
+    values = lax.dynamic_update_slice(values, value, start)
+    positions = index + jnp.arange(new, dtype=index.dtype)
+    allowed = positions[:, None] >= jnp.arange(length, dtype=index.dtype)[None, :]
+    allowed = allowed.reshape((1,) * (keys.ndim - 2) + allowed.shape)
+    return keys, values, index + jnp.array(new, index.dtype), allowed

@@ -1,0 +1,164 @@
+"""BatchNorm: normalization by the statistics of the batch, or by their running averages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..graph.rngs import Rngs
+from ..graph.variable import BatchStat
+from . import dtypes, initializers
+from .normalization import Normalization, scale_and_shift
+from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, resolve_flag
+from .standardize import Averaging, standardize
+
+__all__ = ["BatchNorm"]
+
+
+@partial(jax.jit, static_argnums=(7, 8, 9), inline=True)
+def _normalize_batch(
+    x: jax.Array,
+    mask: jax.Array | None,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    running_mean: jax.Array,
+    running_var: jax.Array,
+    momentum: Any,
+    how: Averaging,
+    feature_axes: tuple[int, ...],
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The output and the new running statistics."""
+
+    def updated(running: jax.Array, batch: jax.Array) -> jax.Array:
+        batch = batch.reshape(running.shape).astype(running.dtype)
+        return momentum * running + (1 - momentum) * batch
+
+    y, mean, var = standardize(x.astype(dtypes.widest(x.dtype, dtype)), mask, how)
+    y = scale_and_shift(y, scale, bias, feature_axes, dtype)
+    assert mean is not None
+    return y, updated(running_mean, mean), updated(running_var, var)
+
+
+@partial(jax.jit, static_argnums=(5, 6, 7), inline=True)
+def _normalize_running(
+    x: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    mean: jax.Array,
+    var: jax.Array,
+    epsilon: float,
+    feature_axes: tuple[int, ...],
+    dtype: Any,
+) -> jax.Array:
+    x = x.astype(dtypes.widest(x.dtype, dtype))
+    shape = tuple(n if i in feature_axes else 1 for i, n in enumerate(x.shape))
+    factor = lax.rsqrt(var.astype(x.dtype) + epsilon)
+    y = (x - mean.astype(x.dtype).reshape(shape)) * factor.reshape(shape)
+    return scale_and_shift(y, scale, bias, feature_axes, dtype)
+
+
+class BatchNorm(Normalization):
+    """Normalizes each feature over the batch: y = (x - mean) / √(var + ε) · scale + bias.
+
+    In training, mean and (biased) variance are those of the batch, and the running averages move:
+    `mean ← momentum·mean + (1 - momentum)·batch mean`, the same for `var`. In evaluation
+    (`use_running_average`), they are the running averages.
+
+    Shapes: `(..., num_features)` → the same. Attributes: `scale`, `bias` (num_features,) or None;
+    `mean`, `var` (num_features,), both `BatchStat`.
+
+    Args:
+        num_features: number of features.
+        use_running_average: normalize by the running averages; `model.train()` and `model.eval()`
+            set it.
+        axis: the feature axis; the statistics are computed over all others.
+        momentum: how much of the running averages stays at each step.
+        epsilon: ε.
+        param_dtype: the dtype of scale and bias. The running averages are float32.
+        dtype, use_bias, use_scale, …: as for `nnx.LayerNorm`.
+
+    Paper: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift" (2015), arXiv:1502.03167.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> norm = nnx.BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
+        >>> norm(jnp.array([[1.0], [3.0]])).round(3).tolist(), norm.mean.value.round(3).tolist()
+        ([[-1.0], [1.0]], [0.2])
+        >>> norm.eval()
+        >>> norm(jnp.array([[0.2]])).round(3).tolist()
+        [[0.0]]
+    """
+
+    axis: int = -1
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = initializers.zeros,
+        scale_init: Initializer = initializers.ones,
+        axis_name: str | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        rngs: Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        keep_options(self, locals())
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.mean = BatchStat(jnp.zeros((num_features,), jnp.float32))
+        self.var = BatchStat(jnp.ones((num_features,), jnp.float32))
+        self.scale = self._make_parameter(use_scale, scale_init, rngs, scale_metadata)
+        self.bias = self._make_parameter(use_bias, bias_init, rngs, bias_metadata)
+
+    def __call__(
+        self,
+        x: Any,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalize x (..., num_features); in training, move the running averages too.
+
+        Args:
+            x: the input.
+            use_running_average: overrules the attribute.
+            mask: booleans that broadcast to x: which elements count for mean and variance.
+
+        Raises:
+            ValueError: x has another number of features.
+        """
+        running = resolve_flag(
+            self, "use_running_average", use_running_average, self.use_running_average
+        )
+        x, scale, bias, dtype = self._arrays(x)
+        features = self._find_feature_axes(x, self.axis)
+        mean, var = self.mean.value, self.var.value
+        if running:
+            return _normalize_running(x, scale, bias, mean, var, self.epsilon, features, dtype)
+        how = self._averaging(tuple(i for i in range(x.ndim) if i not in features))
+        y, self.mean.value, self.var.value = _normalize_batch(
+            x, mask, scale, bias, mean, var, self.momentum, how, features, dtype
+        )
+        return y

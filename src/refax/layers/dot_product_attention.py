@@ -1,0 +1,179 @@
+"""Scaled dot-product attention, as a function."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..graph.module import Module
+from ..graph.variable import Intermediate
+from . import dtypes
+from .options import PromoteDtype
+
+__all__ = ["dot_product_attention"]
+
+
+def dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    broadcast_dropout: bool = True,
+    dropout_rng: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    deterministic: bool = False,
+    dtype: DTypeLike | None = None,
+    precision: lax.PrecisionLike = None,
+    module: Module | None = None,
+    promote_dtype: PromoteDtype = dtypes.promote_dtype,
+    is_causal: bool = False,
+) -> jax.Array:
+    """Attention: softmax(q·kᵀ / √d + bias)·v, for each head.
+
+    With fewer heads of keys and values than of queries, each serves a group of consecutive query
+    heads. The softmax is computed in at least float32.
+
+    Shapes: `(*batch, queries, heads, d)`, `(*batch, keys, kv_heads, d)`, `(*batch, keys, kv_heads,
+    v)` → `(*batch, queries, heads, v)`.
+
+    Args:
+        query: the queries.
+        key: the keys.
+        value: the values.
+        bias: added to the logits; broadcasts to (*batch, heads, queries, keys).
+        mask: True where a query may look at a key; broadcasts likewise. A query that may look at
+            none looks at all alike.
+        broadcast_dropout: use the same dropout mask for all batch entries and heads.
+        dropout_rng: the key for dropout.
+        dropout_rate: the probability to drop an attention weight.
+        deterministic: switch dropout off.
+        dtype: the dtype to compute in; by default what q, k and v promote to.
+        precision: as in `jax.lax.dot_general`.
+        module: a Module to `sow` the weights on, as the Intermediate `attention_weights`.
+        promote_dtype: brings q, k and v to one dtype.
+        is_causal: query i may look at the keys 0 … i only.
+
+    Papers: Vaswani et al., "Attention Is All You Need" (2017), arXiv:1706.03762; for groups of
+    heads, Ainslie et al., "GQA" (2023), arXiv:2305.13245.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> q, kv = jnp.ones((2, 5, 4, 8)), jnp.ones((2, 7, 2, 8))
+        >>> nnx.dot_product_attention(q, kv, kv).shape
+        (2, 5, 4, 8)
+    """
+    query, key, value = promote_dtype((query, key, value), dtype=dtype)
+    _check_shapes(query.shape, key.shape, value.shape)
+    bias = None if bias is None else dtypes.as_array(bias)
+    mask = None if mask is None else dtypes.as_array(mask)
+    drop = dropout_rate > 0.0 and not deterministic
+    if drop and dropout_rng is None:
+        raise ValueError(
+            f"dot_product_attention: dropout_rate={dropout_rate} needs a key.\n"
+            "Cure: dropout_rng=key, or deterministic=True."
+        )
+    if not drop and module is None:  # in one compiled call when eager
+        return _attend(query, key, value, bias, mask, is_causal, precision)
+    weights = _weights(query, key, bias, mask, is_causal, precision)
+    if module is not None:
+        module.sow(Intermediate, "attention_weights", weights)
+    if drop:
+        weights = _drop(weights, dropout_rng, 1.0 - dropout_rate, broadcast_dropout)
+    return _combine(weights, value, precision)
+
+
+def _check_shapes(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> None:
+    if (
+        len(query) < 3
+        or query[:-3] != key[:-3]
+        or key[:-1] != value[:-1]
+        or query[-1] != key[-1]
+        or query[-2] % key[-2]
+    ):
+        raise ValueError(
+            f"dot_product_attention: the query has the shape {query}, the key {key}, the value "
+            f"{value}; they must be (*batch, queries, heads, d), (*batch, keys, kv_heads, d) and "
+            "(*batch, keys, kv_heads, v), where kv_heads divides heads."
+        )
+
+
+@partial(jax.jit, static_argnums=(4, 5), inline=True)
+def _weights(
+    query: jax.Array,
+    key: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    is_causal: bool,
+    precision: Any,
+) -> jax.Array:
+    """softmax(q·kᵀ / √d + bias): (*batch, heads, queries, keys), in the dtype of the query."""
+    *batch, queries, heads, depth = query.shape
+    keys, kv_heads = key.shape[-3:-1]
+    wide = dtypes.widest(query.dtype)
+    product = partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+    if heads == kv_heads:
+        logits = product("...qhd,...khd->...hqk", query, key)
+    else:
+        groups = query.reshape(*batch, queries, kv_heads, heads // kv_heads, depth)
+        logits = product("...qhgd,...khd->...hgqk", groups, key)
+        logits = logits.reshape(*batch, heads, queries, keys)
+    logits = logits * (depth**-0.5)
+    if bias is not None:
+        logits = logits + _like_logits(bias, logits).astype(wide)
+    if mask is not None:
+        logits = jnp.where(_like_logits(mask, logits), logits, _lowest(wide))
+    if is_causal:
+        allowed = jnp.tril(jnp.ones((queries, keys), bool))
+        logits = jnp.where(_like_logits(allowed, logits), logits, _lowest(wide))
+    return jax.nn.softmax(logits, axis=-1).astype(query.dtype)
+
+
+def _like_logits(x: jax.Array, logits: jax.Array) -> jax.Array:
+    """`x` with axes of size 1 in front, as many as the logits have."""
+    return x.reshape((1,) * (logits.ndim - x.ndim) + x.shape)
+
+
+def _lowest(dtype: Any) -> Any:
+    # Not -inf: a query with every key masked would get NaN.
+    return jnp.finfo(dtype).min
+
+
+@partial(jax.jit, static_argnums=(3,), inline=True)
+def _drop(weights: jax.Array, rng: jax.Array, keep: Any, broadcast: bool) -> jax.Array:
+    shape = weights.shape
+    if broadcast:
+        shape = (1,) * (weights.ndim - 2) + weights.shape[-2:]
+    kept = jax.random.bernoulli(rng, keep, shape).astype(weights.dtype)
+    return weights * (kept / jnp.asarray(keep, weights.dtype))
+
+
+@partial(jax.jit, static_argnums=(2,), inline=True)
+def _combine(weights: jax.Array, value: jax.Array, precision: Any) -> jax.Array:
+    """weights·v: (*batch, queries, heads, v)."""
+    *batch, heads, queries, keys = weights.shape
+    kv_heads, depth = value.shape[-2:]
+    if heads == kv_heads:
+        return jnp.einsum("...hqk,...khd->...qhd", weights, value, precision=precision)
+    groups = weights.reshape(*batch, kv_heads, heads // kv_heads, queries, keys)
+    y = jnp.einsum("...hgqk,...khd->...qhgd", groups, value, precision=precision)
+    return y.reshape(*batch, queries, heads, depth)
+
+
+@partial(jax.jit, static_argnums=(5, 6), inline=True)
+def _attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    is_causal: bool,
+    precision: Any,
+) -> jax.Array:
+    return _combine(_weights(query, key, bias, mask, is_causal, precision), value, precision)

@@ -1,0 +1,124 @@
+"""Dropout; and how a layer keeps a random stream and draws from the one it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..graph.module import Module
+from ..graph.rngs import Rngs, RngStream
+from .dtypes import as_array
+from .options import keep_options, resolve_flag
+
+__all__ = ["Dropout", "draw_key", "fork_stream"]
+
+
+def fork_stream(rngs: Rngs | RngStream | None, collection: str) -> RngStream | None:
+    """A stream of its own for a layer to keep, from what the user passed at construction."""
+    if isinstance(rngs, Rngs):
+        rngs = rngs[collection]
+    return None if rngs is None else rngs.fork()
+
+
+def draw_key(
+    layer: Module,
+    collection: str,
+    rngs: Rngs | RngStream | jax.Array | None,
+    kept: RngStream | None,
+) -> jax.Array:
+    """The key for one call: of `rngs` from the call (a key is used as it is), else of `kept`."""
+    given = kept if rngs is None else rngs
+    if given is None:
+        name = type(layer).__name__
+        raise ValueError(
+            f"{name}: it is to draw random numbers (deterministic=False), but has no `rngs`.\n"
+            f"Cure: {name}(..., rngs=rngs), layer(x, rngs=nnx.Rngs({collection}=0)), or "
+            "deterministic=True (model.eval())."
+        )
+    if isinstance(given, Rngs):
+        given = given[collection]
+    return given() if isinstance(given, RngStream) else given
+
+
+@partial(jax.jit, static_argnums=(3,), inline=True)
+def _drop(x: jax.Array, key: jax.Array, keep: Any, mask_shape: tuple[int, ...]) -> jax.Array:
+    mask = jnp.broadcast_to(jax.random.bernoulli(key, keep, mask_shape), x.shape)
+    return jnp.where(mask, x / keep, jnp.zeros_like(x))
+
+
+class Dropout(Module):
+    """Zeroes each element with probability p, and scales the others: y = x·m / (1 - p).
+
+    Shapes: `(...)` → `(...)`. With `deterministic` it is the identity.
+
+    Args:
+        rate: the probability p to drop an element.
+        broadcast_dims: axes along which all elements share one m.
+        deterministic: switch dropout off; `model.train()` and `model.eval()` set it.
+        rng_collection: the name of the stream that gives the keys.
+        rngs: `Rngs` or a stream, of which the layer keeps a fork; without, pass `rngs` to the call.
+
+    Paper: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    JMLR 15 (2014).
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        >>> sorted(set(dropout(jnp.ones((8, 8))).ravel().tolist()))
+        [0.0, 2.0]
+        >>> dropout.eval()
+        >>> float(dropout(jnp.ones(())))
+        1.0
+    """
+
+    broadcast_dims: Sequence[int] = ()
+    rng_collection: str = "dropout"
+
+    def __init__(
+        self,
+        rate: float,
+        *,
+        broadcast_dims: Sequence[int] = (),
+        deterministic: bool | None = False,
+        rng_collection: str = "dropout",
+        rngs: Rngs | RngStream | None = None,
+    ):
+        keep_options(self, locals())
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"Dropout: rate={rate}, but a probability is between 0 and 1.")
+        self.rate = rate
+        self.deterministic = deterministic
+        self.rngs = fork_stream(rngs, rng_collection)
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        deterministic: bool | None = None,
+        rngs: Rngs | RngStream | jax.Array | None = None,
+    ) -> jax.Array:
+        """Drop elements of `inputs`.
+
+        Args:
+            inputs: x, of any shape.
+            deterministic: overrules the attribute.
+            rngs: `Rngs`, a stream or a key, in place of the layer's own stream.
+        """
+        x = as_array(inputs)
+        if resolve_flag(self, "deterministic", deterministic, self.deterministic):
+            return x
+        if self.rate == 0.0:
+            return x
+        if self.rate == 1.0:
+            return jnp.zeros_like(x)
+        key = draw_key(self, self.rng_collection, rngs, self.rngs)
+        mask_shape = x.shape
+        if self.broadcast_dims:
+            shared = {axis % x.ndim for axis in self.broadcast_dims}
+            mask_shape = tuple(1 if i in shared else n for i, n in enumerate(x.shape))
+        return _drop(x, key, 1.0 - self.rate, mask_shape)

@@ -1,0 +1,109 @@
+"""Embed: a table of vectors, looked up by integer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..graph.module import Module
+from ..graph.rngs import Rngs
+from ..graph.variable import Param
+from . import dtypes, initializers
+from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+
+__all__ = ["Embed", "default_embed_init"]
+
+default_embed_init = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+
+
+@partial(jax.jit, static_argnums=(2,), inline=True)
+def _rows(table: jax.Array, indices: jax.Array, out_sharding: Any) -> jax.Array:
+    if out_sharding is None:
+        return jnp.take(table, indices, axis=0)
+    return table.at[indices].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)
+
+
+@partial(jax.jit, static_argnums=(2,), inline=True)
+def _scores(query: jax.Array, table: jax.Array, out_sharding: Any) -> jax.Array:
+    dimensions = (((query.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(query, table, dimensions, out_sharding=out_sharding)
+
+
+class Embed(Module):
+    """A table E of vectors: y = E[i] for each integer i.
+
+    Shapes: integers `(...)` → `(..., features)`. An index out of range gives NaN; a negative one
+    counts from the end. Attributes: `embedding` E (num_embeddings, features).
+
+    Args:
+        num_embeddings: number of rows of E.
+        features: size of each row.
+        dtype: the dtype of the result; by default that of E.
+        param_dtype: the dtype of E.
+        embedding_init: initializer of E.
+        promote_dtype: brings arrays to one dtype.
+        rngs: its stream `params` gives the key.
+        embedding_metadata: metadata of E.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> embed = nnx.Embed(num_embeddings=10, features=4, rngs=nnx.Rngs(0))
+        >>> x = embed(jnp.array([[1, 5, 9]]))
+        >>> x.shape, embed.attend(x).shape
+        ((1, 3, 4), (1, 3, 10))
+    """
+
+    param_dtype: DTypeLike = jnp.float32
+    promote_dtype = staticmethod(dtypes.promote_dtype)
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        embedding_init: Initializer = default_embed_init,
+        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        rngs: Rngs,
+        embedding_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        keep_options(self, locals())
+        table = embedding_init(rngs.params(), (num_embeddings, features), param_dtype)
+        self.embedding = Param(table, **embedding_metadata)
+        self.num_embeddings = num_embeddings
+        self.features = features
+        self.dtype = self.embedding.value.dtype if dtype is None else dtype
+
+    def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
+        """The rows of E at the integers `inputs` (...)."""
+        indices = dtypes.as_array(inputs)
+        if not jnp.issubdtype(indices.dtype, jnp.integer):
+            raise ValueError(
+                f"Embed: the input must be integers, but it is {indices.dtype.name} of shape "
+                f"{indices.shape}.\nCure: pass token numbers; for one-hot vectors, "
+                "`x @ embed.embedding`."
+            )
+        # Cast after the look-up: the rows are few, the table is large.
+        rows = _rows(self.embedding.value, indices, out_sharding)
+        return self.promote_dtype((rows,), dtype=self.dtype, inexact=False)[0]
+
+    def attend(self, query: Any, out_sharding: Any = None) -> jax.Array:
+        """The scalar product of a query (..., features) with every row: (..., num_embeddings).
+
+        With it, the table that embeds the tokens gives the logits of the output too. Paper: Press
+        and Wolf, "Using the Output Embedding to Improve Language Models" (2017), arXiv:1608.05859.
+        """
+        query, table = self.promote_dtype((query, self.embedding.value), dtype=self.dtype)
+        if query.shape[-1:] != table.shape[-1:]:
+            raise ValueError(
+                f"Embed.attend: the query has the shape {query.shape}, but its last axis must "
+                f"have features={table.shape[-1]}."
+            )
+        return _scores(query, table, out_sharding)

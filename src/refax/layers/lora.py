@@ -1,0 +1,209 @@
+"""LoRA: low-rank adapters, to fine-tune a model by few parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..graph.module import Module
+from ..graph.rngs import Rngs
+from ..graph.variable import LoRAParam, Variable
+from . import dtypes, initializers
+from .linear import Linear
+from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+
+__all__ = ["LoRA", "LoRALinear"]
+
+default_a_init = initializers.he_uniform()
+
+
+@partial(jax.jit, inline=True)
+def _low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.dot(jnp.dot(x, a), b)
+
+
+class LoRA(Module):
+    """A low-rank map, alone or added to a module: y = x·A·B, or module(x) + x·A·B.
+
+    B is zero at first, so that it starts as no change.
+
+    Shapes: `(..., in_features)` → `(..., out_features)`.
+    Attributes: `lora_a` A (in_features, lora_rank), `lora_b` B (lora_rank, out_features).
+
+    Args:
+        in_features: size of the input's last axis.
+        lora_rank: the rank.
+        out_features: size of the output's last axis.
+        base_module: a module to add to.
+        dtype: the dtype to compute in; by default what input and parameters promote to.
+        param_dtype: the dtype of the parameters.
+        a_initializer, b_initializer: initializers of A and B.
+        lora_param_type: the Variable type of A and B, by which they are found:
+            `nnx.state(model, nnx.LoRAParam)`.
+        promote_dtype: brings input and parameters to one dtype.
+        rngs: its stream `params` gives the keys.
+        a_metadata, b_metadata: metadata of A and B.
+
+    Paper: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021),
+    arXiv:2106.09685.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> layer = nnx.LoRA(3, 2, 4, rngs=nnx.Rngs(0))
+        >>> layer.lora_a.shape, layer.lora_b.shape, layer(jnp.ones((5, 3))).shape
+        ((3, 2), (2, 4), (5, 4))
+    """
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    lora_param_type: type[Variable] = LoRAParam
+    promote_dtype = staticmethod(dtypes.promote_dtype)
+
+    def __init__(
+        self,
+        in_features: int,
+        lora_rank: int,
+        out_features: int,
+        *,
+        base_module: Callable[..., Any] | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        a_initializer: Initializer = default_a_init,
+        b_initializer: Initializer = initializers.zeros,
+        lora_param_type: type[Variable] = LoRAParam,
+        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        rngs: Rngs,
+        a_metadata: Mapping[str, Any] = NO_METADATA,
+        b_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        keep_options(self, locals())
+        if base_module is not None and not callable(base_module):
+            raise ValueError(
+                f"LoRA: base_module is a {type(base_module).__name__}, which cannot be called."
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.base_module = base_module
+        a = a_initializer(rngs.params(), (in_features, lora_rank), param_dtype)
+        b = b_initializer(rngs.params(), (lora_rank, out_features), param_dtype)
+        self.lora_a = lora_param_type(a, **a_metadata)
+        self.lora_b = lora_param_type(b, **b_metadata)
+
+    def __call__(self, x: Any, **kwargs: Any) -> jax.Array:
+        """x·A·B, plus `base_module(x, **kwargs)` if there is one."""
+        given, a, b = self.promote_dtype(
+            (x, self.lora_a.value, self.lora_b.value), dtype=self.dtype
+        )
+        if given.shape[-1:] != a.shape[:1]:
+            raise ValueError(
+                f"LoRA: the input has the shape {given.shape}, but its last axis must have "
+                f"in_features={a.shape[0]}."
+            )
+        change = _low_rank(given, a, b)
+        if self.base_module is None:
+            return change
+        return _add(self.base_module(x, **kwargs), change)
+
+
+def _add(y: jax.Array, change: jax.Array) -> jax.Array:
+    # In the dtype of y: an adapter must not change the precision of the model around it.
+    return y + change.astype(y.dtype)
+
+
+class LoRALinear(Linear):
+    """A Linear with a low-rank adapter: y = x·W + b + x·A·B.
+
+    Made from sizes, or around an existing Linear, whose parameters it then shares. B is zero at
+    first, so that the new layer gives what the old one gave.
+
+    Shapes: `(..., in_features)` → `(..., out_features)`.
+    Attributes: those of `nnx.Linear`, and `lora`, a `nnx.LoRA`.
+
+    Args:
+        in_features: size of the input's last axis; or the Linear.
+        out_features: size of the output's last axis; not with a Linear.
+        lora_rank: the rank of the adapter; `rank` is another spelling.
+        lora_dtype, lora_param_dtype, lora_promote_dtype, a_initializer, b_initializer,
+            lora_param_type, rngs, a_metadata, b_metadata: of the adapter, as for `nnx.LoRA`.
+        **kwargs: as for `nnx.Linear`; not with a Linear.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> linear = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+        >>> adapted = nnx.LoRALinear(linear, rank=2, rngs=nnx.Rngs(1))
+        >>> (
+        ...     adapted.kernel is linear.kernel,
+        ...     bool((adapted(jnp.ones(3)) == linear(jnp.ones(3))).all()),
+        ... )
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        in_features: int | Linear,
+        out_features: int | None = None,
+        *,
+        lora_rank: int | None = None,
+        rank: int | None = None,
+        lora_dtype: DTypeLike | None = None,
+        lora_param_dtype: DTypeLike = jnp.float32,
+        a_initializer: Initializer = default_a_init,
+        b_initializer: Initializer = initializers.zeros,
+        lora_param_type: type[Variable] = LoRAParam,
+        lora_promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        rngs: Rngs,
+        a_metadata: Mapping[str, Any] = NO_METADATA,
+        b_metadata: Mapping[str, Any] = NO_METADATA,
+        **kwargs: Any,
+    ):
+        keep_options(self, locals())
+        lora_rank = rank if lora_rank is None else lora_rank
+        if lora_rank is None:
+            raise TypeError("LoRALinear: the rank of the adapter is missing: lora_rank=8.")
+        if isinstance(in_features, Linear):
+            self._adopt(in_features, out_features, kwargs)
+        elif out_features is None:
+            raise TypeError(
+                "LoRALinear takes sizes, LoRALinear(in_features, out_features, …), or a Linear, "
+                f"LoRALinear(linear, …); got {in_features!r}."
+            )
+        else:
+            super().__init__(in_features, out_features, rngs=rngs, **kwargs)
+        self.lora = LoRA(
+            self.in_features,
+            lora_rank,
+            self.out_features,
+            dtype=lora_dtype,
+            param_dtype=lora_param_dtype,
+            a_initializer=a_initializer,
+            b_initializer=b_initializer,
+            lora_param_type=lora_param_type,
+            promote_dtype=lora_promote_dtype,
+            rngs=rngs,
+            a_metadata=a_metadata,
+            b_metadata=b_metadata,
+        )
+
+    def _adopt(self, linear: Linear, out_features: int | None, kwargs: dict[str, Any]) -> None:
+        """Take over the attributes of a Linear: the same Variables, not copies."""
+        if out_features is not None or kwargs:
+            given = ["out_features"] * (out_features is not None) + list(kwargs)
+            raise TypeError(
+                f"LoRALinear: {', '.join(given)} cannot be given together with a Linear, which "
+                "says it already."
+            )
+        if isinstance(linear, LoRALinear):
+            raise TypeError("LoRALinear: this Linear has an adapter already, `.lora`.")
+        for name, value in vars(linear).items():
+            setattr(self, name, value)
+
+    def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
+        """y = x·W + b + x·A·B, in the dtype of x·W + b."""
+        return _add(super().__call__(inputs, out_sharding=out_sharding), self.lora(inputs))
