@@ -154,6 +154,8 @@ from .transforms.prefixes import StateAxes as StateAxes
 from .transforms.prefixes import StateSharding as StateSharding
 from .transforms.remat import checkpoint as checkpoint
 from .transforms.remat import remat as remat
+from .transforms.retrace import RetraceWarning as RetraceWarning
+from .transforms.retrace import assert_max_traces as assert_max_traces
 from .transforms.scan import scan as scan
 from .transforms.shard_map import shard_map as shard_map
 from .transforms.vjp import jvp as jvp

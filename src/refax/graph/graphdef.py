@@ -25,14 +25,14 @@ comparing equal ones is nearly always an `is`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any, NamedTuple
 
 import jax
 
 from . import errors
-from .statics import static_value
+from .statics import static_key, static_value
 
 __all__ = ["DICT", "LEAF", "LIST", "OBJECT", "PYTREE", "TUPLE", "VARIABLE", "GraphDef", "intern"]
 
@@ -114,7 +114,9 @@ class GraphDef:
         )
 
     def __reduce__(self) -> Any:
-        return (GraphDef, (self.roots, self.records, self.arrays))
+        # The type of a static (`function`, say) need not be picklable where the static itself is.
+        packed = tuple(_map_statics(_packed, record) for record in self.records)
+        return (_unpickle, (self.roots, packed, self.arrays))
 
     def _unhashable(self) -> Exception:
         for path, _, value in self.statics():
@@ -234,6 +236,33 @@ class GraphDef:
         from .representation import represent_graphdef
 
         return represent_graphdef(self)
+
+
+class _Packed(NamedTuple):
+    """A static on its way through pickle."""
+
+    value: Any
+
+
+def _packed(key: tuple) -> _Packed:
+    return _Packed(static_value(key))
+
+
+def _map_statics(f: Callable[[Any], Any], record: tuple) -> tuple:
+    """A record with `f(static)` in the place of each static."""
+    at = {VARIABLE: None, LIST: 2, TUPLE: 2}.get(record[0], 3)
+    if at is None:
+        return record
+    children = tuple(f(c) if isinstance(c, tuple) else c for c in record[at])
+    rest = record[at + 1 :]
+    if record[0] == DICT and rest[0] is not None:
+        rest = (f(rest[0]),)
+    return (*record[:at], children, *rest)
+
+
+def _unpickle(roots: tuple, packed: tuple, arrays: int) -> GraphDef:
+    records = tuple(_map_statics(lambda x: static_key(x.value), record) for record in packed)
+    return GraphDef(roots, records, arrays)
 
 
 # Weak on both sides: a GraphDef lives as long as a plan, a State or a compiled program uses it.

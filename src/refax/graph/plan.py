@@ -154,7 +154,8 @@ def walk(roots: tuple[Any, ...]) -> Walk:
 
 
 def _is_graph_part(value: Any) -> bool:
-    return isinstance(value, (Pytree, Variable, State))
+    cls = type(value)
+    return isinstance(value, (Pytree, Variable, State)) or cls in _LISTS or cls in _DICTS
 
 
 def _marked(value: Any, mark: str | None, child: Any, container: Any, key: Any) -> Any:

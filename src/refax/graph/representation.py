@@ -13,10 +13,11 @@ from jax.core import Tracer
 from .graphdef import VARIABLE, GraphDef, record_children
 from .module import Pytree
 from .state import State
+from .statics import FunctionKey
 from .variable import Variable
 from .watch import is_array
 
-__all__ = ["represent", "represent_graphdef", "size_comment"]
+__all__ = ["represent", "represent_graphdef", "short", "size_comment"]
 
 _MAX_LINES = 400
 _MAX_DEPTH = 60
@@ -68,7 +69,7 @@ def _by_type(variables: Iterable[Variable]) -> str:
     return " # " + ", ".join(parts) if parts else ""
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """One value on as few lines as it takes; big arrays by type and shape only."""
     if isinstance(value, Tracer):
         return f"Traced<{value.dtype}[{','.join(map(str, value.shape))}]>"
@@ -86,6 +87,8 @@ def _short(value: Any) -> str:
         return f"ndarray(shape={value.shape}, dtype=dtype('{value.dtype}'))"
     if isinstance(value, type):
         return value.__name__
+    if isinstance(value, FunctionKey):
+        return value.describe()
     if callable(value) and hasattr(value, "__qualname__"):
         return f"<{type(value).__name__} {value.__qualname__}>"
     return repr(value)
@@ -97,7 +100,7 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, totals: bool
         isinstance(value, (list, tuple, dict)) and _has_objects(value)
     )
     if not compound:
-        return _short(value).split("\n")
+        return short(value).split("\n")
     if not isinstance(value, tuple):
         if id(value) in seen:
             return [f"{type(value).__name__}(…same as {seen[id(value)] or 'the root'})"]

@@ -297,13 +297,15 @@ def reseed(node: Any, /, *, policy: Any = None, **stream_keys: Any) -> None:
 
 def _renew(node: Any, only: Filter, new_key: Callable[[jax.Array], jax.Array]) -> SplitBackups:
     backups = SplitBackups()
-    for path, stream in list(iter_streams(node, only)):
-        key, count = stream.key.value, stream.count.value
-        if key.shape:
+    streams = list(iter_streams(node, only))
+    for path, stream in streams:
+        if shape := stream.key.value.shape:
             raise ValueError(
                 f"split_rngs: the stream `{path_string(path)}` is split already, it has keys of "
-                f"shape {key.shape}. Cure: leave it out with only=…, or restore it first."
+                f"shape {shape}. Cure: leave it out with only=…, or restore it first."
             )
+    for _, stream in streams:
+        key, count = stream.key.value, stream.count.value
         fresh = new_key(stream())
         # Restoring keeps the count moved on by one: the next split gives other keys.
         backups.append((stream, key, count + jnp.uint32(1)))

@@ -83,6 +83,20 @@ class FunctionKey:
     def __repr__(self) -> str:
         return getattr(self.function, "__qualname__", repr(self.function))
 
+    def describe(self) -> str:
+        """The function's name with the scalars that it closes over, for messages."""
+        scalars: list[str] = []
+
+        def collect(part: Any) -> None:
+            if isinstance(part, tuple) and len(part) >= 2 and part[0] in (int, float, bool, str):
+                scalars.append(repr(part[1]))
+            elif isinstance(part, tuple):
+                for inner in part:
+                    collect(inner)
+
+        collect(self.key)
+        return f"{self!r}({', '.join(scalars[:12])})" if scalars else repr(self)
+
     def __reduce__(self) -> Any:
         return (FunctionKey, (self.function,))
 

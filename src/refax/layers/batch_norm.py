@@ -82,7 +82,8 @@ class BatchNorm(Normalization):
         momentum: how much of the running averages stays at each step.
         epsilon: ε.
         param_dtype: the dtype of scale and bias. The running averages are float32.
-        dtype, use_bias, use_scale, …: as for `nnx.LayerNorm`.
+        dtype, use_bias, use_scale, …: as for `nnx.LayerNorm`. Without a dtype, the running averages
+            count among the parameters, so that the result is at least float32.
 
     Paper: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
     Internal Covariate Shift" (2015), arXiv:1502.03167.
@@ -152,9 +153,9 @@ class BatchNorm(Normalization):
         running = resolve_flag(
             self, "use_running_average", use_running_average, self.use_running_average
         )
-        x, scale, bias, dtype = self._arrays(x)
-        features = self._find_feature_axes(x, self.axis)
         mean, var = self.mean.value, self.var.value
+        x, scale, bias, dtype = self._arrays(x, mean, var)
+        features = self._find_feature_axes(x, self.axis)
         if running:
             return _normalize_running(x, scale, bias, mean, var, self.epsilon, features, dtype)
         how = self._averaging(tuple(i for i in range(x.ndim) if i not in features))

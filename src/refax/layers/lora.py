@@ -204,6 +204,6 @@ class LoRALinear(Linear):
         for name, value in vars(linear).items():
             setattr(self, name, value)
 
-    def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
+    def __call__(self, x: Any, out_sharding: Any = None) -> jax.Array:
         """y = x·W + b + x·A·B, in the dtype of x·W + b."""
-        return _add(super().__call__(inputs, out_sharding=out_sharding), self.lora(inputs))
+        return _add(super().__call__(x, out_sharding=out_sharding), self.lora(x))

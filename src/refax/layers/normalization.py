@@ -75,13 +75,13 @@ class Normalization(Module):
             return None
         return Param(init(rngs.params(), (self.num_features,), self.param_dtype), **metadata)
 
-    def _arrays(self, inputs: Any) -> tuple[jax.Array, Any, Any, Any]:
+    def _arrays(self, inputs: Any, *more: jax.Array) -> tuple[jax.Array, Any, Any, Any]:
         """The input and parameters as arrays, and the dtype of the result."""
         x = dtypes.as_array(inputs)
         scale = None if self.scale is None else self.scale.value
         bias = None if self.bias is None else self.bias.value
         # Only the dtype is of interest: the statistics are computed from x as it came.
-        promoted = self.promote_dtype((x, scale, bias), dtype=self.dtype)
+        promoted = self.promote_dtype((x, *more, scale, bias), dtype=self.dtype)
         return x, scale, bias, promoted[0].dtype
 
     def _find_feature_axes(self, x: jax.Array, axes: Axes) -> tuple[int, ...]:

@@ -99,6 +99,7 @@ def pure_function(
     axis_name: AxisName | None = None,
     force: frozenset[int] = frozenset(),
     explicit: bool = False,
+    observe: Callable[[Inside, Any], None] | None = None,
     returned: Callable[[Any, list, Static], Any] | None = None,
 ) -> Callable[[Sequence[Sequence[Any]], Any], Any]:
     """The pure function of (values by group, tree with slots) that JAX gets to see.
@@ -111,6 +112,7 @@ def pure_function(
         axis_name: kept in step in annotations, where the groups' entries are axes.
         force: leaves that go out even if they did not change.
         explicit: under a changed structure, give out every value, none by reference to an input.
+        observe: called at every trace, with the objects and the tree.
         returned: how to arrange (result, values by group, static); as that tuple by default.
     """
     graphdef = call.plan.graphdef
@@ -119,6 +121,8 @@ def pure_function(
     @functools.wraps(function, assigned=("__name__", "__qualname__", "__module__"), updated=())
     def pure(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         inside = Inside(graphdef, groups, grouped, axis_name)
+        if observe is not None:
+            observe(inside, tree)
         args, kwargs = put_back(tree, inside.roots)
         with tracing(function):
             result = function(*args, **kwargs)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..graph.errors import path_string
-from ..graph.graphdef import GraphDef
+from ..graph.graphdef import VARIABLE, GraphDef
+from ..graph.representation import short
 from .inside import Change
 from .prefix import Occurrence
 
-__all__ = ["place_of_leaf", "place_of_output"]
+__all__ = ["outline", "place_of_leaf", "place_of_output"]
 
 
 def place_of_leaf(graphdef: GraphDef, occurring: Sequence[Occurrence], leaf: int) -> str:
@@ -35,3 +36,16 @@ def place_of_output(
     leaf = change.graph.sources.index((group, index))
     known = [o for o in occurring if o.number < len(after.roots)]
     return place_of_leaf(after, known, leaf)
+
+
+def outline(graphdef: GraphDef) -> dict[tuple, str]:
+    """What stands where in a structure: {path: type or static value}, for comparing two of them."""
+    lines: dict[tuple, str] = {}
+    for path, record in zip(graphdef.paths.nodes, graphdef.records, strict=True):
+        cls = record[1] if isinstance(record[1], type) else type(record[1])
+        lines[path] = cls.__name__
+    for path in graphdef.paths.leaves[sum(r[0] == VARIABLE for r in graphdef.records) :]:
+        lines[path] = "an array"
+    for path, key, _ in graphdef.statics():
+        lines[path] = short(key[1])
+    return lines

@@ -42,6 +42,13 @@ class FilterPrefix:
                 return True, entry
         return False, None
 
+    def map_entries(self, f: Callable[[Any], Any]) -> FilterPrefix:
+        """The same filters with `f(entry)` for each entry."""
+        new = object.__new__(type(self))
+        new.filters, new.predicates = self.filters, self.predicates
+        new.entries = tuple(map(f, self.entries))
+        return new
+
     def items(self) -> Any:
         return zip(self.filters, self.entries, strict=True)
 
@@ -239,6 +246,7 @@ class OutputRules(NamedTuple):
     arguments: tuple[Occurrence, ...]  # of the input objects
     out_prefix: Any  # of the result
     entries: tuple[Any, ...]
+    shown: Callable[[Any], Any] = lambda entry: entry  # what of an entry must agree
 
     def groups(
         self, now: Walk, roots: int, result: Any, found: Sequence[Any], came_in: Mapping[int, int]
@@ -270,12 +278,12 @@ class OutputRules(NamedTuple):
                 known = came_in.get(leaf)
                 if not is_output and known is not None:
                     groups[leaf] = known
-                    places.setdefault(leaf, []).append((place, entries[known]))
+                    places.setdefault(leaf, []).append((place, self.shown(entries[known])))
                     continue
                 entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
                 group = position(entries, entry)
                 if is_output or groups[leaf] is None:
-                    places.setdefault(leaf, []).append((place, entry))
+                    places.setdefault(leaf, []).append((place, self.shown(entry)))
                     groups[leaf] = group if known is None else known
         for leaf, listed in places.items():
             if any(entry != listed[0][1] for _, entry in listed):

@@ -17,6 +17,7 @@ import jax
 from .._jax_compat import TRACE
 from ..graph.module import Pytree
 from ..graph.state import State
+from ..graph.trace_errors import tracing
 from ..graph.variable import Variable
 
 __all__ = ["eager_program", "proxy", "programs_of", "remember"]
@@ -38,9 +39,9 @@ def programs_of(function: Callable, options: Hashable | None) -> dict[Any, Any]:
 
 
 def remember(programs: dict[Any, Any], key: Any, program: Any) -> None:
-    """Keep a program; beyond the bound the oldest goes."""
+    """Keep a program; beyond the bound the oldest goes. (String keys are notes, not programs.)"""
     if len(programs) >= _MAX_PROGRAMS:
-        programs.pop(next(iter(programs)), None)
+        programs.pop(next(k for k in programs if not isinstance(k, str)), None)
     programs[key] = program
 
 
@@ -52,11 +53,12 @@ def proxy(function: Callable) -> Callable:
         return function
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return reference()(*args, **kwargs)
+        user = reference()
+        with tracing(user):
+            return user(*args, **kwargs)
 
     for name in ("__name__", "__qualname__", "__module__"):
         setattr(call, name, getattr(function, name, "function"))
-    call.__code_of__ = getattr(function, "__code__", None)  # type: ignore[attr-defined]
     return call
 
 

@@ -15,6 +15,7 @@ from ..graph.errors import path_string
 from ..lift.call import Call, enter, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import Change
+from ..lift.places import outline
 from ..lift.programs import eager_program
 
 __all__ = ["cond", "switch"]
@@ -117,24 +118,13 @@ def _written(
 
 
 def _difference(call: Call, a: Change, b: Change, f: Callable, g: Callable) -> str:
-    def outline(change: Change) -> dict[str, str]:
-        graphdef = call.plan.graphdef if change.graph is None else change.graph.graphdef
-        lines = {}
-        for path, record in zip(graphdef.paths.nodes, graphdef.records, strict=True):
-            cls = record[1] if isinstance(record[1], type) else type(record[1])
-            lines[path_string(path)] = cls.__name__
-        for path, key, _ in graphdef.statics():
-            lines[path_string(path)] = repr(key[1])
-        for path in graphdef.paths.leaves:
-            lines.setdefault(path_string(path), "array")
-        return lines
-
-    left, right = outline(a), outline(b)
+    before = call.plan.graphdef
+    left, right = (outline(c.graph.graphdef if c.graph is not None else before) for c in (a, b))
     names = [getattr(x, "__name__", repr(x)) for x in (f, g)]
-    for path in sorted({*left, *right}):
+    for path in sorted({*left, *right}, key=str):
         if left.get(path) != right.get(path):
             return (
-                f"At `{path}`: {left.get(path, 'nothing')} after `{names[0]}`, "
+                f"At `{path_string(path)}`: {left.get(path, 'nothing')} after `{names[0]}`, "
                 f"{right.get(path, 'nothing')} after `{names[1]}`."
             )
     return f"`{names[0]}` and `{names[1]}` refer to different objects in the same places."

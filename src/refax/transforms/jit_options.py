@@ -1,0 +1,125 @@
+"""The keywords of `jit`: which arguments are static or donated, counted as JAX counts them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ..graph.statics import static_key
+from ..lift import errors
+
+__all__ = ["Options", "StaticArguments", "positions"]
+
+
+def _indices(given: int | Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if given is None else (given,) if isinstance(given, int) else tuple(given)
+
+
+def _names(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+
+def positions(numbers: Iterable[int], count: int, shift: int) -> list[int]:
+    """Positions as the user counts them, in the arguments with a bound object in front."""
+    given = count - shift
+    return [shift + (n if n >= 0 else given + n) for n in numbers if -given <= n < given]
+
+
+class Options:
+    """The keywords of one `jit`, as given, and what follows from the function's signature."""
+
+    def __init__(
+        self,
+        function: Callable,
+        in_shardings: Any,
+        out_shardings: Any,
+        static: tuple[Any, Any],
+        donate: tuple[Any, Any],
+        rest: dict[str, Any],
+    ):
+        self.in_shardings = in_shardings
+        self.out_shardings = out_shardings
+        self.rest = rest
+        self.sharded = in_shardings is not None or out_shardings is not None
+        self._given = (
+            _indices(static[0]),
+            _names(static[1]),
+            _indices(donate[0]),
+            _names(donate[1]),
+        )
+        self.plain = not self.sharded and self._given == (None,) * 4
+        self.static_numbers, self.static_names = _resolve(function, *self._given[:2])
+        self.donate_numbers, self.donate_names = _resolve(function, *self._given[2:])
+
+    def key(self) -> Any:
+        """Equal for equal keywords; None where that cannot be told."""
+        items = tuple(sorted(self.rest.items(), key=lambda item: item[0]))
+        parts = (self.in_shardings, self.out_shardings, self._given, items)
+        try:
+            hash(parts)
+        except TypeError:
+            return None
+        return parts
+
+
+def _resolve(
+    f: Callable, numbers: tuple[int, ...] | None, names: tuple[str, ...] | None
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Positions and names from what was given of either; JAX infers the other in the same way."""
+    if (numbers is None) == (names is None):
+        return numbers or (), names or ()
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):
+        return numbers or (), names or ()
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [p.name for p in parameters if p.kind in by_position]
+    if names is not None:
+        known = {p.name for p in parameters}
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        unknown = [n for n in names if n not in known]
+        if unknown and not open_ended:
+            raise ValueError(
+                f"jit: {unknown} are no parameters of {f.__name__}, which has {sorted(known)}."
+            )
+        return tuple(i for i, n in enumerate(positional) if n in names), names
+    assert numbers is not None
+    return numbers, tuple(positional[i] for i in numbers if -len(positional) <= i < len(positional))
+
+
+class StaticArguments:
+    """The static arguments of one call, taken out of the others."""
+
+    __slots__ = ("by_name", "by_position")
+
+    def __init__(self, options: Options, args: tuple, kwargs: dict[str, Any], shift: int):
+        at = positions(options.static_numbers, len(args), shift)
+        self.by_position = {i: args[i] for i in at}
+        self.by_name = {n: kwargs[n] for n in options.static_names if n in kwargs}
+
+    def without(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if self.by_position:
+            args = tuple(None if i in self.by_position else a for i, a in enumerate(args))
+        if self.by_name:
+            kwargs = {k: v for k, v in kwargs.items() if k not in self.by_name}
+        return args, kwargs
+
+    def key(self) -> tuple:
+        return (
+            tuple((i, static_key(v)) for i, v in self.by_position.items()),
+            tuple((n, static_key(v)) for n, v in self.by_name.items()),
+        )
+
+    def named(self, labels: Sequence[str]) -> dict[str, Any]:
+        return {**{labels[i]: v for i, v in self.by_position.items()}, **self.by_name}
+
+    def unhashable(self, function: Callable) -> Exception | None:
+        """The error for a static argument without a hash, if there is one."""
+        labels = errors.argument_names(function, max(self.by_position, default=-1) + 1)
+        for place, value in self.named(labels).items():
+            try:
+                hash(value)
+            except TypeError:
+                return errors.unhashable_argument(place, value)
+        return None

@@ -1,0 +1,218 @@
+"""Why a function was traced again: what differed from the nearest earlier trace, by path.
+
+Each trace of an `nnx.jit` function leaves a record: the structure of its objects, its static
+arguments, and shape and dtype of every array. Comparing two records says what changed
+(`model.layers[3].dropout.deterministic: False → True`, `x: float32[32,8] → float32[31,8]`). Nothing
+here runs in a call that does not trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ..graph.errors import path_string
+from ..graph.graphdef import GraphDef
+from ..lift.places import outline
+
+__all__ = ["Difference", "RetraceWarning", "Traces", "TraceRecord", "assert_max_traces", "record"]
+
+_LOGGER = logging.getLogger("refax.retrace")
+_MAX_RECORDS = 64
+_MANY = 8
+
+
+class RetraceWarning(UserWarning):
+    """A function keeps being traced (and compiled) again."""
+
+
+class Difference(NamedTuple):
+    """One thing that differs between two traces."""
+
+    path: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.old} → {self.new}"
+
+
+class TraceRecord(NamedTuple):
+    """What one trace was made for, each part as {place: text}."""
+
+    structure: Mapping[str, str]  # nodes and static values of the objects
+    statics: Mapping[str, str]  # static arguments
+    arrays: Mapping[str, str]  # shape and dtype of every array
+
+    def differences(self, earlier: TraceRecord) -> list[Difference]:
+        found = []
+        for old, new in zip(earlier, self, strict=True):
+            for place in [*new, *(p for p in old if p not in new)]:
+                if old.get(place) != new.get(place):
+                    found.append(
+                        Difference(place, old.get(place, "nothing"), new.get(place, "nothing"))
+                    )
+        return found
+
+
+def record(
+    graphdef: GraphDef,
+    roots: Sequence[str],
+    values: Sequence[Any],
+    tree: Any,
+    labels: Sequence[str],
+    statics: Mapping[str, Any],
+) -> TraceRecord:
+    """The record of a trace.
+
+    Args:
+        graphdef: of the objects.
+        roots: the place of each root.
+        values: the leaves' values.
+        tree: (args, kwargs) with slots.
+        labels: the names of the positional arguments.
+        statics: static arguments by name.
+    """
+    arrays: dict[str, str] = {}
+    for path, value in zip(graphdef.paths.leaves, values, strict=True):
+        arrays[_place(path, roots)] = _form(value)
+    for path, value in jax.tree_util.tree_leaves_with_path(tree[0]):
+        arrays[f"{labels[path[0].idx]}" + jax.tree_util.keystr(path[1:])] = _form(value)
+    for path, value in jax.tree_util.tree_leaves_with_path(tree[1]):
+        arrays[path[0].key + jax.tree_util.keystr(path[1:])] = _form(value)
+    structure = {_place(path, roots): text for path, text in outline(graphdef).items()}
+    return TraceRecord(structure, {n: repr(v) for n, v in statics.items()}, arrays)
+
+
+def _place(path: tuple, roots: Sequence[str]) -> str:
+    if len(roots) > 1:
+        return path_string(path[1:], str(roots[path[0]]))
+    return path_string(path, str(roots[0]) if roots else "")
+
+
+def _form(value: Any) -> str:
+    leaves, structure = jax.tree.flatten(value)
+    shown = []
+    for leaf in leaves:
+        aval = jax.typeof(leaf)
+        weak = " (a Python scalar)" if getattr(aval, "weak_type", False) else ""
+        shown.append(f"{aval.dtype}[{','.join(map(str, aval.shape))}]{weak}")
+    return shown[0] if len(shown) == 1 else f"{structure.unflatten(shown)}"
+
+
+class Traces:
+    """The traces of one jitted function."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.count = 0
+        self.records: list[TraceRecord] = []
+        self.reasons: list[list[Difference]] = []
+        self._warned = False
+
+    def note(self, new: TraceRecord) -> None:
+        self.count += 1
+        for counters in _ACTIVE.counters:
+            counters[self] = counters.get(self, 0) + 1
+        if self.records:
+            reasons = min((new.differences(old) for old in reversed(self.records)), key=len)
+            self.reasons.append(reasons)
+            _LOGGER.info("%s traced again (%d times now): %s", self.name, self.count,
+                         "; ".join(map(str, reasons[:5])) or "no visible difference")  # fmt: skip
+        self.records.append(new)
+        del self.records[:-_MAX_RECORDS], self.reasons[:-_MAX_RECORDS]
+        if self.count > _MANY + 1 and not self._warned:
+            self._warned = True
+            warnings.warn(self._warning(), RetraceWarning, stacklevel=_users_level())
+
+    def _warning(self) -> str:
+        commonest = Counter(d.path for reasons in self.reasons for d in reasons).most_common(1)
+        text = f"{self.name} was traced {self.count} times; each trace compiles anew. "
+        if commonest:
+            path, times = commonest[0]
+            latest = next(
+                d for reasons in reversed(self.reasons) for d in reasons if d.path == path
+            )
+            text += f"The commonest reason ({times} times): {latest}. {_cure(latest)}"
+        return text + f" See {self.name}.explain() for all of them."
+
+    def explain(self) -> str:
+        """What differed, for every trace after the first."""
+        if self.count <= 1:
+            return f"{self.name}: traced {self.count} time{'s' if self.count != 1 else ''}."
+        lines = [f"{self.name}: traced {self.count} times."]
+        first = self.count - len(self.reasons) + 1
+        for number, reasons in enumerate(self.reasons, first):
+            lines.append(f"trace {number}, compared with the nearest earlier one:")
+            lines += [f"  {d}" for d in reasons[:20]]
+            if len(reasons) > 20:
+                lines.append(f"  … and {len(reasons) - 20} more differences")
+            if not reasons:
+                lines.append(
+                    "  no difference in objects or arguments: a JAX setting or context (a mesh, "
+                    "x64 …) changed, or the cache was cleared"
+                )
+        return "\n".join(lines)
+
+
+def _users_level() -> int:
+    """The `stacklevel` of the nearest frame that is neither refax's nor JAX's."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("refax.", "jax")):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _cure(difference: Difference) -> str:
+    if "[" in difference.old and "[" in difference.new:
+        return "Cure: keep shapes and dtypes the same, for instance by padding the last batch."
+    return (
+        "Cure: keep it the same between calls, or make it an array (an nnx.Variable, or a traced "
+        "argument) if its value may change."
+    )
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.counters: list[dict[Traces, int]] = []
+
+
+_ACTIVE = _Active()
+
+
+@contextlib.contextmanager
+def assert_max_traces(n: int, function: Callable | None = None) -> Iterator[None]:
+    """Raise AssertionError if an `nnx.jit` function is traced more than `n` times in the block.
+
+    Args:
+        n: the most traces that any one function may have in the block.
+        function: count this one only.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> double = nnx.jit(lambda x: 2 * x)
+        >>> with nnx.assert_max_traces(1):
+        ...     for i in range(5):
+        ...         _ = double(jnp.ones(3) * i)
+    """
+    counters: dict[Traces, int] = {}
+    _ACTIVE.counters.append(counters)
+    try:
+        yield
+    finally:
+        _ACTIVE.counters.remove(counters)
+    wanted = getattr(function, "traces", None)
+    for traces, count in counters.items():
+        if count > n and (wanted is None or traces is wanted):
+            raise AssertionError(
+                f"{traces.name} was traced {count} times, more than {n}.\n{traces.explain()}"
+            )
