@@ -22,7 +22,7 @@ from ..lift.programs import programs_of, proxy, remember
 from .bound import decorator_or_function, method_of
 from .jit_layout import Layout, layout_of
 from .jit_options import Options, StaticArguments, positions
-from .retrace import Traces, record
+from .retrace import TraceRecord, Traces
 
 __all__ = ["JitWrapped", "jit"]
 
@@ -184,7 +184,7 @@ class JitWrapped:
         graphdef, traces = call.plan.graphdef, self.traces
 
         def observe(inside: Inside, tree: Any) -> None:
-            traces.note(record(graphdef, roots, inside.values, tree, labels, fixed))
+            traces.note(TraceRecord(graphdef, roots, inside.values, tree, labels, fixed))
 
         return observe
 

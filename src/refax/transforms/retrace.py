@@ -9,6 +9,7 @@ here runs in a call that does not trace.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -23,7 +24,7 @@ from ..graph.errors import path_string
 from ..graph.graphdef import GraphDef
 from ..lift.places import outline
 
-__all__ = ["Difference", "RetraceWarning", "Traces", "TraceRecord", "assert_max_traces", "record"]
+__all__ = ["Difference", "RetraceWarning", "Traces", "TraceRecord", "assert_max_traces"]
 
 _LOGGER = logging.getLogger("refax.retrace")
 _MAX_RECORDS = 64
@@ -45,33 +46,8 @@ class Difference(NamedTuple):
         return f"{self.path}: {self.old} → {self.new}"
 
 
-class TraceRecord(NamedTuple):
-    """What one trace was made for, each part as {place: text}."""
-
-    structure: Mapping[str, str]  # nodes and static values of the objects
-    statics: Mapping[str, str]  # static arguments
-    arrays: Mapping[str, str]  # shape and dtype of every array
-
-    def differences(self, earlier: TraceRecord) -> list[Difference]:
-        found = []
-        for old, new in zip(earlier, self, strict=True):
-            for place in [*new, *(p for p in old if p not in new)]:
-                if old.get(place) != new.get(place):
-                    found.append(
-                        Difference(place, old.get(place, "nothing"), new.get(place, "nothing"))
-                    )
-        return found
-
-
-def record(
-    graphdef: GraphDef,
-    roots: Sequence[str],
-    values: Sequence[Any],
-    tree: Any,
-    labels: Sequence[str],
-    statics: Mapping[str, Any],
-) -> TraceRecord:
-    """The record of a trace.
+class TraceRecord:
+    """What one trace was made for. Noted in full, put into words only when somebody compares.
 
     Args:
         graphdef: of the objects.
@@ -81,15 +57,49 @@ def record(
         labels: the names of the positional arguments.
         statics: static arguments by name.
     """
-    arrays: dict[str, str] = {}
-    for path, value in zip(graphdef.paths.leaves, values, strict=True):
-        arrays[_place(path, roots)] = _form(value)
-    for path, value in jax.tree_util.tree_leaves_with_path(tree[0]):
-        arrays[f"{labels[path[0].idx]}" + jax.tree_util.keystr(path[1:])] = _form(value)
-    for path, value in jax.tree_util.tree_leaves_with_path(tree[1]):
-        arrays[path[0].key + jax.tree_util.keystr(path[1:])] = _form(value)
-    structure = {_place(path, roots): text for path, text in outline(graphdef).items()}
-    return TraceRecord(structure, {n: repr(v) for n, v in statics.items()}, arrays)
+
+    def __init__(
+        self,
+        graphdef: GraphDef,
+        roots: Sequence[str],
+        values: Sequence[Any],
+        tree: Any,
+        labels: Sequence[str],
+        statics: Mapping[str, Any],
+    ):
+        self._graphdef = graphdef
+        self._roots = roots
+        self._labels = labels
+        self._values = [jax.tree.map(jax.typeof, value) for value in values]
+        self._tree = [
+            (path, jax.typeof(value)) for path, value in jax.tree_util.tree_leaves_with_path(tree)
+        ]
+        self._statics = {name: repr(value) for name, value in statics.items()}
+
+    @functools.cached_property
+    def parts(self) -> tuple[dict[str, str], ...]:
+        """{place: text} of the structure, of static arguments, and of every array."""
+        paths = self._graphdef.paths.leaves
+        arrays = {
+            _place(path, self._roots): _form(value)
+            for path, value in zip(paths, self._values, strict=True)
+        }
+        for (kind, first, *rest), aval in self._tree:
+            name = self._labels[first.idx] if kind.idx == 0 else first.key
+            arrays[f"{name}{jax.tree_util.keystr(tuple(rest))}"] = _form(aval)
+        texts = outline(self._graphdef).items()
+        structure = {_place(path, self._roots): text for path, text in texts}
+        return structure, self._statics, arrays
+
+    def differences(self, earlier: TraceRecord) -> list[Difference]:
+        found = []
+        for old, new in zip(earlier.parts, self.parts, strict=True):
+            for place in [*new, *(p for p in old if p not in new)]:
+                if old.get(place) != new.get(place):
+                    found.append(
+                        Difference(place, old.get(place, "nothing"), new.get(place, "nothing"))
+                    )
+        return found
 
 
 def _place(path: tuple, roots: Sequence[str]) -> str:
@@ -98,11 +108,10 @@ def _place(path: tuple, roots: Sequence[str]) -> str:
     return path_string(path, str(roots[0]) if roots else "")
 
 
-def _form(value: Any) -> str:
-    leaves, structure = jax.tree.flatten(value)
+def _form(avals: Any) -> str:
+    leaves, structure = jax.tree.flatten(avals)
     shown = []
-    for leaf in leaves:
-        aval = jax.typeof(leaf)
+    for aval in leaves:
         weak = " (a Python scalar)" if getattr(aval, "weak_type", False) else ""
         shown.append(f"{aval.dtype}[{','.join(map(str, aval.shape))}]{weak}")
     return shown[0] if len(shown) == 1 else f"{structure.unflatten(shown)}"
