@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["TRACE", "describe_current_trace", "is_mapped_here", "load_checkify"]
-
 
 class _OpaqueTrace:
     """Fallback for `TRACE`, built on JAX's public (slower) trace-state query."""
@@ -71,9 +69,7 @@ def is_mapped_here(value: object) -> bool:
         here = TRACE.value()
     except TypeError:
         return False
-    return (
-        getattr(value, "_trace", None) is here and getattr(value, "batch_dim", None) is not None
-    )
+    return getattr(value, "_trace", None) is here and getattr(value, "batch_dim", None) is not None
 
 
 def load_checkify() -> Any:

@@ -11,8 +11,6 @@ from typing import TypeVar
 
 import jax
 
-__all__ = ["Dict", "List"]
-
 T = TypeVar("T")
 
 
@@ -73,8 +71,5 @@ jax.tree_util.register_pytree_with_keys(
     List, _list_keys, lambda _, items: List(items), _flatten_list
 )
 jax.tree_util.register_pytree_with_keys(
-    Dict,
-    _dict_keys,
-    lambda keys, values: Dict(zip(keys, values, strict=True)),
-    _flatten_dict,
+    Dict, _dict_keys, lambda keys, values: Dict(zip(keys, values, strict=True)), _flatten_dict
 )

@@ -6,21 +6,6 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = [
-    "GraphError",
-    "StructureError",
-    "TraceContextError",
-    "UnhashableStaticError",
-    "describe_value",
-    "leaf_missing",
-    "not_exhaustive",
-    "path_string",
-    "shape_mismatch",
-    "suggest",
-    "unhashable_static",
-    "unknown_path",
-]
-
 
 class GraphError(ValueError):
     """Base of the errors about an object graph or a State."""

@@ -12,23 +12,6 @@ from typing import Any, cast
 
 from .variable import Variable
 
-__all__ = [
-    "All",
-    "Any_",
-    "Everything",
-    "Filter",
-    "Not",
-    "Nothing",
-    "OfType",
-    "PathContains",
-    "PathIn",
-    "WithTag",
-    "first_match",
-    "is_structural",
-    "matches_any",
-    "to_predicate",
-]
-
 Filter = Any
 Predicate = Callable[[tuple, Any], bool]
 

@@ -34,8 +34,6 @@ import jax
 from . import errors
 from .statics import static_key, static_value
 
-__all__ = ["DICT", "LEAF", "LIST", "OBJECT", "PYTREE", "TUPLE", "VARIABLE", "GraphDef", "intern"]
-
 VARIABLE, OBJECT, LIST, DICT, TUPLE, PYTREE = range(6)
 
 

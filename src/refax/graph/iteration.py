@@ -15,8 +15,6 @@ from .state import State
 from .variable import Variable
 from .watch import is_array
 
-__all__ = ["find_duplicates", "iter_children_of", "iter_graph", "iter_pytrees"]
-
 _CONTAINERS = frozenset({list, List, tuple, dict, Dict, OrderedDict, defaultdict})
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from .statics import static_key
 
-__all__ = ["EMPTY", "Metadata", "canonical_name"]
-
 # One annotation under three names: Flax 0.11's, and the two of 0.12.
 _ALIASES = {"sharding_names": "sharding", "out_sharding": "sharding"}
 

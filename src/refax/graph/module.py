@@ -28,19 +28,6 @@ from .trace_errors import mutation_error
 from .variable import Perturbation, Variable
 from .watch import invalidate, keeps_structure
 
-__all__ = [
-    "Data",
-    "Module",
-    "Pytree",
-    "Static",
-    "class_marks",
-    "data",
-    "dataclass",
-    "hides_writes",
-    "new_pytree",
-    "static",
-]
-
 T = TypeVar("T")
 M = TypeVar("M", bound="Module")
 

@@ -11,8 +11,6 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["add_operators"]
-
 _BINARY = (
     "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor".split()
 )  # each with a reflected form
@@ -56,10 +54,7 @@ def add_operators(cls: type) -> None:
     for name in _BINARY:
         apply = _FUNCTIONS.get(name) or getattr(operator, name)
         binary(name, apply)
-        define(
-            "r" + name,
-            lambda self, other, apply=apply: apply(other_value(other), self.value),
-        )
+        define("r" + name, lambda self, other, apply=apply: apply(other_value(other), self.value))
         if name != "divmod":
             in_place(name, apply)
     for name in _COMPARE:

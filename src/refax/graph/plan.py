@@ -29,8 +29,6 @@ from .statics import is_plain_static, static_key
 from .variable import Variable, set_raw_value, set_watch
 from .watch import add_watcher, is_array
 
-__all__ = ["Plan", "Walk", "check_plans", "is_node", "plan_for", "walk"]
-
 _LISTS = frozenset({list, List})
 _DICTS = frozenset({dict, Dict, OrderedDict, defaultdict})
 _FUNCTION_LIKE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)

@@ -17,8 +17,6 @@ from .plan import Plan, plan_for
 from .rebuild import rebuild
 from .state import nest
 
-__all__ = ["nested_leaves", "register"]
-
 
 def _nested(node: Any) -> tuple[Plan, dict]:
     plan = plan_for((node,))

@@ -17,8 +17,6 @@ from .state import State, state_over
 from .statics import static_value
 from .variable import Variable, make_variable
 
-__all__ = ["build", "fill", "make_empty", "rebuild"]
-
 
 def make_empty(record: tuple) -> Any:
     """An object for a record, without its content; None for one that has no identity."""

@@ -17,8 +17,6 @@ from .statics import FunctionKey
 from .variable import Variable
 from .watch import is_array
 
-__all__ = ["represent", "represent_graphdef", "short", "size_comment"]
-
 _MAX_LINES = 400
 _MAX_DEPTH = 60
 _INDENT = "  "

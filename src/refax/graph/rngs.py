@@ -22,16 +22,6 @@ from .iteration import iter_graph
 from .module import Pytree
 from .variable import RngCount, RngKey, Variable, set_raw_value
 
-__all__ = [
-    "RngStream",
-    "Rngs",
-    "backup_keys",
-    "fork_rngs",
-    "reseed",
-    "restore_rngs",
-    "split_rngs",
-]
-
 # Drawing functions of jax.random whose first argument is the key, as methods of streams.
 _SAMPLERS = """
     ball bernoulli beta binomial bits categorical cauchy chisquare choice dirichlet
@@ -315,12 +305,7 @@ def _renew(node: Any, only: Filter, new_key: Callable[[jax.Array], jax.Array]) -
 
 
 def split_rngs(
-    node: Any = ...,
-    /,
-    *,
-    splits: int | tuple[int, ...],
-    only: Filter = ...,
-    squeeze: bool = False,
+    node: Any = ..., /, *, splits: int | tuple[int, ...], only: Filter = ..., squeeze: bool = False
 ) -> Any:
     """Split the streams below an object, so that a transform can map them; then lower them back.
 

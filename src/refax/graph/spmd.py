@@ -18,16 +18,6 @@ from .module import Pytree
 from .state import State, from_flat_state, iter_leaves
 from .variable import Variable, with_metadata
 
-__all__ = [
-    "PARTITION_NAME",
-    "get_logical_axis_rules",
-    "get_named_sharding",
-    "get_partition_spec",
-    "logical_axis_rules",
-    "set_logical_axis_rules",
-    "with_partitioning",
-]
-
 PARTITION_NAME = "partition_name"
 """The key of `transform_metadata` that says which axis name a transform adds or removes."""
 

@@ -18,21 +18,6 @@ from .graphdef import sorted_keys
 from .traversals import unflatten_mapping
 from .variable import Variable
 
-__all__ = [
-    "FlatState",
-    "State",
-    "create_path_filters",
-    "filter_state",
-    "from_flat_state",
-    "map_state",
-    "merge_state",
-    "replace_by_pure_dict",
-    "restore_int_paths",
-    "split_state",
-    "to_flat_state",
-    "to_pure_dict",
-]
-
 Path = tuple[Any, ...]
 
 

@@ -19,8 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["FunctionKey", "is_plain_static", "static_key", "static_value"]
-
 _PLAIN = frozenset({int, str, bool, bytes, complex, type(None), type, np.dtype})
 _IN_PLAIN_TUPLE = frozenset({int, str, type(None)})
 FUNCTIONS = (types.FunctionType, functools.partial)
@@ -47,8 +45,8 @@ def static_value(key: tuple) -> Any:
     return value.function if type(value) is FunctionKey else value
 
 
-# The hash of each function as it was first seen. A function may rebind what it closes over when it is
-# called (optax's cosine schedule makes a float of its number of steps) and is the same static still.
+# The hash of each function as it was first seen. A function may rebind what it closes over when it
+# is called (optax's cosine schedule makes a float of its steps) and is the same static still.
 _HASHES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 

@@ -13,8 +13,6 @@ from typing import Any
 from .._jax_compat import describe_current_trace
 from .errors import TraceContextError, describe_value
 
-__all__ = ["mutation_error", "tracing"]
-
 
 class _Stack(threading.local):
     def __init__(self) -> None:

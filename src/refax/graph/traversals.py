@@ -8,13 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = [
-    "empty_node",
-    "flatten_mapping",
-    "flatten_to_sequence",
-    "unflatten_mapping",
-]
-
 
 class _EmptyNode:
     """Stands for an empty mapping where those are kept."""

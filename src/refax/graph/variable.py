@@ -28,30 +28,6 @@ from .operators import add_operators
 from .trace_errors import mutation_error
 from .watch import invalidate
 
-__all__ = [
-    "BatchStat",
-    "Cache",
-    "Intermediate",
-    "LoRAParam",
-    "OptArray",
-    "OptState",
-    "OptVariable",
-    "Param",
-    "Perturbation",
-    "RngCount",
-    "RngKey",
-    "RngState",
-    "Variable",
-    "VariableMetadata",
-    "make_variable",
-    "raw_value",
-    "register_variable_name",
-    "set_raw_value",
-    "variable_name_from_type",
-    "variable_type_from_name",
-    "with_metadata",
-]
-
 A = TypeVar("A")
 
 _GET_HOOK, _SET_HOOK = "on_get_value", "on_set_value"

@@ -27,24 +27,6 @@ from .state import State, iter_leaves, nest, state_over
 from .trace_errors import mutation_error
 from .variable import Variable, make_variable, replace_metadata
 
-__all__ = [
-    "call",
-    "clone",
-    "deep_copy",
-    "flatten",
-    "graphdef",
-    "layout_of",
-    "merge",
-    "pop",
-    "pure",
-    "recursive_map",
-    "split",
-    "state",
-    "unflatten",
-    "update",
-    "variables",
-]
-
 N = TypeVar("N")
 _DEEP = 64  # JAX flattens nested dicts recursively; deeper ones are walked here
 

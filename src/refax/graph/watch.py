@@ -17,8 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["add_watcher", "invalidate", "is_array", "keeps_structure"]
-
 _SCALARS = frozenset({int, str, bool, bytes, complex, type(None)})
 _ARRAY_TYPES: set[type] = {np.ndarray}
 _OTHER_TYPES: set[type] = {int, float, str, bool, bytes, complex, type(None), list, dict, tuple}

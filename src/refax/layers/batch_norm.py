@@ -134,11 +134,7 @@ class BatchNorm(Normalization):
         self.bias = self._make_parameter(use_bias, bias_init, rngs, bias_metadata)
 
     def __call__(
-        self,
-        x: Any,
-        use_running_average: bool | None = None,
-        *,
-        mask: jax.Array | None = None,
+        self, x: Any, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
         """Normalize x (..., num_features); in training, move the running averages too.
 

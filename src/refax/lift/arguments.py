@@ -21,8 +21,6 @@ from ..graph.module import Pytree
 from ..graph.state import State
 from ..graph.variable import Variable
 
-__all__ = ["Slot", "is_object", "put_back", "take_apart", "unbind"]
-
 
 class Slot:
     """The place of object number `number`."""

@@ -13,8 +13,6 @@ from ..graph.spmd import PARTITION_NAME
 from ..graph.variable import Variable, replace_metadata
 from . import errors
 
-__all__ = ["AxisName"]
-
 
 class AxisName:
     """The name of the axis that a transform maps over."""

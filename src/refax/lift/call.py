@@ -23,8 +23,6 @@ from .inside import Inside, Static
 from .prefix import Groups, OutputRules, all_entries, broadcast, group_leaves, occurrences
 from .write_back import write_back
 
-__all__ = ["Call", "enter", "leave", "pure_function"]
-
 _NOTHING = Plan(walk(()))
 
 

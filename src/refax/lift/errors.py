@@ -8,17 +8,6 @@ from typing import Any
 
 from ..graph.errors import GraphError, path_string
 
-__all__ = [
-    "AliasError",
-    "PrefixError",
-    "argument_names",
-    "axis_name_mismatch",
-    "inconsistent_alias",
-    "no_entry",
-    "prefix_mismatch",
-    "unhashable_argument",
-]
-
 
 class PrefixError(GraphError):
     """A prefix (`in_axes`, `in_shardings`, `argnums`, …) does not fit what it stands for."""

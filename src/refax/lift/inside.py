@@ -27,8 +27,6 @@ from .arguments import Slot, put_back, take_apart
 from .axis_names import AxisName
 from .prefix import Groups, OutputRules
 
-__all__ = ["Change", "Inside", "NewGraph"]
-
 _WITH_IDENTITY = (VARIABLE, OBJECT, LIST, DICT)
 
 

@@ -10,8 +10,6 @@ from ..graph.representation import short
 from .inside import Change
 from .prefix import Occurrence
 
-__all__ = ["outline", "place_of_leaf", "place_of_output"]
-
 
 def place_of_leaf(graphdef: GraphDef, occurring: Sequence[Occurrence], leaf: int) -> str:
     """The first place at which an argument reaches a leaf, such as `model.blocks[0].kernel`."""

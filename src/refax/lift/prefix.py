@@ -19,8 +19,6 @@ from ..graph.plan import Plan, Walk
 from . import errors
 from .arguments import is_object, stops
 
-__all__ = ["FilterPrefix", "Groups", "Occurrence", "group_leaves", "occurrences", "without_objects"]
-
 
 class FilterPrefix:
     """Base of the lift types: {filter: entry}, the first filter that matches a leaf counts.

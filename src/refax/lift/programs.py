@@ -20,8 +20,6 @@ from ..graph.state import State
 from ..graph.trace_errors import tracing
 from ..graph.variable import Variable
 
-__all__ = ["eager_program", "proxy", "programs_of", "remember"]
-
 _MAX_PROGRAMS = 256
 _TOP = TRACE.value
 

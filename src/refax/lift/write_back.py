@@ -19,8 +19,6 @@ from ..graph.watch import invalidate, keeps_structure
 from .arguments import Slot, put_back
 from .inside import Change, NewGraph
 
-__all__ = ["write_back"]
-
 
 def write_back(
     plan: Plan,
@@ -99,10 +97,7 @@ class _Lookup(Sequence[Any]):
 
 
 def _apply_graph(
-    roots: Sequence[Any],
-    values: Sequence[Any],
-    grouped: Sequence[Sequence[Any]],
-    graph: NewGraph,
+    roots: Sequence[Any], values: Sequence[Any], grouped: Sequence[Sequence[Any]], graph: NewGraph
 ) -> list[Any]:
     """Give the caller's objects the new structure; returns the objects by (new) record."""
     before = walk(tuple(roots)).objects

@@ -10,16 +10,6 @@ import jax.numpy as jnp
 from ..graph.module import Pytree
 from ..graph.variable import Variable
 
-__all__ = [
-    "Accuracy",
-    "Average",
-    "Metric",
-    "MetricState",
-    "MultiMetric",
-    "Statistics",
-    "Welford",
-]
-
 
 class MetricState(Variable):
     """A running value of a metric."""

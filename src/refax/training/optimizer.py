@@ -19,18 +19,9 @@ from ..graph.filters import Filter
 from ..graph.metadata import Metadata
 from ..graph.module import Pytree
 from ..graph.state import State, iter_leaves
-from ..graph.variable import (
-    OptArray,
-    OptState,
-    OptVariable,
-    Param,
-    Variable,
-    make_variable,
-)
+from ..graph.variable import OptArray, OptState, OptVariable, Param, Variable, make_variable
 from ..graph.verbs import state as state_of
 from ..graph.verbs import update as update_node
-
-__all__ = ["ModelAndOptimizer", "Optimizer"]
 
 _TYPE = "parameter_type"
 

@@ -15,8 +15,6 @@ from ..lift.inside import Static
 from ..lift.places import place_of_leaf, place_of_output
 from ..lift.prefix import OutputRules, spread
 
-__all__ = ["broadcast_written", "check_broadcast", "check_sizes"]
-
 
 def broadcast_written(place: str, transform: str, cure: str) -> PrefixError:
     return PrefixError(

@@ -10,8 +10,6 @@ from typing import Any
 
 from ..graph.module import Pytree
 
-__all__ = ["belongs_to", "by_position", "decorator_or_function", "method_of", "with_self"]
-
 
 def decorator_or_function(transform: Callable) -> Callable:
     """Let `transform(f, **kw)` also be written `@transform` and `@transform(**kw)`."""

@@ -15,8 +15,6 @@ from ..lift.inside import Static
 from ..lift.places import place_of_leaf, place_of_output
 from ..lift.prefix import OutputRules
 
-__all__ = ["Carry", "check_carry", "is_carry"]
-
 
 class Carry:
     """The entry of what a loop carries from step to step. Used as it is: `nnx.Carry`."""

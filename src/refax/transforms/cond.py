@@ -18,8 +18,6 @@ from ..lift.inside import Change
 from ..lift.places import outline
 from ..lift.programs import eager_program
 
-__all__ = ["cond", "switch"]
-
 
 def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any, **kwargs: Any) -> Any:
     """`jax.lax.cond` with objects in the operands.

@@ -19,8 +19,6 @@ from .bound import by_position, decorator_or_function, method_of
 from .differentiation import gradients_of, group_by_argument, join, separate
 from .prefixes import DiffState
 
-__all__ = ["CustomVjp", "custom_vjp"]
-
 
 @decorator_or_function
 def custom_vjp(

@@ -22,17 +22,6 @@ from ..lift.call import Call
 from ..lift.prefix import FilterPrefix, broadcast, group_leaves, occurrences
 from .prefixes import DiffState
 
-__all__ = [
-    "gradient_tree",
-    "gradients_of",
-    "group_by_argument",
-    "join",
-    "name_like",
-    "normalize_argnums",
-    "separate",
-    "wrt_positions",
-]
-
 
 class _Wrt(FilterPrefix):
     """The prefix of a differentiated argument: its matching leaves take the argument's number."""

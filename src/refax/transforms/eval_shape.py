@@ -13,8 +13,6 @@ from ..lift.arguments import unbind
 from ..lift.call import enter, pure_function
 from ..lift.write_back import write_back
 
-__all__ = ["eval_shape", "get_abstract_model"]
-
 A = TypeVar("A")
 
 

@@ -28,8 +28,6 @@ from .differentiation import (
 )
 from .prefixes import DiffState
 
-__all__ = ["grad", "value_and_grad"]
-
 
 @decorator_or_function
 def value_and_grad(

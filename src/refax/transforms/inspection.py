@@ -15,8 +15,6 @@ from ..lift.call import enter, leave, pure_function
 from ..lift.write_back import write_back
 from .bound import decorator_or_function
 
-__all__ = ["checkify", "make_jaxpr"]
-
 
 @decorator_or_function
 def make_jaxpr(

@@ -24,8 +24,6 @@ from .jit_layout import Layout, layout_of
 from .jit_options import Options, StaticArguments, positions
 from .retrace import TraceRecord, Traces
 
-__all__ = ["JitWrapped", "jit"]
-
 _TRACES = "traces"  # the key of a function's trace records among its programs
 
 

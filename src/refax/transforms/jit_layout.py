@@ -26,8 +26,6 @@ from ..lift.prefix import (
 )
 from .jit_options import Options
 
-__all__ = ["Layout", "Entry", "layout_of"]
-
 
 class Entry(NamedTuple):
     """The group of a leaf."""

@@ -9,8 +9,6 @@ from typing import Any
 from ..graph.statics import static_key
 from ..lift import errors
 
-__all__ = ["Options", "StaticArguments", "positions"]
-
 
 def _indices(given: int | Sequence[int] | None) -> tuple[int, ...] | None:
     return None if given is None else (given,) if isinstance(given, int) else tuple(given)

@@ -15,8 +15,6 @@ from ..lift.programs import eager_program
 from .carry import Carry, check_carry, is_carry
 from .scan import _input_slots
 
-__all__ = ["fori_loop", "while_loop"]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from ..graph.state import State, create_path_filters
 from ..graph.variable import Param
 from ..lift.prefix import FilterPrefix
 
-__all__ = ["DiffState", "StateAxes", "StateSharding"]
-
 
 class StateAxes(FilterPrefix):
     """Axes by filter, for `vmap`, `pmap` and `scan`: `StateAxes({nnx.Param: 0, ...: None})`.

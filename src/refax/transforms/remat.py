@@ -12,8 +12,6 @@ from ..lift.arguments import unbind
 from ..lift.call import enter, leave, pure_function
 from .bound import decorator_or_function
 
-__all__ = ["checkpoint", "remat"]
-
 
 @decorator_or_function
 def remat(

@@ -24,8 +24,6 @@ from ..graph.errors import path_string
 from ..graph.graphdef import GraphDef
 from ..lift.places import outline
 
-__all__ = ["Difference", "RetraceWarning", "Traces", "TraceRecord", "assert_max_traces"]
-
 _LOGGER = logging.getLogger("refax.retrace")
 _MAX_RECORDS = 64
 _MANY = 8

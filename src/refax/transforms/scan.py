@@ -26,8 +26,6 @@ from .axis_errors import check_sizes
 from .bound import by_position, decorator_or_function, with_self
 from .carry import Carry, check_carry, is_carry
 
-__all__ = ["scan"]
-
 
 @decorator_or_function
 def scan(

@@ -15,8 +15,6 @@ from ..lift.prefix import FilterPrefix
 from ..lift.programs import eager_program
 from .bound import by_position, decorator_or_function, with_self
 
-__all__ = ["shard_map"]
-
 
 @decorator_or_function
 def shard_map(

@@ -26,8 +26,6 @@ from .differentiation import (
 )
 from .prefixes import DiffState
 
-__all__ = ["jvp", "vjp"]
-
 
 def vjp(
     f: Callable,

@@ -17,8 +17,6 @@ from ..lift.programs import eager_program
 from .axis_errors import check_broadcast, check_sizes
 from .bound import decorator_or_function, with_self
 
-__all__ = ["pmap", "vmap"]
-
 
 @decorator_or_function
 def vmap(
