@@ -53,7 +53,7 @@ def iter_children_of(value: Any) -> list[tuple[Any, Any]]:
         return [(k, value[k]) for k in sorted_keys(value)]
     if jax.tree_util.all_leaves((value,)):
         return []
-    from .plan import key_name, one_level_with_keys
+    from .walk import key_name, one_level_with_keys
 
     return [(key_name(k), x) for k, x in one_level_with_keys(value)]
 

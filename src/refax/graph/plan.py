@@ -1,7 +1,6 @@
 """Plans: walk an object graph once, then only move values.
 
-`walk(roots)` visits everything reachable and returns a GraphDef with the objects that it describes.
-A `Plan` keeps of that what a later call needs: the GraphDef, the Variables in leaf order, where the
+A `Plan` keeps of a walk (`graph/walk.py`) what a later call needs: the GraphDef, the Variables in leaf order, where the
 bare arrays stand, and *guards*, shallow snapshots of the plain containers, which have no hook that
 could tell of a change. `plan_for(roots)` returns the plan of before if nothing changed.
 
@@ -13,25 +12,18 @@ plan refers to Variables and containers, never to the nodes above them, so it ma
 from __future__ import annotations
 
 import os
-import types
 import weakref
-from collections import OrderedDict, defaultdict
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from .containers import Dict, List
-from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef, intern
-from .module import Pytree, class_marks, hides_writes, set_object_plans, set_object_watch
-from .state import State
-from .statics import is_plain_static, static_key
+from .graphdef import LEAF, intern
+from .module import Pytree, set_object_plans, set_object_watch
 from .variable import Variable, set_raw_value, set_watch
-from .watch import add_watcher, is_array
+from .walk import Walk, walk
+from .watch import add_watcher
 
-_LISTS = frozenset({list, List})
-_DICTS = frozenset({dict, Dict, OrderedDict, defaultdict})
-_FUNCTION_LIKE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
 _MAX_PLANS_PER_ROOT = 8
 
 _checking = os.environ.get("REFAX_CHECK_PLANS", "") not in ("", "0")
@@ -47,142 +39,6 @@ def check_plans(enabled: bool = True) -> bool:
     return before
 
 
-def is_node(value: Any) -> bool:
-    """Whether `value` has an identity that refax keeps: a Pytree (Module) or a Variable."""
-    return isinstance(value, (Pytree, Variable))
-
-
-class Walk(NamedTuple):
-    graphdef: GraphDef
-    objects: list[Any]  # by record
-    variables: list[Variable]  # by leaf
-    arrays: list[tuple[Any, Any]]  # (container, key) by leaf; container None: inside a tuple
-    constants: list[Any]  # the values of the arrays whose container is None
-    guards: list[tuple[Any, Any, tuple]]  # (container, keys or LEAF or None, items)
-
-
-def walk(roots: tuple[Any, ...]) -> Walk:
-    """Visit everything reachable from `roots` and describe it."""
-    records: list[Any] = []
-    objects: list[Any] = []
-    positions: dict[int, int] = {}
-    variables: list[Variable] = []
-    arrays: list[tuple[Any, Any]] = []
-    constants: list[Any] = []
-    guards: list[tuple[Any, Any, tuple]] = []
-
-    def reference(value: Any) -> int:
-        position = positions.get(id(value))
-        if position is None:
-            position = positions[id(value)] = len(objects)
-            objects.append(value)
-        return position
-
-    def child(value: Any, container: Any, key: Any) -> Any:
-        cls = type(value)
-        if is_plain_static(value, cls):
-            return (cls, value)
-        if isinstance(value, (Variable, Pytree)) or cls in _LISTS or cls in _DICTS or cls is State:
-            return reference(value)
-        if is_array(value):
-            arrays.append((container, key))
-            constants.append(value if container is None else None)
-            return LEAF
-        if isinstance(value, _FUNCTION_LIKE) or cls is float:
-            return static_key(value)
-        if isinstance(value, tuple) or not jax.tree_util.all_leaves((value,)):
-            content = jax.tree.leaves(value, is_leaf=_is_graph_part)
-            if content and all(map(is_array, content)):  # arrays only: a value as a whole
-                arrays.append((container, key))
-                constants.append(value if container is None else None)
-                return LEAF
-            objects.append(value)  # no identity: a position of its own
-            return len(objects) - 1
-        return static_key(value)
-
-    root_positions = tuple(reference(root) for root in roots)
-    done = 0
-    while done < len(objects):
-        value = objects[done]
-        done += 1
-        cls = type(value)
-        if isinstance(value, Variable):
-            variables.append(value)
-            records.append((VARIABLE, cls, value._metadata))
-        elif isinstance(value, Pytree):
-            attributes = value.__dict__
-            marks = class_marks(cls)
-            own = value._refax_marks
-            if own:
-                marks = {**marks, **own} if marks else own
-            if marks:
-                children = tuple(
-                    _marked(x, marks.get(k), child, attributes, k) for k, x in attributes.items()
-                )
-                used = tuple((k, m) for k, m in (own or {}).items() if k in attributes)
-            else:
-                children = tuple([child(x, attributes, k) for k, x in attributes.items()])
-                used = ()
-            if hides_writes(cls):
-                guards.append((attributes, tuple(attributes), tuple(attributes.values())))
-            records.append((OBJECT, cls, tuple(attributes), children, used))
-        elif cls in _LISTS:
-            items = tuple(value)
-            guards.append((value, None, items))
-            records.append((LIST, cls, tuple([child(x, value, i) for i, x in enumerate(items)])))
-        elif cls in _DICTS or cls is State:
-            mapping = value._tree if cls is State else value
-            keys, items = tuple(mapping), tuple(mapping.values())
-            guards.append((mapping, keys, items))
-            children = tuple([child(x, mapping, k) for k, x in zip(keys, items, strict=True)])
-            factory = static_key(value.default_factory) if cls is defaultdict else None
-            records.append((DICT, cls, keys, children, factory))
-        elif isinstance(value, tuple):
-            records.append((TUPLE, cls, tuple([child(x, None, None) for x in value])))
-        else:  # a registered pytree
-            pairs = one_level_with_keys(value)
-            items = tuple(x for _, x in pairs)
-            one_level = jax.tree.structure(value, is_leaf=lambda x, top=value: x is not top)
-            guards.append((value, LEAF, items))
-            names = tuple(key_name(k) for k, _ in pairs)
-            children = tuple([child(x, None, None) for x in items])
-            records.append((PYTREE, one_level, names, children))
-    graphdef = GraphDef(root_positions, tuple(records), len(arrays))
-    return Walk(graphdef, objects, variables, arrays, constants, guards)
-
-
-def _is_graph_part(value: Any) -> bool:
-    cls = type(value)
-    return isinstance(value, (Pytree, Variable, State)) or cls in _LISTS or cls in _DICTS
-
-
-def _marked(value: Any, mark: str | None, child: Any, container: Any, key: Any) -> Any:
-    if mark == "static":
-        return static_key(value)
-    encoded = child(value, container, key)
-    if mark == "data" and type(encoded) is tuple:  # a number as data: a leaf
-        return child(_AS_LEAF, container, key)
-    return encoded
-
-
-# Stands for "whatever is in that place, as an array": `child` then records a LEAF.
-_AS_LEAF = jax.ShapeDtypeStruct((), "float32")
-
-
-def one_level_with_keys(value: Any) -> list[tuple[Any, Any]]:
-    """The (JAX key, child) pairs of a registered pytree."""
-    pairs, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda x: x is not value)
-    return [(path[0], leaf) for path, leaf in pairs]
-
-
-def key_name(key: Any) -> Any:
-    """A JAX path key as refax writes it in a path."""
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return getattr(key, attribute)
-    return str(key)
-
-
 class Plan:
     """What a call needs to know of its roots: see the top of the file."""
 
@@ -192,6 +48,7 @@ class Plan:
         "constants",
         "graphdef",
         "guards",
+        "held",
         "nested",
         "others",
         "valid",
@@ -206,6 +63,7 @@ class Plan:
         self.guards = walked.guards
         self.valid = True
         self.others: tuple = ()
+        self.held: tuple = ()
         self.nested: Any = None  # the Variables by path, for Modules as JAX pytrees
 
     def watch(self, walked: Walk) -> None:
@@ -221,24 +79,41 @@ class Plan:
         """Whether the structure is still what it was."""
         if not self.valid:
             return False
-        for container, keys, items in self.guards:
-            if keys is None:  # a list
-                if len(container) != len(items) or not all(map(is_, container, items)):
-                    break
-            elif keys is LEAF:  # a registered pytree, which may be mutable
-                now = jax.tree.leaves(container, is_leaf=lambda x, top=container: x is not top)
-                if len(now) != len(items) or not all(map(is_, now, items)):
-                    break
-            elif (
-                len(container) != len(keys)
-                or not all(map(is_, container.values(), items))
-                or tuple(container) != keys
+        if not _guards_hold(self.guards) or any(ref() is None for ref in self.others):
+            self.valid = False
+        for ref in self.held:
+            holding = ref()
+            if holding is None or not _guards_hold(holding.guards):
+                self.valid = False
+        return self.valid
+
+    def hand_over(self, walked: Walk, roots: tuple[Any, ...]) -> None:
+        """Let every other root own the containers that were reached through it.
+
+        A container leads to the objects in it, and with a cycle back to its root: held here, it
+        would keep that root alive as long as the first one lives.
+        """
+        held = []
+        for number in {*walked.guard_roots, *walked.array_roots} - {0}:
+            guards = [
+                g for g, r in zip(self.guards, walked.guard_roots, strict=True) if r == number
+            ]
+            holding = _Holding(guards)
+            for i, ((container, key), r) in enumerate(
+                zip(self.arrays, walked.array_roots, strict=True)
             ):
-                break
-        else:
-            return all(ref() is not None for ref in self.others)
-        self.valid = False
-        return False
+                if r == number and container is not None:
+                    self.arrays[i] = (holding.keep(container), key)
+            owner = roots[number]
+            plans = owner._refax_plans
+            if plans is None:
+                plans = {}
+                set_object_plans(owner, plans)
+            plans["held", id(self)] = holding
+            held.append(weakref.ref(holding))
+        self.held = tuple(held)
+        pairs = zip(self.guards, walked.guard_roots, strict=True)
+        self.guards = [g for g, r in pairs if r == 0]
 
     def gather(self) -> list[Any]:
         """The values of the leaves, in order."""
@@ -258,15 +133,63 @@ class Plan:
         if container is None:
             return False
         container[key] = value
-        self._refresh_guard(container)
+        guards = self.guards
+        if type(container) is _Held:
+            holding = container.holding()
+            guards, container = holding.guards, holding.containers[container.number]
+        for i, (guarded, keys, _) in enumerate(guards):
+            if guarded is container:  # a bare array was replaced by us: the structure is the same
+                items = container if keys is None else container.values()
+                guards[i] = (guarded, keys, tuple(items))
         return True
 
-    def _refresh_guard(self, container: Any) -> None:
-        """A bare array in a list or dict was replaced by us: the structure is the same."""
-        for i, (guarded, keys, _) in enumerate(self.guards):
-            if guarded is container:
-                items = container if keys is None else container.values()
-                self.guards[i] = (guarded, keys, tuple(items))
+
+def _guards_hold(guards: list[tuple[Any, Any, tuple]]) -> bool:
+    for container, keys, items in guards:
+        if keys is None:  # a list
+            if len(container) != len(items) or not all(map(is_, container, items)):
+                return False
+        elif keys is LEAF:  # a registered pytree, which may be mutable
+            now = jax.tree.leaves(container, is_leaf=lambda x, top=container: x is not top)
+            if len(now) != len(items) or not all(map(is_, now, items)):
+                return False
+        elif (
+            len(container) != len(keys)
+            or not all(map(is_, container.values(), items))
+            or tuple(container) != keys
+        ):
+            return False
+    return True
+
+
+class _Holding:
+    """What a plan needs of a root that is not its owner; kept alive by that root."""
+
+    __slots__ = ("__weakref__", "containers", "guards")
+
+    def __init__(self, guards: list[tuple[Any, Any, tuple]]):
+        self.guards = guards
+        self.containers: list[Any] = []
+
+    def keep(self, container: Any) -> _Held:
+        self.containers.append(container)
+        return _Held(weakref.ref(self), len(self.containers) - 1)
+
+
+class _Held:
+    """A container in a holding, read and written as the container itself."""
+
+    __slots__ = ("holding", "number")
+
+    def __init__(self, holding: Any, number: int):
+        self.holding = holding
+        self.number = number
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.holding().containers[self.number][key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.holding().containers[self.number][key] = value
 
 
 def plan_for(roots: tuple[Any, ...]) -> Plan:
@@ -295,6 +218,7 @@ def plan_for(roots: tuple[Any, ...]) -> Plan:
         plan.others = tuple(
             weakref.ref(root, _Forget(owner, key)) for root in roots[1:] if root is not owner
         )
+        plan.hand_over(walked, roots)
     plans[key] = plan
     return plan
 
@@ -322,7 +246,8 @@ def _assert_right(plan: Plan, roots: tuple[Any, ...]) -> None:
         and len(walked.variables) == len(plan.variables)
         and all(map(is_, walked.variables, plan.variables))
         and all(
-            a is b and i == j for (a, i), (b, j) in zip(walked.arrays, plan.arrays, strict=True)
+            (a is b or type(b) is _Held) and i == j
+            for (a, i), (b, j) in zip(walked.arrays, plan.arrays, strict=True)
         )
     )
     if not same:

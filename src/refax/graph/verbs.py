@@ -26,6 +26,7 @@ from .rebuild import fill, rebuild
 from .state import State, iter_leaves, nest, state_over
 from .trace_errors import mutation_error
 from .variable import Variable, make_variable, replace_metadata
+from .walk import walk
 
 N = TypeVar("N")
 _DEEP = 64  # JAX flattens nested dicts recursively; deeper ones are walked here
@@ -348,8 +349,6 @@ def _like(old: Any, new: Any) -> Any:
 
 
 def _refill(plan: Plan, node: Any) -> None:
-    from .plan import walk
-
     walked = walk((node,))
     objects = [
         None if record[0] not in (0, 1, 2, 3) else obj
@@ -445,8 +444,6 @@ def deep_copy(node: N, memo: dict) -> N:
     Not recursive, so a deep model is no problem. Hashable static values are shared, so that what
     was compiled for the one serves the other; unhashable ones, such as sets, are copied.
     """
-    from .plan import walk
-
     walked = walk((node,))
     records = walked.graphdef.records
     values: list[Any] = []

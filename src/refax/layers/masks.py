@@ -85,7 +85,7 @@ def combine_masks(*masks: Any, dtype: DTypeLike = jnp.float32) -> jax.Array | No
         >>> nnx.combine_masks(jnp.array([1, 1, 0]), None, jnp.array([0, 1, 1]), dtype=int).tolist()
         [0, 1, 0]
     """
-    given = [as_array(m) for m in masks if m is not None]
+    given = [as_array(m).astype(bool) for m in masks if m is not None]
     if not given:
         return None
     if len({m.ndim for m in given}) > 1:

@@ -14,8 +14,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..graph.plan import Plan, plan_for, walk
+from ..graph.plan import Plan, plan_for
 from ..graph.trace_errors import tracing
+from ..graph.walk import walk
 from . import errors
 from .arguments import put_back, take_apart
 from .axis_names import AxisName

@@ -48,9 +48,10 @@ def no_entry(place: str, value: Any, prefix: Any) -> PrefixError:
     )
 
 
-def prefix_mismatch(name: str, prefix: Any, detail: str) -> PrefixError:
+def prefix_mismatch(name: str, prefix: Any, detail: Exception | str) -> PrefixError:
+    text = str(detail).replace("tree_map_with_path tree", name)  # how JAX calls any prefix
     return PrefixError(
-        f"`{name}` is not a prefix of what it stands for: {prefix!r}.\n{detail}\n"
+        f"`{name}` is not a prefix of what it stands for: {prefix!r}.\n{text}\n"
         "Cure: give one entry for a whole argument, or the same containers as the argument has; an "
         "object takes one entry or a lift type (nnx.StateAxes, nnx.StateSharding, nnx.DiffState)."
     )

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE, GraphDef, intern
-from ..graph.plan import Walk, walk
+from ..graph.graphdef import DICT, LEAF, LIST, OBJECT, VARIABLE, GraphDef, intern, record_children
 from ..graph.rebuild import rebuild
 from ..graph.variable import Variable
+from ..graph.walk import Walk, walk
 from ..graph.watch import is_array
 from .arguments import Slot, put_back, take_apart
 from .axis_names import AxisName
@@ -248,10 +248,35 @@ def _leaf_values(walked: Walk) -> list[Any]:
 
 
 def _leaf_of_record(now: Walk, origins: Sequence[int | None], before: GraphDef) -> dict[int, int]:
-    """Old leaf number → new leaf number, of the Variables that are still there."""
+    """Old leaf number → new leaf number, of the Variables and array places still there."""
     old_leaf, new_leaf = before.leaf_numbers()[0], now.graphdef.leaf_numbers()[0]
-    return {
+    kept = {
         old_leaf[origin]: new_leaf[record]
         for record, origin in enumerate(origins)
         if origin is not None and origin in old_leaf
     }
+    if before.arrays and now.graphdef.arrays:
+        places = _array_places(now.graphdef)
+        places = {(origins[record], *path): leaf for (record, *path), leaf in places.items()}
+        for place, old in _array_places(before).items():
+            if place in places:
+                kept[old] = places[place]
+    return kept
+
+
+def _array_places(graphdef: GraphDef) -> dict[tuple, int]:
+    """(record with an identity, key, …) → leaf number, of the bare arrays; through tuples too."""
+    records, first = graphdef.records, graphdef.leaf_numbers()[1]
+    places: dict[tuple, int] = {}
+    stack = [((i,), i) for i, record in enumerate(records) if record[0] in _WITH_IDENTITY]
+    while stack:
+        path, index = stack.pop()
+        keys, children = record_children(records[index])
+        number = first[index]
+        for key, child in zip(keys, children, strict=True):
+            if child is LEAF:
+                places[(*path, key)] = number
+                number += 1
+            elif type(child) is int and records[child][0] not in _WITH_IDENTITY:
+                stack.append(((*path, key), child))
+    return places

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import jax
 
 from ..graph.errors import path_string
 from ..graph.graphdef import VARIABLE, GraphDef
 from ..graph.representation import short
+from .arguments import put_back
+from .call import Call
+from .errors import argument_names
 from .inside import Change
-from .prefix import Occurrence
+from .prefix import Occurrence, broadcast
+
+
+def root_places(call: Call, function: Callable) -> list[str]:
+    """Where each root of a call stands among the arguments: `model`, `batch['x']`."""
+    labels = argument_names(function, len(call.tree[0]))
+    places: dict[int, str] = {}
+    for path, obj, _ in broadcast(None, put_back(call.tree, call.roots), "arguments"):
+        name = labels[path[1].idx] if path[0].idx == 0 else str(path[1].key)
+        places.setdefault(call.numbers[id(obj)], name + jax.tree_util.keystr(path[2:]))
+    return [places[i] for i in range(len(call.roots))]
+
+
+def place_under(path: tuple, roots: Sequence[str]) -> str:
+    """The place of a path of a GraphDef, which starts with a root's number if there are several."""
+    if len(roots) > 1:
+        return path_string(path[1:], str(roots[path[0]]))
+    return path_string(path, str(roots[0]) if roots else "")
 
 
 def place_of_leaf(graphdef: GraphDef, occurring: Sequence[Occurrence], leaf: int) -> str:
@@ -26,14 +48,17 @@ def place_of_leaf(graphdef: GraphDef, occurring: Sequence[Occurrence], leaf: int
 
 def place_of_output(
     graphdef: GraphDef, occurring: Sequence[Occurrence], change: Change, group: int, index: int
-) -> str:
-    """The place of the value number `index` among those that leave in a group."""
+) -> tuple[str, str]:
+    """The place of the value number `index` among those that leave in a group, and its type."""
     if change.graph is None:
-        return place_of_leaf(graphdef, occurring, change.dirty[group][index])
-    after = change.graph.graphdef
-    leaf = change.graph.sources.index((group, index))
-    known = [o for o in occurring if o.number < len(after.roots)]
-    return place_of_leaf(after, known, leaf)
+        after, leaf, known = graphdef, change.dirty[group][index], occurring
+    else:
+        after = change.graph.graphdef
+        leaf = change.graph.sources.index((group, index))
+        known = [o for o in occurring if o.number < len(after.roots)]
+    variables = after.variables
+    kind = variables[leaf][1].__name__ if leaf < len(variables) else "array"
+    return place_of_leaf(after, known, leaf), kind
 
 
 def outline(graphdef: GraphDef) -> dict[tuple, str]:

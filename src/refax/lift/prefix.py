@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 
 from ..graph.filters import Filter, to_predicate
-from ..graph.plan import Plan, Walk
+from ..graph.plan import Plan
+from ..graph.walk import Walk
 from . import errors
 from .arguments import is_object, stops
 
@@ -112,12 +113,12 @@ class Groups:
         return values
 
 
-def _is_entry(value: Any) -> bool:
+def is_entry(value: Any) -> bool:
     return value is None or isinstance(value, FilterPrefix)
 
 
 def broadcast(
-    prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = _is_entry
+    prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = is_entry
 ) -> list[tuple[Any, Any, Any]]:
     """(path, object, prefix) for every object in `tree`, the prefix stretched over it."""
     found: list[tuple[Any, Any, Any]] = []
@@ -129,7 +130,7 @@ def broadcast(
     try:
         jax.tree_util.tree_map_with_path(under, prefix, tree, is_leaf=is_leaf)
     except ValueError as e:
-        raise errors.prefix_mismatch(name, prefix, str(e)) from None
+        raise errors.prefix_mismatch(name, prefix, e) from None
     return found
 
 
@@ -149,13 +150,6 @@ def occurrences(
             place = root + jax.tree_util.keystr(path)
         result.append(Occurrence(place, numbers[id(obj)], entry))
     return result
-
-
-def without_objects(prefix: Any) -> Any:
-    """The prefix for JAX: lift types gone, since slots have no leaves for them to stand for."""
-    return jax.tree.map(
-        lambda e: None if isinstance(e, FilterPrefix) else e, prefix, is_leaf=_is_entry
-    )
 
 
 def group_leaves(plan: Plan, occurring: Sequence[Occurrence], known: Sequence[Any] = ()) -> Groups:
@@ -194,23 +188,6 @@ def group_leaves(plan: Plan, occurring: Sequence[Occurrence], known: Sequence[An
     return Groups(entries or [None], of_leaf)
 
 
-def spread(
-    prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = _is_entry
-) -> list[Any]:
-    """The entry of every JAX leaf of a tree with slots, in order."""
-    entries: list[Any] = []
-    try:
-        jax.tree.map(
-            lambda e, sub: entries.extend([e] * len(jax.tree.leaves(sub))),
-            prefix,
-            tree,
-            is_leaf=is_leaf,
-        )
-    except ValueError as e:
-        raise errors.prefix_mismatch(name, prefix, str(e)) from None
-    return entries
-
-
 def leaf_entry(prefix: Any, path: tuple, value: Any, place: str) -> Any:
     if not isinstance(prefix, FilterPrefix):
         return prefix
@@ -229,7 +206,7 @@ def position(entries: list[Any], entry: Any) -> int:
     return len(entries) - 1
 
 
-def all_entries(prefix: Any, is_leaf: Callable[[Any], bool] = _is_entry) -> list[Any]:
+def all_entries(prefix: Any, is_leaf: Callable[[Any], bool] = is_entry) -> list[Any]:
     """Every entry that a prefix can give, each once."""
     entries: list[Any] = []
     for leaf in jax.tree.leaves(prefix, is_leaf=is_leaf):

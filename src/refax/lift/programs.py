@@ -6,8 +6,6 @@ the same function compiles nothing. The cache is weak in the function and bounde
 
 from __future__ import annotations
 
-import functools
-import types
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -15,10 +13,8 @@ from typing import Any
 import jax
 
 from .._jax_compat import TRACE
-from ..graph.module import Pytree
-from ..graph.state import State
 from ..graph.trace_errors import tracing
-from ..graph.variable import Variable
+from .closures import reads_objects
 
 _MAX_PROGRAMS = 256
 _TOP = TRACE.value
@@ -77,7 +73,7 @@ def eager_program(
         make: from the functions to the function of (values by group, tree).
         compile: what to do with that.
     """
-    if TRACE.value is not _TOP or any(map(_closes_over_objects, functions)):
+    if TRACE.value is not _TOP or any(map(reads_objects, functions)):
         return make(functions)
     first, *others = functions
     try:
@@ -89,47 +85,3 @@ def eager_program(
         program = compile(make(tuple(map(proxy, functions))))
         remember(programs, key, program)
     return program
-
-
-def _closes_over_objects(function: Callable, depth: int = 0) -> bool:
-    """Whether a function reads Pytrees or Variables from its surroundings, as far as one sees."""
-    if depth > 4:
-        return True
-    if isinstance(function, functools.partial):
-        parts = [function.func, *function.args, *function.keywords.values()]
-        return any(_holds_objects(part, depth + 1) for part in parts)
-    if isinstance(function, types.MethodType):
-        return True
-    if not isinstance(function, types.FunctionType):
-        return False
-    for cell in function.__closure__ or ():
-        try:
-            if _holds_objects(cell.cell_contents, depth + 1):
-                return True
-        except ValueError:  # an empty cell
-            continue
-    names = _global_names(function.__code__) & function.__globals__.keys()
-    return any(_holds_objects(function.__globals__[name], depth + 1) for name in names)
-
-
-def _global_names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
-    return names
-
-
-def _holds_objects(value: Any, depth: int) -> bool:
-    if isinstance(value, (Pytree, Variable, State)):
-        return True
-    if isinstance(value, (list, tuple)):
-        return depth <= 4 and any(_holds_objects(x, depth + 1) for x in value)
-    if isinstance(value, dict):
-        return depth <= 4 and any(_holds_objects(x, depth + 1) for x in value.values())
-    if isinstance(value, (types.FunctionType, functools.partial)):
-        module = getattr(value, "__module__", "") or ""
-        if module.partition(".")[0] in ("jax", "refax", "numpy", "optax"):
-            return False
-        return _closes_over_objects(value, depth + 1)
-    return False

@@ -11,10 +11,11 @@ from typing import Any
 
 from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE
 from ..graph.module import Pytree, set_object_watch
-from ..graph.plan import Plan, walk
+from ..graph.plan import Plan
 from ..graph.rebuild import build, fill, make_empty
 from ..graph.state import State
 from ..graph.variable import make_variable, replace_metadata, set_raw_value
+from ..graph.walk import walk
 from ..graph.watch import invalidate, keeps_structure
 from .arguments import Slot, put_back
 from .inside import Change, NewGraph

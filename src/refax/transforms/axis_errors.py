@@ -9,18 +9,12 @@ import jax
 
 from .._jax_compat import is_mapped_here
 from ..graph.errors import describe_value
+from ..lift.array_prefix import spread
 from ..lift.call import Call
-from ..lift.errors import PrefixError
+from ..lift.errors import PrefixError, argument_names
 from ..lift.inside import Static
 from ..lift.places import place_of_leaf, place_of_output
-from ..lift.prefix import OutputRules, spread
-
-
-def broadcast_written(place: str, transform: str, cure: str) -> PrefixError:
-    return PrefixError(
-        f"`{place}` is written inside {transform} with axis None, but what is written differs "
-        f"along the mapped axis.\nCure: {cure}"
-    )
+from ..lift.prefix import OutputRules
 
 
 def check_broadcast(call: Call, rules: OutputRules, transform: str) -> Callable[..., Any]:
@@ -32,22 +26,27 @@ def check_broadcast(call: Call, rules: OutputRules, transform: str) -> Callable[
                 continue
             for index, value in enumerate(grouped[group]):
                 if any(map(is_mapped_here, jax.tree.leaves(value))):
-                    place = place_of_output(
+                    place, kind = place_of_output(
                         call.plan.graphdef, rules.arguments, static.change, group, index
                     )
-                    raise broadcast_written(
-                        place,
-                        transform,
-                        f"map `{place}` with an axis, such as nnx.StateAxes({{filter: 0, ...: "
-                        "None}), or reduce what is written over the axis first (jax.lax.pmean "
-                        "with an axis_name).",
-                    )
+                    raise _broadcast_written(place, kind, transform)
         return result, grouped, static
 
     return returned
 
 
-def check_sizes(call: Call, rules: OutputRules, prefix: Any, name: str) -> None:
+def _broadcast_written(place: str, kind: str, transform: str) -> PrefixError:
+    return PrefixError(
+        f"`{place}` is written inside {transform} with axis None, but what is written differs "
+        f"along the mapped axis.\nCure: map it, with an axis for its type as in "
+        f"nnx.StateAxes({{{kind}: 0, ...: None}}); or write the same for every index, such as a "
+        "mean over them (axis_name='batch' and jax.lax.pmean(x, 'batch'))."
+    )
+
+
+def check_sizes(
+    call: Call, rules: OutputRules, function: Callable, prefix: Any, transform: str
+) -> None:
     """Raise if the mapped axes have different sizes, or one is out of bounds; name the places.
 
     Called when JAX has refused, whose message names places in refax's flat lists.
@@ -63,9 +62,9 @@ def check_sizes(call: Call, rules: OutputRules, prefix: Any, name: str) -> None:
             shape = getattr(leaf, "shape", ())
             if not -len(shape) <= axis < len(shape):
                 raise PrefixError(
-                    f"{name}: `{place}` is {describe_value(leaf)}, which has no axis {axis} to map."
-                    "\nCure: map it with None, or give it that axis (nnx.split_rngs for random "
-                    "streams, nnx.vmap over the constructor for a stack of models)."
+                    f"{transform}: `{place}` is {describe_value(leaf)}, which has no axis {axis} "
+                    "to map.\nCure: map it with None, or give it that axis (nnx.split_rngs for "
+                    "random streams, nnx.vmap over the constructor for a stack of models)."
                 )
             sizes.setdefault(shape[axis], []).append(
                 f"{place} ({describe_value(leaf)}, axis {axis})"
@@ -75,15 +74,16 @@ def check_sizes(call: Call, rules: OutputRules, prefix: Any, name: str) -> None:
         place = place_of_leaf(call.plan.graphdef, rules.arguments, leaf)
         note(place, value, groups.entries[groups.of_leaf[leaf]])
     args = call.tree[0]
+    labels = argument_names(function, len(args))
     pairs = jax.tree_util.tree_leaves_with_path(args)
     for (path, value), axis in zip(pairs, spread(prefix, args, "in_axes"), strict=True):
-        note("args" + jax.tree_util.keystr(path), value, axis)
+        note(labels[path[0].idx] + jax.tree_util.keystr(path[1:]), value, axis)
     if len(sizes) > 1:
         listed = "\n".join(
             f"  size {size}: {', '.join(places[:3])}" + (" …" if len(places) > 3 else "")
             for size, places in sorted(sizes.items())
         )
         raise PrefixError(
-            f"{name}: the mapped axes have different sizes:\n{listed}\n"
+            f"{transform}: the mapped axes have different sizes:\n{listed}\n"
             "Cure: map each with the axis that has the common size, or with None."
         )

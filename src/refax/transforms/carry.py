@@ -7,16 +7,22 @@ from typing import Any
 
 import jax
 
-from ..graph.errors import describe_value
-from ..graph.variable import Variable
+from ..graph.errors import path_string
+from ..graph.graphdef import PYTREE, TUPLE, VARIABLE, record_children
 from ..lift.call import Call
 from ..lift.errors import PrefixError
-from ..lift.inside import Static
+from ..lift.inside import NewGraph, Static
 from ..lift.places import place_of_leaf, place_of_output
 from ..lift.prefix import OutputRules
+from .forms import is_slot, same_form, shown
 
 
-class Carry:
+class _Entry(type):
+    def __repr__(cls) -> str:
+        return "nnx.Carry"
+
+
+class Carry(metaclass=_Entry):
     """The entry of what a loop carries from step to step. Used as it is: `nnx.Carry`."""
 
 
@@ -45,112 +51,108 @@ def check_carry(
     """
     groups_in, tree_in, leaves_in = before
     change, graphdef = static.change, call.plan.graphdef
+    _check_result(call, loop, tree_in, tree)
     for group, entry in enumerate(rules.entries):
         if not is_carry(entry):
             continue
         if len(out[group]) > len(groups_in[group]):
-            place = place_of_output(graphdef, rules.arguments, change, group, len(groups_in[group]))
+            place, _ = place_of_output(
+                graphdef, rules.arguments, change, group, len(groups_in[group])
+            )
             raise _changed(loop, place, "is new: the step added it to what is carried")
         assert call.groups is not None
         for leaf, old, new in zip(
             call.groups.members[group], groups_in[group], out[group], strict=True
         ):
-            if _form(old) != _form(new):
+            if not same_form(old, new):
                 place = place_of_leaf(graphdef, rules.arguments, leaf)
-                raise _changed(loop, place, f"was {_shown(old)} and becomes {_shown(new)}")
-    if change.graph is not None and _carried_objects(rules):
-        _check_structure(call, rules, loop, static)
-    if jax.tree.structure(tree) != jax.tree.structure(tree_in):
-        raise _changed(
-            loop,
-            "the carried result",
-            f"had the structure {jax.tree.structure(tree_in)} and becomes "
-            f"{jax.tree.structure(tree)}",
-        )
+                raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}")
+    if change.graph is not None:
+        _check_structure(call, rules, loop, change.graph)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     for path, old, new in zip(paths, leaves_in, jax.tree.leaves(tree), strict=True):
-        if _form(old) != _form(new):
+        if not same_form(old, new):
             place = "carry" + jax.tree_util.keystr(path)
-            raise _changed(loop, place, f"was {_shown(old)} and becomes {_shown(new)}")
+            raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}")
 
 
-def _carried_objects(rules: OutputRules) -> list[int]:
-    return [o.number for o in rules.arguments if is_carry(o.prefix)]
+def _check_result(call: Call, loop: str, old: Any, new: Any) -> None:
+    """The result has the containers of the carry, and the same objects in the same places."""
+    old_leaves, old_containers = jax.tree_util.tree_flatten_with_path(old, is_leaf=is_slot)
+    new_leaves, new_containers = jax.tree.flatten(new, is_leaf=is_slot)
+    words = f"was {shown(old, call.roots)} and becomes {shown(new, call.roots)}"
+    if old_containers != new_containers:
+        raise _changed(loop, "carry", words)
+    for (path, before), after in zip(old_leaves, new_leaves, strict=True):
+        if is_slot(before) and is_slot(after) and before != after:
+            place = "carry" + jax.tree_util.keystr(path)
+            raise _changed(loop, place, "is another object after the step", _SAME_OBJECT)
+        if is_slot(before) != is_slot(after):
+            raise _changed(loop, "carry", words)
 
 
-def _check_structure(call: Call, rules: OutputRules, loop: str, static: Static) -> None:
+def _check_structure(call: Call, rules: OutputRules, loop: str, graph: NewGraph) -> None:
     """A carried object must keep its attributes, its statics, and which objects they are."""
-    graph, before = static.change.graph, call.plan.graphdef
-    assert graph is not None
-    after = graph.graphdef
+    before, after = call.plan.graphdef, graph.graphdef
     for occurrence in rules.arguments:
         if not is_carry(occurrence.prefix):
             continue
-        stack = [(before.roots[occurrence.number], after.roots[occurrence.number])]
+        stack: list[tuple[int, int, tuple]] = [
+            (before.roots[occurrence.number], after.roots[occurrence.number], ())
+        ]
         seen: set[int] = set()
         while stack:
-            old, new = stack.pop()
+            old, new, path = stack.pop()
             if old in seen:
                 continue
             seen.add(old)
-            old_record, new_record = before.records[old], after.records[new]
-            place = f"{occurrence.place} ({type(old_record[1]).__name__})"
-            if graph.origins[new] != old and old_record[0] != 4 and old_record[0] != 5:
-                raise _changed(loop, place, "refers to another object after the step")
-            difference = _record_difference(old_record, new_record)
-            if difference:
-                raise _changed(loop, occurrence.place, difference)
-            from ..graph.graphdef import record_children
-
-            children = zip(record_children(old_record)[1], record_children(new_record)[1],
-                           strict=True)  # fmt: skip
-            stack += [(a, b) for a, b in children if type(a) is int]
+            place = path_string(path, occurrence.place)
+            if graph.origins[new] != old and before.records[old][0] not in (TUPLE, PYTREE):
+                raise _changed(loop, place, "refers to another object after the step", _SAME_OBJECT)
+            stack += _compare_records(loop, place, path, before.records[old], after.records[new])
 
 
-def _record_difference(old: tuple, new: tuple) -> str:
-    from ..graph.graphdef import record_children
-
+def _compare_records(
+    loop: str, place: str, path: tuple, old: tuple, new: tuple
+) -> list[tuple[int, int, tuple]]:
+    """The (old record, new record, path) of the children; raises if the records differ."""
     if old[:2] != new[:2]:
-        return f"was a {old[1].__name__} and becomes a {new[1].__name__}"
-    if old[0] == 0:
-        return "" if old == new else f"had metadata {dict(old[2])} and gets {dict(new[2])}"
+        raise _changed(loop, place, f"was a {_type_name(old)} and becomes a {_type_name(new)}")
+    if old[0] == VARIABLE:
+        if old != new:
+            raise _changed(loop, place, f"had metadata {dict(old[2])} and gets {dict(new[2])}")
+        return []
     old_keys, old_children = record_children(old)
     new_keys, new_children = record_children(new)
-    name = old[1].__name__ if isinstance(old[1], type) else "a container"
     if tuple(old_keys) != tuple(new_keys):
-        added = [k for k in new_keys if k not in tuple(old_keys)]
-        gone = [k for k in old_keys if k not in tuple(new_keys)]
-        return f"changes its form: {name} gains {added or 'nothing'} and loses {gone or 'nothing'}"
+        gone, added = set(old_keys) - set(new_keys), set(new_keys) - set(old_keys)
+        words = [f"{verb} {sorted(keys, key=str)}"
+                 for verb, keys in (("gains", added), ("loses", gone)) if keys]  # fmt: skip
+        what = " and ".join(words) or "has its entries in another order"
+        raise _changed(loop, place, f"changes its form: it {what}")
+    pairs = []
     for key, a, b in zip(old_keys, old_children, new_children, strict=True):
-        if (type(a) is not int or type(b) is not int) and a != b:
-            return (
-                f"changes its static part: {name}.{key} was {_static(a)} and becomes {_static(b)}"
-            )
-    return ""
+        if type(a) is int and type(b) is int:
+            pairs.append((a, b, (*path, key)))
+        elif a != b:
+            where = path_string((key,), place)
+            raise _changed(loop, where, f"was {_static(a)} and becomes {_static(b)}")
+    return pairs
+
+
+def _type_name(record: tuple) -> str:
+    return record[1].__name__ if isinstance(record[1], type) else "container"
 
 
 def _static(child: Any) -> str:
     return repr(child[1]) if type(child) is tuple else "an object or array"
 
 
-def _form(value: Any) -> Any:
-    leaves, treedef = jax.tree.flatten(value)
-    return treedef, [_type_of(x) for x in leaves]
+_SAME_FORM = "make it so before the loop (with the final shape and dtype), or do not carry it."
+_SAME_OBJECT = "change the object in place (assign to its Variables) instead of making another one."
 
 
-def _type_of(x: Any) -> Any:
-    aval = jax.typeof(x)
-    return aval.shape, aval.dtype
-
-
-def _shown(value: Any) -> str:
-    value = value._value if isinstance(value, Variable) else value
-    leaves = jax.tree.leaves(value)
-    return describe_value(leaves[0]) if len(leaves) == 1 else str(jax.tree.map(_type_of, value))
-
-
-def _changed(loop: str, place: str, what: str) -> PrefixError:
+def _changed(loop: str, place: str, what: str, cure: str = _SAME_FORM) -> PrefixError:
     return PrefixError(
-        f"{loop}: what is carried must keep its form, but `{place}` {what}.\n"
-        "Cure: make it so before the loop (with the final shape and dtype), or do not carry it."
+        f"{loop}: what is carried must keep its form, but `{place}` {what}.\nCure: {cure}"
     )

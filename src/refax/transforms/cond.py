@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 
-from ..graph.errors import path_string
+from ..graph.variable import Variable
 from ..lift.call import Call, enter, leave, pure_function
-from ..lift.errors import PrefixError
-from ..lift.inside import Change
-from ..lift.places import outline
+from ..lift.inside import Change, Static
 from ..lift.programs import eager_program
+from .branch_errors import Look, different_structures, different_values
 
 
 def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any, **kwargs: Any) -> Any:
@@ -68,21 +67,25 @@ def _branch(
     def make(functions: tuple[Callable, ...]) -> Callable:
         def run(grouped: Any, tree_and_selector: Any) -> Any:
             tree, selector = tree_and_selector
-            seen: list[Change] = []
+            looks: list[Look] = []
             for function in functions:
                 look = pure_function(function, call, explicit=True)
-                seen.append(jax.eval_shape(look, grouped, tree)[2].change)
-            written = _written(seen, branches, call, name)
+                looks.append(Look(*jax.eval_shape(look, grouped, tree)))
+            written = _written(looks, branches, call, name)
             pures = [
                 pure_function(f, call, force=written, explicit=True, returned=_without_static)
                 for f in functions
             ]
-            result, out = choose(pures, selector, grouped, tree)
-            return result, out, _static(seen, written)
+            try:
+                result, out = choose(pures, selector, grouped, tree)
+            except TypeError:
+                _check_values(looks, branches, call, name)
+                raise
+            return result, out, _static(looks[0].change, written)
 
         return run
 
-    selector = getattr(selector, "value", selector) if hasattr(selector, "value") else selector
+    selector = selector.value if isinstance(selector, Variable) else selector
     key = (name, call.plan.graphdef)
     program = eager_program(branches, key, make) if branches else make(())
     return leave(call, program(call.grouped, (call.tree, selector)))
@@ -92,37 +95,27 @@ def _without_static(result: Any, grouped: Any, static: Any) -> Any:
     return result, grouped
 
 
-def _static(seen: list[Change], written: frozenset[int]) -> Any:
-    from ..lift.inside import Static
-
-    graph = seen[0].graph
-    dirty = (tuple(sorted(written)),) if graph is None else ()
-    return Static(Change(dirty, graph))
+def _static(change: Change, written: frozenset[int]) -> Static:
+    dirty = (tuple(sorted(written)),) if change.graph is None else ()
+    return Static(Change(dirty, change.graph))
 
 
 def _written(
-    seen: list[Change], branches: Sequence[Callable], call: Call, name: str
+    looks: Sequence[Look], branches: Sequence[Callable], call: Call, name: str
 ) -> frozenset[int]:
     """The leaves that any branch writes; raises if the branches leave different structures."""
-    first = seen[0]
-    for change, branch in zip(seen[1:], branches[1:], strict=True):
-        if change.graph != first.graph:
-            raise PrefixError(
-                f"{name}: the branches leave different structures.\n"
-                f"{_difference(call, first, change, branches[0], branch)}\n"
-                "Cure: make the same attributes in every branch, or before the call."
-            )
-    return frozenset(leaf for change in seen for group in change.dirty for leaf in group)
+    first = looks[0]
+    for look, branch in zip(looks[1:], branches[1:], strict=True):
+        if look.change.graph != first.change.graph:
+            raise different_structures(name, call, (branches[0], branch), (first, look))
+    return frozenset(leaf for look in looks for group in look.change.dirty for leaf in group)
 
 
-def _difference(call: Call, a: Change, b: Change, f: Callable, g: Callable) -> str:
-    before = call.plan.graphdef
-    left, right = (outline(c.graph.graphdef if c.graph is not None else before) for c in (a, b))
-    names = [getattr(x, "__name__", repr(x)) for x in (f, g)]
-    for path in sorted({*left, *right}, key=str):
-        if left.get(path) != right.get(path):
-            return (
-                f"At `{path_string(path)}`: {left.get(path, 'nothing')} after `{names[0]}`, "
-                f"{right.get(path, 'nothing')} after `{names[1]}`."
-            )
-    return f"`{names[0]}` and `{names[1]}` refer to different objects in the same places."
+def _check_values(
+    looks: Sequence[Look], branches: Sequence[Callable], call: Call, name: str
+) -> None:
+    """Say which values differ, when JAX has refused, in the caller's words."""
+    for look, branch in zip(looks[1:], branches[1:], strict=True):
+        different = jax.tree.structure(look.result) != jax.tree.structure(looks[0].result)
+        if different or not _same_forms(looks[0], look):
+            raise different_values(name, call, (branches[0], branch), (looks[0], look)) from None

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import jax
 
-from ..graph.plan import Plan, walk
+from ..graph.plan import Plan
 from ..graph.rebuild import rebuild
+from ..graph.walk import walk
 from ..lift.arguments import unbind
 from ..lift.call import enter, pure_function
 from ..lift.write_back import write_back

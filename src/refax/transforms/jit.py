@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 
 from ..lift import errors
-from ..lift.arguments import put_back, unbind
+from ..lift.arguments import unbind
 from ..lift.call import Call, enter, leave, pure_function
 from ..lift.inside import Inside
-from ..lift.prefix import broadcast
+from ..lift.places import root_places
 from ..lift.programs import programs_of, proxy, remember
 from .bound import decorator_or_function, method_of
 from .jit_layout import Layout, layout_of
@@ -173,11 +173,7 @@ class JitWrapped:
     def _observer(self, call: Call, statics: StaticArguments | None) -> Callable:
         """What notes each trace, with the places of the objects as they are now."""
         labels = errors.argument_names(self._function, len(call.tree[0]))
-        places: dict[int, str] = {}
-        for path, obj, _ in broadcast(None, put_back(call.tree, call.roots), "arguments"):
-            name = labels[path[1].idx] if path[0].idx == 0 else str(path[1].key)
-            places.setdefault(call.numbers[id(obj)], name + jax.tree_util.keystr(path[2:]))
-        roots = [places[i] for i in range(len(call.roots))]
+        roots = root_places(call, self._function)
         fixed = {} if statics is None else statics.named(labels)
         graphdef, traces = call.plan.graphdef, self.traces
 

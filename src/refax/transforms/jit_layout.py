@@ -13,6 +13,7 @@ import jax
 
 from ..lift import errors
 from ..lift.arguments import put_back
+from ..lift.array_prefix import without_objects
 from ..lift.call import Call, one_group
 from ..lift.prefix import (
     FilterPrefix,
@@ -22,7 +23,6 @@ from ..lift.prefix import (
     broadcast,
     group_leaves,
     occurrences,
-    without_objects,
 )
 from .jit_options import Options
 

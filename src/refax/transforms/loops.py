@@ -9,7 +9,9 @@ import jax
 
 from ..lift.arguments import Slot, put_back
 from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
+from ..lift.errors import PrefixError
 from ..lift.inside import Change, Static
+from ..lift.places import place_of_leaf
 from ..lift.prefix import OutputRules
 from ..lift.programs import eager_program
 from .carry import Carry, check_carry, is_carry
@@ -39,7 +41,7 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
     call, rules = _enter(body_fun, init_val)
 
     def make(functions: tuple[Callable, ...]) -> Callable:
-        cond = pure_function(functions[1], call, returned=_only_result)
+        cond = pure_function(functions[1], call, returned=_only_result(call, rules))
         step = _step(functions[0], call, rules, "while_loop")
 
         def run(grouped: Any, tree: Any) -> Any:
@@ -110,13 +112,21 @@ def _enter(function: Callable, value: Any) -> tuple[Call, OutputRules]:
     return call, rules
 
 
-def _only_result(result: Any, grouped: Any, static: Static) -> Any:
-    if any(static.change.dirty) or static.change.graph is not None:
-        raise ValueError(
-            "while_loop: cond_fun changed an object, but it only decides whether to go on.\n"
-            "Cure: make the change in body_fun."
-        )
-    return result
+def _only_result(call: Call, rules: OutputRules) -> Callable[..., Any]:
+    """What the condition returns, after a check that it changed nothing."""
+
+    def returned(result: Any, grouped: Any, static: Static) -> Any:
+        dirty = [leaf for group in static.change.dirty for leaf in group]
+        if dirty or static.change.graph is not None:
+            graphdef = call.plan.graphdef
+            place = place_of_leaf(graphdef, rules.arguments, dirty[0]) if dirty else "an object"
+            raise PrefixError(
+                f"while_loop: cond_fun changes `{place}`, but it only decides whether to go on.\n"
+                "Cure: make the change in body_fun."
+            )
+        return result
+
+    return returned
 
 
 def _step(

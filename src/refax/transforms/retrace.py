@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.errors import path_string
 from ..graph.graphdef import GraphDef
-from ..lift.places import outline
+from ..lift.places import outline, place_under
 
 _LOGGER = logging.getLogger("refax.retrace")
 _MAX_RECORDS = 64
@@ -79,14 +78,14 @@ class TraceRecord:
         """{place: text} of the structure, of static arguments, and of every array."""
         paths = self._graphdef.paths.leaves
         arrays = {
-            _place(path, self._roots): _form(value)
+            place_under(path, self._roots): _form(value)
             for path, value in zip(paths, self._values, strict=True)
         }
         for (kind, first, *rest), aval in self._tree:
             name = self._labels[first.idx] if kind.idx == 0 else first.key
             arrays[f"{name}{jax.tree_util.keystr(tuple(rest))}"] = _form(aval)
         texts = outline(self._graphdef).items()
-        structure = {_place(path, self._roots): text for path, text in texts}
+        structure = {place_under(path, self._roots): text for path, text in texts}
         return structure, self._statics, arrays
 
     def differences(self, earlier: TraceRecord) -> list[Difference]:
@@ -98,12 +97,6 @@ class TraceRecord:
                         Difference(place, old.get(place, "nothing"), new.get(place, "nothing"))
                     )
         return found
-
-
-def _place(path: tuple, roots: Sequence[str]) -> str:
-    if len(roots) > 1:
-        return path_string(path[1:], str(roots[path[0]]))
-    return path_string(path, str(roots[0]) if roots else "")
 
 
 def _form(avals: Any) -> str:

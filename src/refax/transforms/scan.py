@@ -14,13 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..graph.errors import describe_value
 from ..lift.arguments import Slot, put_back, unbind
+from ..lift.array_prefix import hashable, spread
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import Static
 from ..lift.places import place_of_output
-from ..lift.prefix import FilterPrefix, OutputRules, spread
+from ..lift.prefix import FilterPrefix, OutputRules
 from ..lift.programs import eager_program
 from .axis_errors import check_sizes
 from .bound import by_position, decorator_or_function, with_self
@@ -93,13 +95,14 @@ def scan(
             return _loop(functions[0], call, rules, prefix, out_axes, carried, options, named)
 
         key = ("scan", call.plan.graphdef, call.groups.of_leaf, rules.entries,
-               repr((prefix, out_axes, named and named.name, options)))  # fmt: skip
+               hashable((prefix, out_axes)), named and named.name,
+               *options.items())  # fmt: skip
         try:
             result = eager_program((function,), key, make)(call.grouped, call.tree)
         except PrefixError:
             raise
         except (ValueError, IndexError):
-            check_sizes(call, rules, prefix, "scan")
+            check_sizes(call, rules, function, prefix, "scan")
             raise
         return leave(call, result)
 
@@ -114,16 +117,20 @@ def _carried(prefix: tuple, out_axes: Any) -> int | None:
     """Which argument is carried; checks that the result has a place for it."""
     places = [i for i, entry in enumerate(prefix) if is_carry(entry)]
     outs = [e for e in (out_axes if isinstance(out_axes, tuple) else (out_axes,)) if is_carry(e)]
-    if len(places) > 1 or len(outs) > 1 or len(places) != len(outs):
-        raise ValueError(
+    entries = jax.tree.leaves((prefix, out_axes), is_leaf=_is_entry)
+    below = sum(map(is_carry, entries)) > len(places) + len(outs)
+    if len(places) > 1 or len(outs) > 1 or len(places) != len(outs) or below:
+        raise PrefixError(
             f"scan: in_axes={prefix!r} has nnx.Carry for {len(places)} arguments and "
-            f"out_axes={out_axes!r} for {len(outs)} results.\nCure: one argument and one result "
-            "may be nnx.Carry; to carry several things, put them into one tuple. (To carry only "
-            "the state of an object, use nnx.StateAxes({...: nnx.Carry}), which needs no result.)"
+            f"out_axes={out_axes!r} for {len(outs)} results"
+            f"{', not counting those inside of containers' if below else ''}.\n"
+            "Cure: one whole argument and one whole result may be nnx.Carry; to carry several "
+            "things, put them into one tuple. (To carry only the state of an object, use "
+            "nnx.StateAxes({...: nnx.Carry}), which needs no result.)"
         )
     for entry in jax.tree.leaves(out_axes, is_leaf=_is_entry):
         if entry is None:
-            raise ValueError(
+            raise PrefixError(
                 "scan: out_axes has None, but every step returns a value of its own.\n"
                 "Cure: stack it with an int, or carry it to get the last one."
             )
@@ -156,7 +163,13 @@ def _loop(
 
     def run(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
-        axes = spread(prefix, tree[0], "in_axes", _is_entry)
+        axes = spread(prefix, tree[0], "args", _is_entry)
+        carry_tree = None if carried is None else tree[0][carried]
+        if sum(map(is_carry, axes)) != len(jax.tree.leaves(carry_tree)):
+            raise PrefixError(
+                "scan: a lift type has nnx.Carry for an array, which has no place to be carried "
+                "to.\nCure: carry the whole argument, or keep the array in an nnx.Variable."
+            )
         carry_in = (
             [list(g) if is_carry(e) else None for g, e in zip(grouped, entries, strict=True)],
             [x for x, e in zip(leaves, axes, strict=True) if is_carry(e)],
@@ -166,7 +179,6 @@ def _loop(
              for g, e in zip(grouped, entries, strict=True)],
             [_front(x, e) for x, e in zip(leaves, axes, strict=True) if isinstance(e, int)],
         )  # fmt: skip
-        carry_tree = None if carried is None else tree[0][carried]
 
         def body(carry: Any, x: Any) -> Any:
             full = [
@@ -217,12 +229,14 @@ def spread_out(axes: Any, ys: Any) -> list[Any]:
 def _check_broadcast(call: Call, rules: OutputRules, out: Any, static: Static) -> None:
     for group, entry in enumerate(rules.entries):
         if entry is None and out[group]:
-            place = place_of_output(call.plan.graphdef, rules.arguments, static.change, group, 0)
+            place, kind = place_of_output(
+                call.plan.graphdef, rules.arguments, static.change, group, 0
+            )
             raise PrefixError(
                 f"`{place}` is written inside scan, where it is broadcast (None): every step would "
                 "see the value from before the loop.\n"
-                "Cure: carry it from step to step, nnx.StateAxes({filter: nnx.Carry, ...: None}), "
-                "or scan it with an axis, so that each step has its own."
+                f"Cure: carry it from step to step, nnx.StateAxes({{{kind}: nnx.Carry, ...: "
+                f"None}}); or scan it, {{{kind}: 0, ...: None}}, so that each step has its own."
             )
 
 
@@ -235,10 +249,16 @@ def _split_result(result: Any, out_axes: Any) -> tuple[Any, Any]:
     if not isinstance(result, tuple) or len(result) != len(out_axes):
         raise ValueError(
             f"scan: out_axes={out_axes!r} has {len(out_axes)} entries, but the body returned "
-            f"{type(result).__name__}{f' of {len(result)}' if isinstance(result, tuple) else ''}."
+            f"{_returned(result)}.\nCure: return a tuple with one value for each entry."
         )
     place = next(i for i, e in enumerate(out_axes) if is_carry(e))
     return result[place], result[:place] + result[place + 1 :]
+
+
+def _returned(result: Any) -> str:
+    if isinstance(result, (tuple, list)):
+        return f"a {type(result).__name__} of {len(result)}"
+    return "an object" if type(result) is Slot else describe_value(result)
 
 
 def _ys_axes(out_axes: Any) -> Any:

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from ..lift.arguments import unbind
+from ..lift.array_prefix import for_arrays, hashable, without_objects
 from ..lift.axis_names import AxisName
-from ..lift.call import enter, group_by_prefix, leave, pure_function
+from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
-from ..lift.prefix import without_objects
 from ..lift.programs import eager_program
 from .axis_errors import check_broadcast, check_sizes
 from .bound import decorator_or_function, with_self
@@ -21,7 +21,6 @@ from .bound import decorator_or_function, with_self
 @decorator_or_function
 def vmap(
     f: Callable,
-    *,
     in_axes: Any = 0,
     out_axes: Any = 0,
     axis_name: Any = None,
@@ -133,31 +132,45 @@ def _mapped(
             prefix = tuple(None if i in statics else e for i, e in enumerate(prefix))
         call = enter(args, kwargs)
         rules = group_by_prefix(call, function, prefix, out_axes, "in_axes", keywords=0)
-        axes, jax_prefix = list(rules.entries), without_objects(prefix)
+        axes, jax_prefix = list(rules.entries), for_arrays(prefix, call.tree[0], "args")
 
         def make(functions: tuple[Callable, ...]) -> Callable:
             inner = _with_statics(functions[0], statics) if statics else functions[0]
             checked = check_broadcast(call, rules, name)
             pure = pure_function(inner, call, rules=rules, axis_name=named, returned=checked)
-            return transform(pure, axes, jax_prefix, without_objects(out_axes))
+            out = without_objects(out_axes)
+            if compiled_for is not None and None in axes:
+                _look(call, pure, axes, jax_prefix, out, compiled_for)
+            return transform(pure, axes, jax_prefix, out)
 
-        if compiled_for is None:
-            run = make((function,))
-        else:
-            assert call.groups is not None
-            key = (call.plan.graphdef, call.groups.of_leaf, *map(str, (prefix, out_axes, named)),
-                   tuple(statics.items()), *compiled_for.items())  # fmt: skip
-            run = eager_program((function,), key, make, compile=lambda program: program)
         try:
+            if compiled_for is None:
+                run = make((function,))
+            else:
+                assert call.groups is not None
+                key = (call.plan.graphdef, call.groups.of_leaf, rules.entries,
+                       hashable((jax_prefix, out_axes)), named and named.name,
+                       tuple(statics.items()), *compiled_for.items())  # fmt: skip
+                run = eager_program((function,), key, make, compile=lambda program: program)
             result = run(call.grouped, call.tree)
         except PrefixError:
             raise
         except (ValueError, IndexError):
-            check_sizes(call, rules, prefix, name)
+            check_sizes(call, rules, function, prefix, name)
             raise
         return leave(call, result)
 
     return wrapped
+
+
+def _look(call: Call, pure: Callable, axes: list, prefix: Any, out: Any, options: Any) -> None:
+    """Trace under vmap, which tells what differs along the axis; pmap would keep the first."""
+    given = {k: options[k] for k in ("axis_name", "axis_size") if options[k] is not None}
+    mapped = jax.vmap(pure, in_axes=(axes, (prefix, 0)), out_axes=(out, axes, None), **given)
+    try:
+        jax.eval_shape(mapped, call.grouped, call.tree)
+    except NotImplementedError:  # a collective that vmap does not know
+        pass
 
 
 def _with_statics(function: Callable, statics: dict[int, Any]) -> Callable:

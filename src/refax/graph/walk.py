@@ -1,0 +1,174 @@
+"""Walking: everything reachable from some roots, described once.
+
+Breadth first and without recursion, so no depth is too deep. Nodes, Variables, lists and dicts have
+an identity and are met once; tuples and other registered pytrees are values and stand where they
+are. A pytree of nothing but arrays (an optimizer's raw state in an attribute) is one leaf.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict, defaultdict
+from typing import Any, NamedTuple
+
+import jax
+
+from .containers import Dict, List
+from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
+from .module import Pytree, class_marks, hides_writes
+from .state import State
+from .statics import is_plain_static, static_key
+from .variable import Variable
+from .watch import is_array
+
+_LISTS = frozenset({list, List})
+_DICTS = frozenset({dict, Dict, OrderedDict, defaultdict})
+_FUNCTION_LIKE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
+
+
+class Walk(NamedTuple):
+    graphdef: GraphDef
+    objects: list[Any]  # by record
+    variables: list[Variable]  # by leaf
+    arrays: list[tuple[Any, Any]]  # (container, key) by leaf; container None: inside a tuple
+    constants: list[Any]  # the values of the arrays whose container is None
+    guards: list[tuple[Any, Any, tuple]]  # (container, keys or LEAF or None, items)
+    guard_roots: list[int]  # by guard: through which root it was reached
+    array_roots: list[int]  # by array: the same
+
+
+def walk(roots: tuple[Any, ...]) -> Walk:
+    """Visit everything reachable from `roots` and describe it."""
+    records: list[Any] = []
+    objects: list[Any] = []
+    positions: dict[int, int] = {}
+    variables: list[Variable] = []
+    arrays: list[tuple[Any, Any]] = []
+    constants: list[Any] = []
+    guards: list[tuple[Any, Any, tuple]] = []
+    guard_roots: list[int] = []
+    array_roots: list[int] = []
+    through: list[int] = []  # by object: through which root it was reached
+    root = 0
+
+    def reference(value: Any) -> int:
+        position = positions.get(id(value))
+        if position is None:
+            position = positions[id(value)] = len(objects)
+            objects.append(value)
+            through.append(root)
+        return position
+
+    def array(value: Any, container: Any, key: Any) -> Any:
+        arrays.append((container, key))
+        array_roots.append(root)
+        constants.append(value if container is None else None)
+        return LEAF
+
+    def guard(container: Any, keys: Any, items: tuple) -> None:
+        guards.append((container, keys, items))
+        guard_roots.append(root)
+
+    def child(value: Any, container: Any, key: Any) -> Any:
+        cls = type(value)
+        if is_plain_static(value, cls):
+            return (cls, value)
+        if isinstance(value, (Variable, Pytree)) or cls in _LISTS or cls in _DICTS or cls is State:
+            return reference(value)
+        if is_array(value):
+            return array(value, container, key)
+        if isinstance(value, _FUNCTION_LIKE) or cls is float:
+            return static_key(value)
+        if isinstance(value, tuple) or not jax.tree_util.all_leaves((value,)):
+            content = jax.tree.leaves(value, is_leaf=_is_graph_part)
+            if content and all(map(is_array, content)):  # arrays only: a value as a whole
+                return array(value, container, key)
+            objects.append(value)  # no identity: a position of its own
+            through.append(root)
+            return len(objects) - 1
+        return static_key(value)
+
+    root_positions = []
+    for number, value in enumerate(roots):
+        root = number
+        root_positions.append(reference(value))
+    done = 0
+    while done < len(objects):
+        value, root = objects[done], through[done]
+        done += 1
+        cls = type(value)
+        if isinstance(value, Variable):
+            variables.append(value)
+            records.append((VARIABLE, cls, value._metadata))
+        elif isinstance(value, Pytree):
+            attributes = value.__dict__
+            marks = class_marks(cls)
+            own = value._refax_marks
+            if own:
+                marks = {**marks, **own} if marks else own
+            if marks:
+                children = tuple(
+                    _marked(x, marks.get(k), child, attributes, k) for k, x in attributes.items()
+                )
+                used = tuple((k, m) for k, m in (own or {}).items() if k in attributes)
+            else:
+                children = tuple([child(x, attributes, k) for k, x in attributes.items()])
+                used = ()
+            if hides_writes(cls):
+                guard(attributes, tuple(attributes), tuple(attributes.values()))
+            records.append((OBJECT, cls, tuple(attributes), children, used))
+        elif cls in _LISTS:
+            items = tuple(value)
+            guard(value, None, items)
+            records.append((LIST, cls, tuple([child(x, value, i) for i, x in enumerate(items)])))
+        elif cls in _DICTS or cls is State:
+            mapping = value._tree if cls is State else value
+            keys, items = tuple(mapping), tuple(mapping.values())
+            guard(mapping, keys, items)
+            children = tuple([child(x, mapping, k) for k, x in zip(keys, items, strict=True)])
+            factory = static_key(value.default_factory) if cls is defaultdict else None
+            records.append((DICT, cls, keys, children, factory))
+        elif isinstance(value, tuple):
+            records.append((TUPLE, cls, tuple([child(x, None, None) for x in value])))
+        else:  # a registered pytree
+            pairs = one_level_with_keys(value)
+            items = tuple(x for _, x in pairs)
+            one_level = jax.tree.structure(value, is_leaf=lambda x, top=value: x is not top)
+            guard(value, LEAF, items)
+            names = tuple(key_name(k) for k, _ in pairs)
+            children = tuple([child(x, None, None) for x in items])
+            records.append((PYTREE, one_level, names, children))
+    graphdef = GraphDef(tuple(root_positions), tuple(records), len(arrays))
+    return Walk(graphdef, objects, variables, arrays, constants, guards, guard_roots, array_roots)
+
+
+def _is_graph_part(value: Any) -> bool:
+    cls = type(value)
+    return isinstance(value, (Pytree, Variable, State)) or cls in _LISTS or cls in _DICTS
+
+
+def _marked(value: Any, mark: str | None, child: Any, container: Any, key: Any) -> Any:
+    if mark == "static":
+        return static_key(value)
+    encoded = child(value, container, key)
+    if mark == "data" and type(encoded) is tuple:  # a number as data: a leaf
+        return child(_AS_LEAF, container, key)
+    return encoded
+
+
+# Stands for "whatever is in that place, as an array": `child` then records a LEAF.
+_AS_LEAF = jax.ShapeDtypeStruct((), "float32")
+
+
+def one_level_with_keys(value: Any) -> list[tuple[Any, Any]]:
+    """The (JAX key, child) pairs of a registered pytree."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda x: x is not value)
+    return [(path[0], leaf) for path, leaf in pairs]
+
+
+def key_name(key: Any) -> Any:
+    """A JAX path key as refax writes it in a path."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return getattr(key, attribute)
+    return str(key)

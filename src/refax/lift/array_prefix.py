@@ -1,0 +1,74 @@
+"""What JAX gets as a prefix: that of the arrays, when the objects have become slots without leaves.
+
+A lift type that stands for arrays or a State among the objects gives each of them an entry by its
+filters, as it does for the leaves of an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ..graph.variable import Variable
+from ..graph.walk import key_name
+from . import errors
+from .prefix import FilterPrefix, is_entry, leaf_entry
+
+
+def without_objects(prefix: Any) -> Any:
+    """The prefix for JAX where the tree is not known yet: no lift types, as for slots."""
+    return jax.tree.map(
+        lambda e: None if isinstance(e, FilterPrefix) else e, prefix, is_leaf=is_entry
+    )
+
+
+def for_arrays(prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = is_entry) -> Any:
+    """The prefix for JAX of a tree with slots, which have no leaves.
+
+    A lift type that stands for arrays or a State among the objects gives each by its filters.
+    """
+    if not any(isinstance(e, FilterPrefix) for e in jax.tree.leaves(prefix, is_leaf=is_leaf)):
+        return prefix
+
+    def under(path: Any, entry: Any, subtree: Any) -> Any:
+        if not isinstance(entry, FilterPrefix):
+            return entry
+
+        def resolve(below: Any, value: Any) -> Any:
+            place = name + jax.tree_util.keystr((*path, *below))
+            return leaf_entry(entry, tuple(map(key_name, below)), value, place)
+
+        return jax.tree_util.tree_map_with_path(resolve, subtree, is_leaf=_is_variable)
+
+    try:
+        return jax.tree_util.tree_map_with_path(under, prefix, tree, is_leaf=is_leaf)
+    except errors.PrefixError:
+        raise
+    except ValueError as e:
+        raise errors.prefix_mismatch(name, prefix, e) from None
+
+
+def hashable(prefix: Any) -> Any:
+    """What tells a prefix from another one, as a key for programs."""
+    leaves, treedef = jax.tree.flatten(prefix, is_leaf=is_entry)
+    return tuple(leaves), treedef
+
+
+def spread(
+    prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = is_entry
+) -> list[Any]:
+    """The entry of every JAX leaf of a tree with slots, in order."""
+    entries: list[Any] = []
+    jax.tree.map(
+        lambda entry, subtree: entries.extend([entry] * len(jax.tree.leaves(subtree))),
+        for_arrays(prefix, tree, name, is_leaf),
+        tree,
+        is_leaf=is_leaf,
+    )
+    return entries
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, Variable)

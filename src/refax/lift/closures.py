@@ -1,0 +1,117 @@
+"""Whether a function reads objects from its surroundings, so that no program of it may be kept.
+
+A compiled program has what a function closes over as constants. A Variable that is read that way
+has another value at the next call, which a kept program would not see. So an eager transform looks,
+at each call, at what the function can reach: closure cells, defaults, the globals that its code
+loads, and from there functions, containers and plain instances, each once.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ..graph.module import Pytree
+from ..graph.state import State
+from ..graph.variable import Variable
+
+_OBJECTS = (Pytree, Variable, State)
+_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), range, slice})
+# Code that holds no objects of the user's, except in what it wraps.
+_LIBRARIES = frozenset({"jax", "jaxlib", "numpy", "optax", "refax"}) | sys.stdlib_module_names
+_MANY = 2000  # beyond, one cannot tell in reasonable time
+
+
+def reads_objects(function: Callable) -> bool:
+    """Whether `function` can read Pytrees or Variables that it did not get as arguments."""
+    pending: list[Any] = [function]
+    seen: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if type(value) in _PLAIN or id(value) in seen:
+            continue
+        if isinstance(value, _OBJECTS):
+            return True
+        seen.add(id(value))
+        pending.extend(_reached(value))
+        if len(seen) + len(pending) > _MANY:
+            return True
+    return False
+
+
+def _reached(value: Any) -> Iterator[Any]:
+    """What can be read through a value, one step on."""
+    if isinstance(value, types.FunctionType):
+        if not _is_library(value.__module__):
+            yield from _surroundings(value)
+    elif isinstance(value, types.MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from value
+    elif isinstance(value, dict):
+        yield from value.values()
+    elif not isinstance(value, (type, types.ModuleType)):  # an instance
+        attributes = getattr(value, "__dict__", {})
+        if _is_library(type(value).__module__):
+            yield attributes.get("__wrapped__")
+            return
+        yield from attributes.values()
+        for cls in type(value).__mro__:
+            yield vars(cls).get("__call__")
+            for member in vars(cls).values():
+                if isinstance(member, types.MemberDescriptorType):  # of __slots__
+                    yield _content(lambda member=member: member.__get__(value))
+
+
+def _surroundings(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        yield _content(lambda cell=cell: cell.cell_contents)
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    yield from vars(function).values()  # `__wrapped__`
+    names, surroundings = _names(function.__code__), function.__globals__
+    for name in names.loaded & surroundings.keys():
+        value = surroundings[name]
+        if not isinstance(value, types.ModuleType):
+            yield value
+        elif not _is_library(value.__name__):
+            yield from (vars(value)[n] for n in names.all & vars(value).keys())
+
+
+def _content(get: Callable[[], Any]) -> Any:
+    """What is in a cell or slot; None if nothing is."""
+    try:
+        return get()
+    except (ValueError, AttributeError):
+        return None
+
+
+class _Names(NamedTuple):
+    loaded: frozenset[str]  # as globals
+    all: frozenset[str]  # as attributes too
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> _Names:
+    """The names that the code of a function, and of those inside it, looks up."""
+    loaded = {i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL_LOADS}
+    every = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner = _names(constant)
+            loaded |= inner.loaded
+            every |= inner.all
+    return _Names(frozenset(loaded), frozenset(every))
+
+
+_GLOBAL_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
+
+
+def _is_library(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _LIBRARIES

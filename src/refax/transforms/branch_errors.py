@@ -1,0 +1,133 @@
+"""What branches leave differently, in the caller's words: attributes, objects, values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ..graph.errors import path_string
+from ..graph.graphdef import PYTREE, TUPLE, record_children
+from ..lift.call import Call
+from ..lift.errors import PrefixError
+from ..lift.inside import Change, Static
+from ..lift.places import outline, place_under, root_places
+from .forms import is_slot, shown
+
+
+class Look(NamedTuple):
+    """What one branch leaves, seen abstractly."""
+
+    result: Any  # with slots
+    grouped: Sequence[Sequence[Any]]
+    static: Static
+
+    @property
+    def change(self) -> Change:
+        return self.static.change
+
+
+def different_structures(
+    name: str, call: Call, branches: Sequence[Callable], looks: Sequence[Look]
+) -> PrefixError:
+    """The error for two branches that leave different structures of objects."""
+    return _error(name, "structures", call, branches, looks, _structure(call, branches[0]),
+                  "make the same attributes, of the same objects, in every branch, or before the "
+                  "call.")  # fmt: skip
+
+
+def different_values(
+    name: str, call: Call, branches: Sequence[Callable], looks: Sequence[Look]
+) -> PrefixError:
+    """The error for two branches with results, or written values, of different form."""
+    return _error(name, "values", call, branches, looks, _values(call, branches[0]),
+                  "give them the same containers, shapes and dtypes in every branch.")  # fmt: skip
+
+
+def _error(
+    name: str,
+    kind: str,
+    call: Call,
+    branches: Sequence[Callable],
+    looks: Sequence[Look],
+    describe: Callable[[Look], dict[str, str]],
+    cure: str,
+) -> PrefixError:
+    names = [f"`{getattr(f, '__name__', f)}`" for f in (branches[0], branches[1])]
+    if names[0] == names[1]:
+        names = ["the first branch", "the other"]
+    left, right = map(describe, looks)
+    different = [p for p in [*left, *right] if left.get(p) != right.get(p)]
+    found = "They refer to different objects in the same places."
+    if different:
+        place = min(different, key=lambda p: (len(p), p))
+        a, b = (lines.get(place, "nothing") for lines in (left, right))
+        found = f"`{place}` is {a} after {names[0]}, but {b} after {names[1]}."
+    return PrefixError(f"{name}: the branches leave different {kind}.\n{found}\nCure: {cure}")
+
+
+def _structure(call: Call, function: Callable) -> Callable[[Look], dict[str, str]]:
+    """{place: type, static value, or the place of the object that stands there}."""
+    before, inputs = call.plan.graphdef, root_places(call, function)
+
+    def describe(look: Look) -> dict[str, str]:
+        graph = look.change.graph
+        graphdef = before if graph is None else graph.graphdef
+        origins = range(len(before.records)) if graph is None else graph.origins
+        roots = inputs + _result_places(look, graphdef.roots[len(inputs) :])
+        lines = {place_under(p, roots): text for p, text in outline(graphdef).items()}
+        known = [place_under(p, roots) for p in graphdef.paths.nodes]
+        for i, place in enumerate(known):
+            if origins[i] is None and graphdef.records[i][0] not in (TUPLE, PYTREE):
+                lines[place] = f"a new {lines[place]}"
+        for place, record in _references(graphdef, roots):
+            if place != known[record]:
+                lines[place] = f"`{known[record]}`"
+        return lines
+
+    return describe
+
+
+def _result_places(look: Look, records: Sequence[int]) -> list[str]:
+    """The places of objects in a result."""
+    places: dict[int, str] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(look.result, is_leaf=is_slot):
+        if is_slot(x):
+            places.setdefault(x.number, "result" + jax.tree_util.keystr(path))
+    return [places.get(r, "an object") for r in records]
+
+
+def _references(graphdef: Any, roots: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """(place, record) of every reference to an object."""
+    yield from zip(roots, graphdef.roots, strict=False)
+    for path, record in zip(graphdef.paths.nodes, graphdef.records, strict=True):
+        for key, child in zip(*record_children(record), strict=True):
+            if type(child) is int:
+                yield path_string((key,), place_under(path, roots)), child
+
+
+def _values(call: Call, function: Callable) -> Callable[[Look], dict[str, str]]:
+    """{place: form} of the result, as a whole and each array of it, and of every leaf."""
+    graphdef, inputs = call.plan.graphdef, root_places(call, function)
+
+    def describe(look: Look) -> dict[str, str]:
+        containers = jax.tree.map(lambda _: 0, look.result, is_leaf=is_slot)
+        lines = {"result": shown(look.result)} if containers != 0 else {}
+        for path, x in jax.tree_util.tree_leaves_with_path(look.result, is_leaf=is_slot):
+            lines["result" + jax.tree_util.keystr(path)] = shown(x)
+        graph = look.change.graph
+        after = graphdef if graph is None else graph.graphdef
+        roots = inputs + _result_places(look, after.roots[len(inputs) :])
+        values = dict(enumerate(call.values)) if graph is None else {}
+        if graph is None:
+            for leaves, outs in zip(look.change.dirty, look.grouped, strict=True):
+                values.update(zip(leaves, outs, strict=True))
+        else:
+            for leaf, (group, index) in enumerate(graph.sources):  # all explicit
+                values[leaf] = look.grouped[group][index]
+        for leaf, path in enumerate(after.paths.leaves):
+            lines[place_under(path, roots)] = shown(values[leaf])
+        return lines
+
+    return describe

@@ -1,0 +1,212 @@
+"""What single layers do beyond the table: options, metadata, errors, Sequential, initializers."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.nn import initializers as jax_initializers
+
+from refax import nnx
+from refax.layers.dtypes import promote_dtype
+
+pytestmark = pytest.mark.usefixtures("strict_numerics")
+
+X = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
+
+
+# -- options -------------------------------------------------------------------------------------
+
+
+def test_only_options_that_differ_are_attributes() -> None:
+    layer = nnx.Linear(6, 5, precision="highest", rngs=nnx.Rngs(0))
+    assert set(vars(layer)) == {"kernel", "bias", "in_features", "out_features", "precision"}
+    assert layer.use_bias is True and layer.dtype is None and layer.precision == "highest"
+    layer.dtype = jnp.bfloat16  # still an ordinary attribute
+    assert layer(X).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("make", [nnx.Linear, nnx.LinearGeneral], ids=lambda make: make.__name__)
+def test_dot_general_and_promote_dtype_are_called(make: Any) -> None:
+    calls: list[str] = []
+
+    def dot_general(x: Any, y: Any, dimensions: Any, **options: Any) -> jax.Array:
+        calls.append("dot_general")
+        assert options == {"precision": "highest", "preferred_element_type": jnp.float32}
+        return jax.lax.dot_general(x, y, dimensions, **options)
+
+    def promote(args: Any, *, dtype: Any) -> Any:
+        calls.append("promote_dtype")
+        return promote_dtype(args, dtype=dtype)
+
+    layer = make(
+        6,
+        5,
+        dot_general=dot_general,
+        promote_dtype=promote,
+        precision="highest",
+        preferred_element_type=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
+    np.testing.assert_allclose(layer(X), make(6, 5, rngs=nnx.Rngs(0))(X), rtol=1e-6, atol=1e-6)
+    assert calls == ["promote_dtype", "dot_general"]
+
+
+def test_dot_general_cls_makes_the_function() -> None:
+    layer = nnx.LinearGeneral(6, 5, dot_general_cls=lambda: jax.lax.dot_general, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(layer(X), nnx.LinearGeneral(6, 5, rngs=nnx.Rngs(0))(X))
+
+
+def test_preferred_element_type() -> None:
+    layer = nnx.Linear(
+        6, 5, use_bias=False, dtype=jnp.bfloat16, preferred_element_type=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    assert layer(X).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda **o: nnx.Linear(6, 5, rngs=nnx.Rngs(0), **o), ("kernel", "bias")),
+        (lambda **o: nnx.LinearGeneral(6, (5, 2), rngs=nnx.Rngs(0), **o), ("kernel", "bias")),
+        (lambda **o: nnx.Embed(6, 5, rngs=nnx.Rngs(0), **o), ("embedding",)),
+        (lambda **o: nnx.LayerNorm(6, rngs=nnx.Rngs(0), **o), ("scale", "bias")),
+        (lambda **o: nnx.RMSNorm(6, rngs=nnx.Rngs(0), **o), ("scale",)),
+        (lambda **o: nnx.BatchNorm(6, rngs=nnx.Rngs(0), **o), ("scale", "bias")),
+    ],
+)
+def test_metadata_by_argument_and_by_initializer(make: Any, names: tuple[str, ...]) -> None:
+    init = nnx.with_metadata(nnx.initializers.ones, sharding=("x",))
+    layer = make(
+        **{f"{n}_metadata": {"tag": n} for n in names}, **{f"{n}_init": init for n in names}
+    )
+    for name in names:
+        parameter = vars(layer)[name]
+        assert (parameter.tag, parameter.sharding) == (name, ("x",))
+        assert isinstance(parameter.value, jax.Array)
+
+
+def test_a_stack_of_layers_called_as_one_says_so() -> None:
+    layers = jax.vmap(lambda key: nnx.Linear(6, 5, rngs=nnx.Rngs(key)))(
+        jax.random.split(jax.random.key(0), 3)
+    )
+    with pytest.raises(ValueError, match="stack of layers"):
+        layers(X)
+    y = jax.vmap(lambda layer, x: layer(x), (0, None))(layers, X)
+    assert y.shape == (3, 2, 3, 5)
+
+
+def test_linear_general_beside_einsum() -> None:
+    layer = nnx.LinearGeneral((6, 2), (4, 5), axis=(-1, 0), rngs=nnx.Rngs(0))
+    expected = np.einsum("ibk,kiop->bop", X, layer.kernel.value)
+    np.testing.assert_allclose(layer(X), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="names 1 axes"):
+        nnx.LinearGeneral((6, 2), 5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="leading"):
+        nnx.LinearGeneral(6, 5, batch_axis={1: 2}, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"\(6,\), but its axes \(-1, 0\)"):
+        nnx.LinearGeneral((6, 2), 5, axis=(-1, 0), rngs=nnx.Rngs(0))(X[0, 0])
+
+
+def test_embed_looks_up_and_attends() -> None:
+    embed = nnx.Embed(7, 6, rngs=nnx.Rngs(0))
+    table = embed.embedding.value
+    rows = embed(jnp.array([0, 6, -1, 7]))
+    np.testing.assert_array_equal(rows[:3], table[jnp.array([0, 6, 6])])
+    assert jnp.isnan(rows[3]).all()
+    np.testing.assert_allclose(embed.attend(X), X @ np.asarray(table).T, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="must be integers, but it is float32"):
+        embed(X)
+    with pytest.raises(ValueError, match="features=6"):
+        embed.attend(X[..., :5])
+    half = nnx.Embed(7, 6, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert half(jnp.array([1])).dtype == half.attend(X).dtype == jnp.bfloat16
+
+
+# -- Sequential ----------------------------------------------------------------------------------
+
+
+def test_sequential_passes_tuples_and_mappings_as_arguments() -> None:
+    model = nnx.Sequential(
+        lambda x: (x, x + 1), lambda a, b: {"c": a, "d": b}, lambda c, d: [c, d], len
+    )
+    assert model(1) == 2
+    assert nnx.Sequential(lambda x, *, scale: x * scale)(2, scale=3) == 6
+    assert nnx.Sequential()(5) == 5
+    assert nnx.Sequential(lambda: {1: 2}, lambda mapping: mapping)() == {1: 2}
+
+
+def test_sequential_gives_rngs_to_the_layers_that_take_them() -> None:
+    rngs = nnx.Rngs(dropout=0)
+    model = nnx.Sequential(nnx.Linear(6, 6, rngs=nnx.Rngs(0)), nnx.Dropout(0.5), nnx.relu)
+    y = model(X, rngs=rngs)
+    assert int(rngs.dropout.count.value) == 1
+    nested = nnx.Sequential(model)
+    np.testing.assert_array_equal(nested(X, rngs=nnx.Rngs(dropout=0)), y)
+
+
+def test_sequential_is_a_plain_list_that_may_change() -> None:
+    model = nnx.Sequential(nnx.Linear(6, 6, rngs=nnx.Rngs(0)))
+    call = nnx.jit(lambda model, x: model(x))
+    before = call(model, X)
+    model.layers.append(jnp.negative)
+    np.testing.assert_array_equal(call(model, X), -before)
+    with pytest.raises(TypeError, match=r"layers\[0\] is a int"):
+        nnx.Sequential(3)(1)  # type: ignore[arg-type]
+
+
+def test_identity() -> None:
+    assert nnx.Identity(6, rngs=nnx.Rngs(0))(X, 1, mask=None) is X
+    assert (nnx.identity(X) == X).all()
+
+
+# -- initializers and dtypes ---------------------------------------------------------------------
+
+MAKERS: list[tuple[str, tuple]] = [
+    *[(name, ()) for name in ("glorot_normal", "he_uniform", "lecun_normal", "orthogonal")],
+    *[("normal", (0.3,)), ("truncated_normal", (0.3,)), ("uniform", (0.3,)), ("constant", (0.3,))],
+    ("variance_scaling", (0.5, "fan_avg", "normal")),
+]
+
+
+@pytest.mark.parametrize(("name", "args"), MAKERS, ids=[name for name, _ in MAKERS])
+def test_initializers_give_the_bits_of_jax(name: str, args: tuple) -> None:
+    init = getattr(nnx.initializers, name)(*args)
+    plain = getattr(jax_initializers, name)(*args)
+    key = jax.random.key(3)
+    mine, its = (f(key, (7, 13), jnp.float32) for f in (init, plain))
+    assert mine.dtype == its.dtype
+    np.testing.assert_array_equal(mine, its)
+
+
+def test_a_maker_gives_one_function_per_arguments() -> None:
+    assert nnx.initializers.uniform(0.1) is nnx.initializers.uniform(0.1)
+    assert nnx.initializers.uniform(0.1) is not nnx.initializers.uniform(0.2)
+    assert nnx.initializers.constant(jnp.ones(3))(None, (2, 3)).shape == (2, 3)
+    with pytest.raises(TypeError):
+        nnx.initializers.uniform(width=3)
+    assert nnx.initializers.ones(None, [2, 3], jnp.int32).dtype == jnp.int32
+    assert pickle.loads(pickle.dumps(nnx.initializers.zeros)) is nnx.initializers.zeros
+    assert nnx.initializers.zeros_init() is nnx.initializers.zeros
+    assert nnx.initializers.ones_init() is nnx.initializers.ones
+
+
+def test_promote_dtype() -> None:
+    x, y = jnp.ones(3), jnp.ones(3)
+    same = promote_dtype((x, None, y))
+    assert same[0] is x and same[1] is None and same[2] is y
+    assert promote_dtype((x, y), dtype="float32")[0] is x
+    assert promote_dtype([x], dtype=jnp.bfloat16)[0].dtype == jnp.bfloat16
+    assert promote_dtype((jnp.arange(3), 2))[0].dtype == jnp.float32
+    assert promote_dtype((jnp.arange(3),), inexact=False)[0].dtype == jnp.int32
+    assert promote_dtype((nnx.Param(x), [1.0]))[0].dtype == jnp.float32
+    with jax.numpy_dtype_promotion("standard"):
+        mixed = promote_dtype((x.astype(jnp.bfloat16), x.astype(jnp.float16)))
+    assert {a.dtype for a in mixed} == {jnp.dtype("float32")}
+    with pytest.raises(ValueError, match="dtype=int32 cannot hold fractions"):
+        promote_dtype((x,), dtype=jnp.int32)

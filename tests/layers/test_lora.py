@@ -1,0 +1,104 @@
+"""LoRA: no change at first, few parameters, and around a Linear that exists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from refax import nnx
+
+pytestmark = pytest.mark.usefixtures("strict_numerics")
+
+X = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+
+
+def linear(**options: Any) -> Any:
+    return nnx.Linear(6, 5, rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_bias": False}, {"dtype": jnp.bfloat16}, {"param_dtype": jnp.bfloat16}],
+    ids=str,
+)
+def test_around_a_linear_it_changes_nothing_at_first(options: dict) -> None:
+    old = linear(**options)
+    new = nnx.LoRALinear(old, rank=2, lora_dtype=old.dtype, rngs=nnx.Rngs(1))
+    with jax.numpy_dtype_promotion("standard"):
+        expected, actual = old(X), new(X)
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected)
+    assert isinstance(new, nnx.Linear) and (new.in_features, new.out_features) == (6, 5)
+    assert new.lora.lora_a.shape == (6, 2) and new.lora.lora_b.shape == (2, 5)
+
+
+def test_shares_the_parameters_of_the_linear() -> None:
+    old = linear()
+    new = nnx.LoRALinear(old, lora_rank=2, rngs=nnx.Rngs(1))
+    assert new.kernel is old.kernel and new.bias is old.bias
+    old.kernel.value = old.kernel.value + 1
+    np.testing.assert_array_equal(new(X), old(X))
+
+
+def test_every_linear_of_a_model_replaced_by_assignment() -> None:
+    class Model(nnx.Module):
+        def __init__(self, rngs: Any) -> None:
+            self.first, self.second = (nnx.Linear(6, 6, rngs=rngs) for _ in range(2))
+
+        def __call__(self, x: Any) -> jax.Array:
+            return self.second(nnx.relu(self.first(x)))
+
+    rngs = nnx.Rngs(0)
+    model = Model(rngs)
+    before = model(X)
+    for name, module in list(vars(model).items()):
+        if isinstance(module, nnx.Linear):
+            setattr(model, name, nnx.LoRALinear(module, rank=8, rngs=rngs))
+    np.testing.assert_array_equal(model(X), before)
+    adapters = nnx.state(model, nnx.LoRAParam)
+    assert {path[:2] for path, _ in nnx.to_flat_state(adapters)} == {
+        ("first", "lora"),
+        ("second", "lora"),
+    }
+    # At first only B has a gradient, since B is zero.
+    graphdef, adapters, rest = nnx.split(model, nnx.LoRAParam, ...)
+    gradients = jax.grad(lambda a: nnx.merge(graphdef, a, rest)(X).sum())(adapters)
+    assert not gradients["second"]["lora"]["lora_a"].any()
+    assert gradients["second"]["lora"]["lora_b"].any()
+
+
+def test_lora_adds_to_a_base_module() -> None:
+    layer = nnx.LoRA(6, 2, 5, base_module=linear(), rngs=nnx.Rngs(1))
+    np.testing.assert_array_equal(layer(X), linear()(X))
+    with pytest.raises(ValueError, match="base_module is a int"):
+        nnx.LoRA(6, 2, 5, base_module=3, rngs=nnx.Rngs(1))  # type: ignore[arg-type]
+
+
+def test_param_type_and_metadata() -> None:
+    class Adapter(nnx.Param):
+        pass
+
+    layer = nnx.LoRALinear(
+        linear(),
+        rank=2,
+        lora_param_type=Adapter,
+        a_metadata={"sharding": ("in", None)},
+        rngs=nnx.Rngs(1),
+    )
+    assert type(layer.lora.lora_a) is Adapter and layer.lora.lora_a.sharding == ("in", None)
+
+
+def test_wrong_arguments() -> None:
+    rngs = nnx.Rngs(0)
+    with pytest.raises(TypeError, match="the rank of the adapter is missing"):
+        nnx.LoRALinear(linear(), rngs=rngs)
+    with pytest.raises(TypeError, match="takes sizes"):
+        nnx.LoRALinear(6, rank=2, rngs=rngs)
+    with pytest.raises(TypeError, match="out_features, use_bias cannot be given together"):
+        nnx.LoRALinear(linear(), 5, rank=2, use_bias=False, rngs=rngs)
+    with pytest.raises(TypeError, match="has an adapter already"):
+        nnx.LoRALinear(nnx.LoRALinear(linear(), rank=2, rngs=rngs), rank=2, rngs=rngs)

@@ -1,0 +1,33 @@
+"""The README's Python runs, from top to bottom, and prints what the README says."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_python_of_the_readme_prints_what_it_says():
+    blocks = BLOCK.findall(README.read_text(encoding="utf-8"))
+    assert blocks[0][0] == "python"
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    printed = ""
+    for language, text in blocks:
+        if language == "python":
+            assert not printed, "a block that prints is followed by a block of text"
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile(text, str(README), "exec"), namespace)
+            printed = output.getvalue()
+        else:
+            assert printed == text
+            printed = ""
+    assert not printed
+
+
+def test_links_of_the_readme_lead_somewhere():
+    prose = BLOCK.sub("", README.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)#:]+)\)", prose):
+        assert (README.parent / target).exists(), target
