@@ -21,9 +21,9 @@ a unigram model, saves a plot of the losses, and prints a sample.
 EPILOG = """\
 examples:
   python examples/train_language_model.py
-  python examples/train_language_model.py --corpus ~/notes --d-model 192 --steps 2000
+  python examples/train_language_model.py --corpus ~/notes --d-model 192 --steps 4000
   python examples/train_language_model.py --resume
-  python examples/train_language_model.py --resume --out out/language_model/001 --steps 2000
+  python examples/train_language_model.py --resume --out out/language_model/001 --steps 4000
 
 A run can be stopped at any time with Ctrl-C and goes on with --resume, bit for bit as if it had
 not been stopped.
@@ -40,22 +40,22 @@ class Settings:
     n_layers: int = 4
     n_heads: int = 4
     d_model: int = 128
-    context: int = 128
-    dropout: float = 0.1
+    context: int = 64
+    dropout: float = 0.05
     batch_size: int = 16
     learning_rate: float = 3e-3
     warmup_steps: int | None = None
     weight_decay: float = 0.1
     clip_norm: float = 1.0
-    eval_batches: int = 20
+    eval_batches: int = 40
     seed: int = 0
 
     # These may change when it is resumed.
-    steps: int = 700
+    steps: int = 2000
     stop_at: int | None = None
-    log_every: int = 20
-    eval_every: int = 100
-    checkpoint_every: int = 100
+    log_every: int = 50
+    eval_every: int = 200
+    checkpoint_every: int = 200
     prompt: str = "def "
     sample_bytes: int = 400
     temperature: float = 0.8

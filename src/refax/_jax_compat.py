@@ -72,6 +72,20 @@ def is_mapped_here(value: object) -> bool:
     return getattr(value, "_trace", None) is here and getattr(value, "batch_dim", None) is not None
 
 
+def varying_axes(value: Any) -> frozenset:
+    """The mesh axes of a shard_map along which `value` differs between devices, as JAX tells it.
+
+    The name of the attribute has changed before; without it, JAX's own error is what users see.
+    """
+    import jax
+
+    aval = jax.typeof(value)
+    varying = getattr(aval, "vma", None)
+    if varying is None:
+        varying = getattr(getattr(aval, "mat", None), "varying", None)
+    return frozenset(varying or ())
+
+
 def load_checkify() -> Any:
     """`jax.experimental.checkify`, which has no public home; loaded when it is used."""
     from jax.experimental import checkify

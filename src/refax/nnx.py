@@ -23,6 +23,7 @@ from .graph.iteration import find_duplicates as find_duplicates
 from .graph.iteration import iter_graph as iter_graph
 from .graph.module import Data as Data
 from .graph.module import Module as Module
+from .graph.module import Pytree as Object
 from .graph.module import Pytree as Pytree
 from .graph.module import Static as Static
 from .graph.module import data as data
@@ -131,11 +132,16 @@ from .layers.normalization import LayerNorm as LayerNorm
 from .layers.normalization import RMSNorm as RMSNorm
 from .layers.sequential import Identity as Identity
 from .layers.sequential import Sequential as Sequential
+from .lift.tree_states import NodeStates as NodeStates
+from .lift.tree_states import from_tree as from_tree
+from .lift.tree_states import map_graph as map
+from .lift.tree_states import to_tree as to_tree
 from .training import metrics as metrics
 from .training.metrics import Metric as Metric
 from .training.metrics import MultiMetric as MultiMetric
 from .training.optimizer import ModelAndOptimizer as ModelAndOptimizer
 from .training.optimizer import Optimizer as Optimizer
+from .transforms.bound import cached_partial as cached_partial
 from .transforms.carry import Carry as Carry
 from .transforms.cond import cond as cond
 from .transforms.cond import switch as switch

@@ -119,12 +119,7 @@ def test_in_place_as_statements():
     assert vars(model)["count"] is count
 
 
-UNARY = {
-    "neg": operator.neg,
-    "pos": operator.pos,
-    "abs": abs,
-    "invert": operator.invert,
-}
+UNARY = {"neg": operator.neg, "pos": operator.pos, "abs": abs, "invert": operator.invert}
 
 
 @pytest.mark.parametrize("name", UNARY)

@@ -218,7 +218,6 @@ def test_a_plan_keeps_no_other_root_alive(no_gc):
     assert not model._refax_plans
 
 
-
 def test_a_root_with_a_cycle_of_its_own_is_collected():
     model, tree = Dense(2, 2), Node(children=[Node()])
     tree.children[0].parent = tree

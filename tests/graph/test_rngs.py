@@ -312,6 +312,17 @@ def test_splitting_twice_is_refused_and_leaves_the_streams_alone():
     assert shapes(model) == [(5,), (5,), (2,)]
 
 
+def test_streams_that_are_split_as_wanted_are_left_alone():
+    model = make_model()
+    model.b = model.b.fork(splits=5)
+    keys = model.b.dropout.key.value
+    with nnx.split_rngs(model, splits=5):
+        assert shapes(model) == [(5,)] * 3 and same(model.b.dropout.key.value, keys)
+        model.b.dropout.count.value = model.b.dropout.count + jnp.uint32(1)
+    assert shapes(model) == [(), (), (5,)]
+    assert (model.b.dropout.count.value == 1).all()
+
+
 def test_a_stream_shared_by_two_arguments_is_split_once():
     rngs = nnx.Rngs(0)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.nn import initializers as jax_initializers
+from jax.sharding import PartitionSpec as P
 
 from refax import nnx
 from refax.layers.dtypes import promote_dtype
@@ -210,3 +211,36 @@ def test_promote_dtype() -> None:
     assert {a.dtype for a in mixed} == {jnp.dtype("float32")}
     with pytest.raises(ValueError, match="dtype=int32 cannot hold fractions"):
         promote_dtype((x,), dtype=jnp.int32)
+
+
+# -- a mesh with explicit axes -------------------------------------------------------------------
+
+
+def test_layers_on_a_mesh_with_explicit_axes() -> None:
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"), axis_types=explicit)):
+
+        def spec(x: jax.Array) -> tuple:
+            return tuple(jax.typeof(x).sharding.spec)
+
+        x = jax.device_put(jnp.ones((4, 3, 8)), P("data"))
+        rngs = nnx.Rngs(0)
+        up, down = nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs)
+        up.kernel.value = jax.device_put(up.kernel.value, P(None, "model"))
+        up.bias.value = jax.device_put(up.bias.value, P("model"))
+        down.kernel.value = jax.device_put(down.kernel.value, P("model", None))
+        assert spec(up(x)) == ("data", None, "model")
+        assert spec(down(up(x), out_sharding=P("data", None, None))) == ("data", None, None)
+        embed = nnx.Embed(10, 8, rngs=rngs)
+        ids = jax.device_put(jnp.ones((4, 3), int), P("data"))
+        assert spec(embed(ids, out_sharding=P("data", None, None))) == ("data", None, None)
+        for layer in (
+            nnx.LayerNorm(8, rngs=rngs),
+            nnx.BatchNorm(8, rngs=rngs),
+            nnx.Dropout(0.5, rngs=rngs),
+            nnx.MultiHeadAttention(4, 8, dropout_rate=0.5, deterministic=False, rngs=rngs),
+            embed.attend,
+        ):
+            assert spec(layer(x)) == ("data", None, None)
+        norm = nnx.LayerNorm(8, rngs=rngs)
+        assert spec(jax.grad(lambda x: norm(x).sum())(x)) == ("data", None, None)

@@ -441,7 +441,7 @@ def test_model_surgery(capsys):
     LoRALinear = nnx.LoRALinear  # left out
 
     class TransformerModel(nnx.Module):  # left out
-        def __init__(self):
+        def __init__(self, config):
             self.query = nnx.Linear(4, 4, rngs=rngs)
             self.out = nnx.Linear(4, 2, rngs=rngs)
             self.norm = nnx.BatchNorm(4, rngs=rngs)
@@ -450,7 +450,7 @@ def test_model_surgery(capsys):
             return self.out(self.norm(self.query(x), use_running_average=True))
 
     # Replace sub-modules (Pythonic!)
-    model = TransformerModel(...) if False else TransformerModel()  # left out: the arguments
+    model = TransformerModel(...)
     before = model(X)
     for name, module in vars(model).items():
         if isinstance(module, nnx.Linear):
@@ -637,23 +637,26 @@ def test_rng_changes():
         def __call__(self, x):
             return self.dropout(self.linear(x))
 
-    model = Model(rngs=nnx.Rngs(0))
-    assert model.linear.kernel.shape == (5, 3, 3)
-    assert len({float(k.sum()) for k in model.linear.kernel.value}) == 5
-    y = model(jnp.ones((2, 3)))
-    assert y.shape == (2, 3) and (y != model(jnp.ones((2, 3)))).any()
-
-
-def test_rng_changes_with_an_explicit_fork():
-    class Model(nnx.Module):  # left out: the Model without split_rngs
-        @nnx.vmap(in_axes=(0,))
-        def __init__(self, rngs: nnx.Rngs):
-            self.linear = nnx.Linear(3, 3, rngs=rngs)
+    split = Model(rngs=nnx.Rngs(0))  # left out: the first of the two ways
 
     # Alternative: explicit fork
     rngs = nnx.Rngs(0)
     model = Model(rngs=rngs.fork(splits=5))
 
+    for each in (split, model):
+        assert each.linear.kernel.shape == (5, 3, 3)
+        assert len({float(k.sum()) for k in each.linear.kernel.value}) == 5
+        y = each(jnp.ones((2, 3)))
+        assert y.shape == (2, 3) and (y != each(jnp.ones((2, 3)))).any()
+
+
+def test_rng_changes_without_the_decorator():
+    class Model(nnx.Module):
+        @nnx.vmap(in_axes=(0,))
+        def __init__(self, rngs: nnx.Rngs):
+            self.linear = nnx.Linear(3, 3, rngs=rngs)
+
+    model = Model(rngs=nnx.Rngs(0).fork(splits=5))
     assert model.linear.kernel.shape == (5, 3, 3)
 
 

@@ -197,7 +197,10 @@ class GraphDef:
         return Paths(tuple(nodes), tuple(leaves), tuple(order))  # type: ignore[arg-type]
 
     def all_paths(self, start: int) -> Iterator[tuple[tuple, int]]:
-        """Every (path, leaf number) from the record `start`, each node entered once per call."""
+        """Every (path, leaf number) from the record `start`, each node entered once per call.
+
+        A node is entered by the same path as in `paths`: the first with sorted names.
+        """
         variable_leaf, array_leaf = self.leaf_numbers()
         seen: set[int] = set()
         stack: list[tuple[Any, tuple]] = [(start, ())]
@@ -210,13 +213,14 @@ class GraphDef:
             elif index not in seen:
                 seen.add(index)
                 keys, children = record_children(self.records[index])
-                number = array_leaf[index]
+                number, entries = array_leaf[index], {}
                 for key, child in zip(keys, children, strict=True):
                     if child is LEAF:
-                        stack.append(((number,), (*path, key)))
+                        entries[key] = (number,)
                         number += 1
                     elif type(child) is int:
-                        stack.append((child, (*path, key)))
+                        entries[key] = child
+                stack += [(entries[key], (*path, key)) for key in reversed(sorted_keys(entries))]
 
     def remembered(self, key: Any, make: Any) -> Any:
         """`make()`, once per GraphDef and key: what verbs and lift derive from structure."""

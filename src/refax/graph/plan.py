@@ -1,8 +1,9 @@
 """Plans: walk an object graph once, then only move values.
 
-A `Plan` keeps of a walk (`graph/walk.py`) what a later call needs: the GraphDef, the Variables in leaf order, where the
-bare arrays stand, and *guards*, shallow snapshots of the plain containers, which have no hook that
-could tell of a change. `plan_for(roots)` returns the plan of before if nothing changed.
+A `Plan` keeps of a walk (`graph/walk.py`) what a later call needs: the GraphDef, the Variables in
+leaf order, where the bare arrays stand, and *guards*, shallow snapshots of the plain containers,
+which have no hook that could tell of a change. `plan_for(roots)` returns the plan of before if
+nothing changed.
 
 Who owns what. A plan lives in a slot of its first root, so a dead model takes its plans along and a
 plan keeps no model alive; the other roots are held weakly and take the plan along when they die. A

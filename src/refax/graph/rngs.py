@@ -289,9 +289,15 @@ def reseed(node: Any, /, *, policy: Any = None, **stream_keys: Any) -> None:
         stream.count.value = jnp.zeros(shape, jnp.uint32)
 
 
-def _renew(node: Any, only: Filter, new_key: Callable[[jax.Array], jax.Array]) -> SplitBackups:
+def _renew(
+    node: Any, only: Filter, new_key: Callable[[jax.Array], jax.Array], split_to: tuple = ()
+) -> SplitBackups:
     backups = SplitBackups()
-    streams = list(iter_streams(node, only))
+    streams = [  # those that are split as wanted already stay as they are
+        (path, stream)
+        for path, stream in iter_streams(node, only)
+        if not split_to or stream.key.value.shape != split_to
+    ]
     for path, stream in streams:
         if shape := stream.key.value.shape:
             raise ValueError(
@@ -315,7 +321,8 @@ def split_rngs(
 
     As a function it returns backups for `restore_rngs`, which are a context manager too; as a
     decorator it splits the streams of every argument before the call and lowers them afterwards,
-    also when the function raises. A lowered stream has moved on by one key.
+    also when the function raises. A lowered stream has moved on by one key; one that is split as
+    wanted already, by `fork(splits=…)`, is left alone.
 
     Args:
         node: an object graph; left out, a decorator is returned.
@@ -332,14 +339,15 @@ def split_rngs(
         >>> rngs.default.key.shape, int(rngs.default.count.value)
         ((), 1)
     """
-    if squeeze and math.prod((splits,) if isinstance(splits, int) else splits) != 1:
+    shape = (splits,) if isinstance(splits, int) else tuple(splits)
+    if squeeze and math.prod(shape) != 1:
         raise ValueError(f"squeeze=True drops an axis of size 1, but splits={splits}.")
 
     def new_key(key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, splits)
         return keys.reshape(()) if squeeze else keys
 
-    return _function_or_decorator(node, lambda x: _renew(x, only, new_key))
+    return _function_or_decorator(node, lambda x: _renew(x, only, new_key, shape))
 
 
 def fork_rngs(node: Any = ..., /, *, only: Filter = ..., split: Any = None) -> Any:

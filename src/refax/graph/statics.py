@@ -37,6 +37,8 @@ def static_key(value: Any) -> tuple:
         return (cls, math.nan if value != value else value, math.copysign(1.0, value))
     if cls in FUNCTIONS:
         return (cls, FunctionKey(value))
+    if isinstance(value, tuple) and not is_plain_static(value, cls):
+        return (cls, value, tuple(map(static_key, value)))  # (1,) == (True,) == (1.0,)
     return (cls, value)
 
 

@@ -23,8 +23,6 @@ from .masks import combine_masks
 from .normalization import LayerNorm
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, resolve_flag
 
-__all__ = ["MultiHeadAttention"]
-
 
 class MultiHeadAttention(Module):
     """Multi-head attention: y = concat(headᵢ)·Wᵒ, headᵢ = softmax(qᵢ·kᵢᵀ / √d)·vᵢ.

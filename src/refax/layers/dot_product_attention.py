@@ -13,9 +13,8 @@ from jax.typing import DTypeLike
 from ..graph.module import Module
 from ..graph.variable import Intermediate
 from . import dtypes
+from .dropout import keep_mask
 from .options import PromoteDtype
-
-__all__ = ["dot_product_attention"]
 
 
 def dot_product_attention(
@@ -150,8 +149,8 @@ def _drop(weights: jax.Array, rng: jax.Array, keep: Any, broadcast: bool) -> jax
     shape = weights.shape
     if broadcast:
         shape = (1,) * (weights.ndim - 2) + weights.shape[-2:]
-    kept = jax.random.bernoulli(rng, keep, shape).astype(weights.dtype)
-    return weights * (kept / jnp.asarray(keep, weights.dtype))
+    kept = keep_mask(rng, keep, shape, weights)
+    return jnp.where(kept, weights / keep, jnp.zeros_like(weights))
 
 
 @partial(jax.jit, static_argnums=(2,), inline=True)

@@ -14,8 +14,6 @@ from ..graph.rngs import Rngs, RngStream
 from .dtypes import as_array
 from .options import keep_options, resolve_flag
 
-__all__ = ["Dropout", "draw_key", "fork_stream"]
-
 
 def fork_stream(rngs: Rngs | RngStream | None, collection: str) -> RngStream | None:
     """A stream of its own for a layer to keep, from what the user passed at construction."""
@@ -44,10 +42,18 @@ def draw_key(
     return given() if isinstance(given, RngStream) else given
 
 
+def keep_mask(key: jax.Array, keep: Any, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
+    """True with probability `keep`, drawn in `shape`, broadcast to (and sharded as) `like`."""
+    mask = jnp.broadcast_to(jax.random.bernoulli(key, keep, shape), like.shape)
+    spec = jax.typeof(like).sharding.spec
+    if any(axis is not None for axis in spec):  # on a mesh with explicit axes
+        mask = jax.sharding.reshard(mask, spec)
+    return mask
+
+
 @partial(jax.jit, static_argnums=(3,), inline=True)
 def _drop(x: jax.Array, key: jax.Array, keep: Any, mask_shape: tuple[int, ...]) -> jax.Array:
-    mask = jnp.broadcast_to(jax.random.bernoulli(key, keep, mask_shape), x.shape)
-    return jnp.where(mask, x / keep, jnp.zeros_like(x))
+    return jnp.where(keep_mask(key, keep, mask_shape, x), x / keep, jnp.zeros_like(x))
 
 
 class Dropout(Module):

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-__all__ = ["as_array", "promote_dtype", "widest"]
-
 # Of an inexact dtype that is not here (an 8-bit float) the slow path takes care.
 _INEXACT = frozenset(
     map(np.dtype, (jnp.bfloat16, "float16", "float32", "float64", "complex64", "complex128"))

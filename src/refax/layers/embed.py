@@ -16,8 +16,6 @@ from ..graph.variable import Param
 from . import dtypes, initializers
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 
-__all__ = ["Embed", "default_embed_init"]
-
 default_embed_init = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
 

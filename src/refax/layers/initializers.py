@@ -23,32 +23,7 @@ from jax.nn import initializers as jax_initializers
 from jax.nn.initializers import normal as normal
 from jax.nn.initializers import variance_scaling as variance_scaling
 
-from .options import Initializer
-
-__all__ = [
-    "Initializer",
-    "constant",
-    "delta_orthogonal",
-    "glorot_normal",
-    "glorot_uniform",
-    "he_normal",
-    "he_uniform",
-    "kaiming_normal",
-    "kaiming_uniform",
-    "lecun_normal",
-    "lecun_uniform",
-    "normal",
-    "ones",
-    "ones_init",
-    "orthogonal",
-    "truncated_normal",
-    "uniform",
-    "variance_scaling",
-    "xavier_normal",
-    "xavier_uniform",
-    "zeros",
-    "zeros_init",
-]
+from .options import Initializer as Initializer
 
 
 def _compiled(initializer: Initializer) -> Initializer:

@@ -17,8 +17,6 @@ from ..graph.variable import Param
 from . import dtypes, initializers
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 
-__all__ = ["Linear", "contract", "default_bias_init", "default_kernel_init"]
-
 default_kernel_init = initializers.lecun_normal()
 default_bias_init = initializers.zeros
 

@@ -19,8 +19,6 @@ from . import dtypes
 from .linear import contract, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 
-__all__ = ["LinearGeneral"]
-
 _NO_BATCH: Mapping[int, int] = MappingProxyType({})
 
 

@@ -17,8 +17,6 @@ from . import dtypes, initializers
 from .linear import Linear
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 
-__all__ = ["LoRA", "LoRALinear"]
-
 default_a_init = initializers.he_uniform()
 
 

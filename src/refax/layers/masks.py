@@ -12,8 +12,6 @@ from jax.typing import DTypeLike
 
 from .dtypes import as_array
 
-__all__ = ["combine_masks", "make_attention_mask", "make_causal_mask"]
-
 
 def make_attention_mask(
     query_input: Any,

@@ -21,8 +21,6 @@ from . import dtypes, initializers
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 from .standardize import Averaging, standardize
 
-__all__ = ["LayerNorm", "Normalization", "RMSNorm", "scale_and_shift"]
-
 Axes = int | Sequence[int]
 
 

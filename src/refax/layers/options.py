@@ -8,8 +8,6 @@ from typing import Any
 
 from ..graph.module import Module
 
-__all__ = ["NO_METADATA", "Initializer", "PromoteDtype", "keep_options", "resolve_flag"]
-
 Initializer = Callable[..., Any]  # (key, shape, dtype) → array
 PromoteDtype = Callable[..., Any]  # (arrays, *, dtype) → arrays of one dtype
 

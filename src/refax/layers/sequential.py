@@ -10,8 +10,6 @@ from typing import Any
 from ..graph.module import Module
 from ..graph.rngs import Rngs, RngStream
 
-__all__ = ["Identity", "Sequential"]
-
 
 class Identity(Module):
     """Returns its input. Any arguments at construction, and further ones at a call, are ignored.

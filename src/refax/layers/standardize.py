@@ -25,8 +25,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["Averaging", "standardize"]
-
 
 class Averaging(NamedTuple):
     """What M averages over, and whether the mean is taken off."""

@@ -50,9 +50,9 @@ def for_arrays(prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool]
         raise errors.prefix_mismatch(name, prefix, e) from None
 
 
-def hashable(prefix: Any) -> Any:
+def hashable(prefix: Any, is_leaf: Callable[[Any], bool] = is_entry) -> Any:
     """What tells a prefix from another one, as a key for programs."""
-    leaves, treedef = jax.tree.flatten(prefix, is_leaf=is_entry)
+    leaves, treedef = jax.tree.flatten(prefix, is_leaf=is_leaf)
     return tuple(leaves), treedef
 
 

@@ -69,3 +69,11 @@ def by_position(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tupl
             "functools.partial."
         )
     return bound.args
+
+
+def cached_partial(f: Callable, *objects: Any) -> Callable:
+    """`functools.partial(f, *objects)`, for code that fixes the objects of a jitted step.
+
+    Plans make every call cheap, so there is nothing left to cache.
+    """
+    return functools.partial(f, *objects)

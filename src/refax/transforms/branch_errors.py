@@ -32,39 +32,40 @@ def different_structures(
     name: str, call: Call, branches: Sequence[Callable], looks: Sequence[Look]
 ) -> PrefixError:
     """The error for two branches that leave different structures of objects."""
-    return _error(name, "structures", call, branches, looks, _structure(call, branches[0]),
-                  "make the same attributes, of the same objects, in every branch, or before the "
-                  "call.")  # fmt: skip
+    found = _difference(branches, looks, _structure(call, branches[0]))
+    return PrefixError(
+        f"{name}: the branches leave different structures.\n"
+        f"{found or 'They refer to different objects in the same places.'}\n"
+        "Cure: make the same attributes, of the same objects, in every branch, or before the call."
+    )
 
 
 def different_values(
     name: str, call: Call, branches: Sequence[Callable], looks: Sequence[Look]
-) -> PrefixError:
-    """The error for two branches with results, or written values, of different form."""
-    return _error(name, "values", call, branches, looks, _values(call, branches[0]),
-                  "give them the same containers, shapes and dtypes in every branch.")  # fmt: skip
+) -> PrefixError | None:
+    """The error for two branches whose results, or written values, differ in form."""
+    found = _difference(branches, looks, _values(call, branches[0]))
+    if not found:
+        return None
+    return PrefixError(
+        f"{name}: the branches leave different values.\n{found}\n"
+        "Cure: give them the same containers, shapes and dtypes in every branch."
+    )
 
 
-def _error(
-    name: str,
-    kind: str,
-    call: Call,
-    branches: Sequence[Callable],
-    looks: Sequence[Look],
-    describe: Callable[[Look], dict[str, str]],
-    cure: str,
-) -> PrefixError:
-    names = [f"`{getattr(f, '__name__', f)}`" for f in (branches[0], branches[1])]
+def _difference(
+    branches: Sequence[Callable], looks: Sequence[Look], describe: Callable[[Look], dict[str, str]]
+) -> str:
+    names = [f"`{getattr(f, '__name__', f)}`" for f in branches]
     if names[0] == names[1]:
         names = ["the first branch", "the other"]
     left, right = map(describe, looks)
     different = [p for p in [*left, *right] if left.get(p) != right.get(p)]
-    found = "They refer to different objects in the same places."
-    if different:
-        place = min(different, key=lambda p: (len(p), p))
-        a, b = (lines.get(place, "nothing") for lines in (left, right))
-        found = f"`{place}` is {a} after {names[0]}, but {b} after {names[1]}."
-    return PrefixError(f"{name}: the branches leave different {kind}.\n{found}\nCure: {cure}")
+    if not different:
+        return ""
+    place = min(different, key=lambda p: (len(p), p))
+    a, b = (lines.get(place, "nothing") for lines in (left, right))
+    return f"`{place}` is {a} after {names[0]}, but {b} after {names[1]}."
 
 
 def _structure(call: Call, function: Callable) -> Callable[[Look], dict[str, str]]:
@@ -81,7 +82,7 @@ def _structure(call: Call, function: Callable) -> Callable[[Look], dict[str, str
         for i, place in enumerate(known):
             if origins[i] is None and graphdef.records[i][0] not in (TUPLE, PYTREE):
                 lines[place] = f"a new {lines[place]}"
-        for place, record in _references(graphdef, roots):
+        for place, record in [*_references(graphdef, roots), *_result_slots(look.result)]:
             if place != known[record]:
                 lines[place] = f"`{known[record]}`"
         return lines
@@ -89,12 +90,18 @@ def _structure(call: Call, function: Callable) -> Callable[[Look], dict[str, str
     return describe
 
 
-def _result_places(look: Look, records: Sequence[int]) -> list[str]:
-    """The places of objects in a result."""
-    places: dict[int, str] = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(look.result, is_leaf=is_slot):
+def _result_slots(result: Any) -> Iterator[tuple[str, int]]:
+    """(place, record) of every object in a result."""
+    for path, x in jax.tree_util.tree_leaves_with_path(result, is_leaf=is_slot):
         if is_slot(x):
-            places.setdefault(x.number, "result" + jax.tree_util.keystr(path))
+            yield "result" + jax.tree_util.keystr(path), x.number
+
+
+def _result_places(look: Look, records: Sequence[int]) -> list[str]:
+    """The places of the objects of a result that are roots."""
+    places: dict[int, str] = {}
+    for place, record in _result_slots(look.result):
+        places.setdefault(record, place)
     return [places.get(r, "an object") for r in records]
 
 

@@ -17,11 +17,21 @@ from ..lift.inside import Change, Static
 from ..lift.programs import eager_program
 from .branch_errors import Look, different_structures, different_values
 
+_NO_OPERAND = object()
 
-def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any, **kwargs: Any) -> Any:
+
+def cond(
+    pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any, operand: Any = _NO_OPERAND
+) -> Any:
     """`jax.lax.cond` with objects in the operands.
 
     Both branches must leave the objects with the same structure; values may be written by either.
+
+    Args:
+        pred: which branch, a boolean scalar.
+        true_fun, false_fun: the branches, functions of the operands.
+        *operands: any pytrees with objects.
+        operand: the only operand, by keyword.
 
     Example:
         >>> from refax import nnx
@@ -33,8 +43,8 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any, **k
         >>> int(count)
         1
     """
-    if kwargs:
-        operands = (*operands, *kwargs.values())
+    if operand is not _NO_OPERAND:
+        operands = (*operands, operand)
 
     def choose(branches: Sequence[Callable], pred: Any, *inputs: Any) -> Any:
         return jax.lax.cond(pred, *branches, *inputs)
@@ -42,8 +52,12 @@ def cond(pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any, **k
     return _branch(pred, (true_fun, false_fun), operands, choose, "cond")
 
 
-def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
+def switch(
+    index: Any, branches: Sequence[Callable], *operands: Any, operand: Any = _NO_OPERAND
+) -> Any:
     """`jax.lax.switch` with objects in the operands; `index` is clamped to the branches.
+
+    All branches must leave the objects with the same structure; `operand` as in `nnx.cond`.
 
     Example:
         >>> from refax import nnx
@@ -52,6 +66,11 @@ def switch(index: Any, branches: Sequence[Callable], *operands: Any) -> Any:
         >>> int(nnx.switch(1, [lambda v: v + 1, lambda v: v * 2], v))
         6
     """
+
+    if operand is not _NO_OPERAND:
+        operands = (*operands, operand)
+    if not branches:
+        raise ValueError("switch: there are no branches. Cure: give at least one function.")
 
     def choose(branches: Sequence[Callable], index: Any, *inputs: Any) -> Any:
         return jax.lax.switch(index, branches, *inputs)
@@ -87,7 +106,7 @@ def _branch(
 
     selector = selector.value if isinstance(selector, Variable) else selector
     key = (name, call.plan.graphdef)
-    program = eager_program(branches, key, make) if branches else make(())
+    program = eager_program(branches, key, make)
     return leave(call, program(call.grouped, (call.tree, selector)))
 
 
@@ -116,6 +135,6 @@ def _check_values(
 ) -> None:
     """Say which values differ, when JAX has refused, in the caller's words."""
     for look, branch in zip(looks[1:], branches[1:], strict=True):
-        different = jax.tree.structure(look.result) != jax.tree.structure(looks[0].result)
-        if different or not _same_forms(looks[0], look):
-            raise different_values(name, call, (branches[0], branch), (looks[0], look)) from None
+        error = different_values(name, call, (branches[0], branch), (looks[0], look))
+        if error is not None:
+            raise error from None

@@ -9,11 +9,14 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from ..lift.arguments import unbind
+from ..lift.arguments import is_object, unbind
+from ..lift.array_prefix import for_arrays, hashable
 from ..lift.call import enter, group_by_prefix, leave, pure_function
+from ..lift.errors import PrefixError
 from ..lift.prefix import FilterPrefix
 from ..lift.programs import eager_program
 from .bound import by_position, decorator_or_function, with_self
+from .spec_errors import check_replicated, check_specs
 
 
 @decorator_or_function
@@ -50,38 +53,70 @@ def shard_map(
         prefix = in_specs
         if bound is not None:
             args = (bound, *args)
-            prefix = (PartitionSpec(), *prefix) if isinstance(prefix, tuple) else prefix
-        prefix = with_self(wrapped, prefix, args, PartitionSpec())
+            prefix = (_WHOLE, *prefix) if isinstance(prefix, tuple) else prefix
+        prefix = with_self(wrapped, prefix, args, _WHOLE)
+        args, statics = _separate(args, prefix)
+        prefix = _without_none(prefix)
         call = enter(args, {})
         rules = group_by_prefix(call, function, prefix, out_specs, "in_specs", is_entry=_is_spec)
         by_group = list(rules.entries)
 
         def make(functions: tuple[Callable, ...]) -> Callable:
-            pure = pure_function(functions[0], call, rules=rules)
+            def inner(*args: Any) -> Any:
+                return functions[0](*(statics.get(i, a) for i, a in enumerate(args)))
+
+            functools.update_wrapper(inner, functions[0], updated=())
+            pure = pure_function(inner, call, rules=rules, returned=check_replicated(call, rules))
+            specs = for_arrays(prefix, call.tree[0], "args", _is_spec)
             return jax.shard_map(
                 pure,
                 mesh=mesh,
-                in_specs=(by_group, (_plain(prefix), PartitionSpec())),
-                out_specs=(_plain(out_specs), by_group, PartitionSpec()),
+                in_specs=(by_group, (specs, _WHOLE)),
+                out_specs=(_without_lift_types(out_specs), by_group, _WHOLE),
                 **options,
             )
 
         assert call.groups is not None
         key = ("shard_map", call.plan.graphdef, call.groups.of_leaf, rules.entries, mesh,
-               repr((prefix, out_specs, options)))  # fmt: skip
-        return leave(call, eager_program((function,), key, make)(call.grouped, call.tree))
+               hashable((prefix, out_specs), _is_spec), tuple(statics.items()),
+               jax.tree.structure(call.tree), *options.items())  # fmt: skip
+        try:
+            result = eager_program((function,), key, make)(call.grouped, call.tree)
+        except PrefixError:
+            raise
+        except ValueError:
+            check_specs(call, rules, function, prefix, mesh, _is_spec)
+            raise
+        return leave(call, result)
 
     return wrapped
+
+
+_WHOLE = PartitionSpec()
 
 
 def _is_spec(value: Any) -> bool:
     return value is None or isinstance(value, (PartitionSpec, FilterPrefix))
 
 
-def _plain(specs: Any) -> Any:
-    """The specs for JAX: objects have left no leaves, so any spec will do in their place."""
+def _separate(args: tuple, specs: Any) -> tuple[tuple, dict[int, Any]]:
+    """(the arguments, those that are static): the spec None keeps one as it is, as in JAX."""
+    if not isinstance(specs, tuple) or len(specs) != len(args):
+        return args, {}
+    static = {
+        i: arg
+        for i, (arg, spec) in enumerate(zip(args, specs, strict=True))
+        if spec is None and not any(map(is_object, jax.tree.leaves(arg, is_leaf=is_object)))
+    }
+    return tuple(None if i in static else a for i, a in enumerate(args)), static
+
+
+def _without_none(specs: Any) -> Any:
+    return jax.tree.map(lambda s: _WHOLE if s is None else s, specs, is_leaf=_is_spec)
+
+
+def _without_lift_types(specs: Any) -> Any:
+    """The specs of results for JAX: objects have left no leaves, so any will do in their place."""
     return jax.tree.map(
-        lambda s: PartitionSpec() if isinstance(s, FilterPrefix) or s is None else s,
-        specs,
-        is_leaf=_is_spec,
+        lambda s: _WHOLE if isinstance(s, FilterPrefix) or s is None else s, specs, is_leaf=_is_spec
     )

@@ -1,0 +1,508 @@
+"""`jit`: its own arguments, its cache, and what leaves a compiled program."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from refax import nnx
+from tests.models import Block, Count, Dense, Node, Stateful
+from tests.transforms.cases import mesh_of
+
+pytestmark = pytest.mark.usefixtures("strict_numerics")
+
+
+@pytest.fixture
+def runs() -> list:
+    return []
+
+
+# -- static arguments ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "args", "kwargs"),
+    [
+        ({"static_argnums": 1}, (3,), {}),
+        ({"static_argnums": (1,)}, (3,), {}),
+        ({"static_argnums": -1}, (3,), {}),
+        ({"static_argnames": "n"}, (), {"n": 3}),
+        ({"static_argnames": ("n",)}, (3,), {}),
+        ({"static_argnums": 1}, (), {"n": 3}),
+        ({"static_argnums": 1, "static_argnames": "n"}, (), {"n": 3}),
+    ],
+    ids=str,
+)
+def test_static_arguments(runs, options, args, kwargs):
+    def f(model, n):
+        runs.append(n)
+        assert isinstance(n, int)
+        for _ in range(n):
+            model.w += 1.0
+
+    jitted, model = nnx.jit(f, **options), Node(w=nnx.Param(jnp.zeros(2)))
+    jitted(model, *args, **kwargs)
+    jitted(model, *args, **kwargs)
+    np.testing.assert_array_equal(model.w.value, [6, 6])
+    assert runs == [3]
+    jitted(model, *(4 for _ in args), **dict.fromkeys(kwargs, 4))
+    assert runs == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(1, True), (1, 1.0), (0.0, -0.0), ("1", 1), ((1,), (True,))]
+)
+def test_equal_statics_of_another_kind_are_traced_again(runs, first, second):
+    @nnx.jit(static_argnums=1)
+    def f(x, static):
+        runs.append(repr(static))
+        return x
+
+    f(jnp.ones(2), first)
+    f(jnp.ones(2), second)
+    f(jnp.ones(2), first)
+    assert runs == [repr(first), repr(second)]
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, True), (1, 1.0), (0.0, -0.0)])
+def test_equal_static_attributes_of_another_kind_are_traced_again(runs, first, second):
+    @nnx.jit
+    def f(model):
+        runs.append(repr(model.static))
+        return jnp.float32(str(model.static) == str(first))
+
+    model = Node(static=first)
+    assert f(model) == 1
+    model.static = second
+    assert f(model) == 0
+    model.static = first
+    assert f(model) == 1
+    assert runs == [repr(first), repr(second)]
+
+
+def test_nan_as_a_static_is_equal_to_itself(runs):
+    f = nnx.jit(lambda m: runs.append(1))
+    for _ in range(3):
+        f(Node(rate=float("nan")))
+    assert len(runs) == 1
+
+
+def test_unhashable_static_arguments_are_named():
+    @nnx.jit(static_argnums=1)
+    def f(model, sizes):
+        return sizes
+
+    with pytest.raises(ValueError, match=r"static argument `sizes` is a list"):
+        f(Dense(1, 1), [1, 2])
+    g = nnx.jit(lambda model, sizes: sizes, static_argnames="sizes")
+    with pytest.raises(ValueError, match=r"static argument `sizes` is a set"):
+        g(Dense(1, 1), sizes={1})
+
+
+def test_unhashable_static_attributes_are_named():
+    model = Node(layers=[Node(names={"a"})])
+    for f in (nnx.jit(lambda m: 1), nnx.jit(lambda m, n: 1, static_argnums=1)):
+        with pytest.raises(ValueError, match=r"`layers\[0\]\.names` is a set"):
+            f(model, *([2] if f._options.static_numbers else []))
+
+
+# -- the cache -----------------------------------------------------------------------------------
+
+
+def test_models_of_one_structure_share_a_program(runs):
+    f = nnx.jit(lambda m, x: (runs.append(1), m(x))[1])
+    for seed in range(4):
+        f(Dense(2, 2, seed=seed), jnp.ones((1, 2)))
+    assert len(runs) == 1
+    f(Dense(2, 3), jnp.ones((1, 2)))
+    f(Dense(2, 2), jnp.ones((5, 2)))
+    assert len(runs) == 3
+
+
+def test_jit_made_again_for_the_same_function_compiles_nothing(runs):
+    def f(m, x):
+        runs.append(1)
+        return m(x)
+
+    model = Dense(2, 2)
+    for _ in range(3):
+        nnx.jit(f)(model, jnp.ones((1, 2)))
+    assert len(runs) == 1
+    nnx.jit(f, inline=True)(model, jnp.ones((1, 2)))  # other options are another program
+    assert len(runs) == 2
+
+
+def test_equal_optimizers_made_twice_are_one_static(runs):
+    @nnx.jit
+    def f(m):
+        runs.append(1)
+        updates, _ = m.tx.update(m.w.value, m.tx.init(m.w.value))
+        return updates
+
+    with jax.numpy_dtype_promotion("standard"):  # optax is not strict
+        for _ in range(3):
+            f(Node(tx=optax.adam(1e-3), w=nnx.Param(jnp.ones(2))))
+        assert len(runs) == 1
+        f(Node(tx=optax.adam(1e-2), w=nnx.Param(jnp.ones(2))))
+        assert len(runs) == 2
+
+
+def test_functions_as_attributes_are_compared_by_what_they_do(runs):
+    def scale(factor):
+        return lambda x: x * factor
+
+    f = nnx.jit(lambda m, x: (runs.append(1), m.f(x))[1])
+    assert f(Node(f=scale(2.0)), 1.0) == 2
+    assert f(Node(f=scale(2.0)), 1.0) == 2
+    assert f(Node(f=functools.partial(jnp.add, 1.0)), 1.0) == 2
+    assert f(Node(f=functools.partial(jnp.add, 1.0)), 1.0) == 2
+    assert len(runs) == 2
+    assert f(Node(f=scale(3.0)), 1.0) == 3
+    assert len(runs) == 3
+
+
+def test_clear_cache(runs):
+    f = nnx.jit(lambda m: runs.append(1))
+    f(Dense(1, 1))
+    f.clear_cache()
+    f(Dense(1, 1))
+    assert len(runs) == 2
+
+
+def test_sharing_between_arguments_is_part_of_the_program(runs):
+    @nnx.jit
+    def f(a, b):
+        runs.append(a is b)
+        a.count += 1
+
+    a, b = Stateful(), Stateful()
+    f(a, a)
+    f(a, b)
+    f(b, a)
+    assert runs == [True, False]
+    assert a.count == 2 and b.count == 1
+
+
+def test_a_function_that_changes_the_structure_settles(runs):
+    @nnx.jit
+    def f(model):
+        runs.append(1)
+        if not hasattr(model, "cache"):
+            model.cache = nnx.Cache(jnp.zeros(2))
+        model.cache += 1.0
+
+    model = Node()
+    for _ in range(4):
+        f(model)
+    assert len(runs) == 2
+    np.testing.assert_array_equal(model.cache.value, [4, 4])
+
+
+# -- donation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"donate_argnums": 0}, {"donate_argnames": "model"}])
+def test_a_donated_object_is_usable_afterwards(options):
+    @nnx.jit(**options)
+    def f(model, x):
+        model.scale += 1.0
+        return model.scale * x
+
+    model = Stateful()
+    scale, mean = model.scale.value, model.mean.value
+    for _ in range(3):
+        y = f(model, jnp.ones(2))
+    np.testing.assert_array_equal(y, [4, 4])
+    assert scale.is_deleted() and mean.is_deleted()  # also what was only passed through
+    assert not any(x.is_deleted() for x in jax.tree.leaves(nnx.state(model)))
+    np.testing.assert_array_equal(model.mean.value, [0, 0])
+    assert model.count == 0
+    model(jnp.ones((1, 2)))
+
+
+def test_donation_by_keyword_and_of_arrays():
+    def add(model, x):
+        model.scale += x
+        return x * 2.0
+
+    f = nnx.jit(add, donate_argnames=("model", "x"))
+    model, x = Stateful(), jnp.ones(2)
+    scale = model.scale.value
+    f(model=model, x=x)
+    assert scale.is_deleted() and x.is_deleted()
+    np.testing.assert_array_equal(model.scale.value, [2, 2])
+
+
+def test_what_a_donated_object_shares_with_another_stays_usable():
+    model = Stateful()
+    other = Node(scale=model.scale, own=nnx.Param(jnp.ones(2)))
+
+    @nnx.jit(donate_argnums=0)
+    def f(model, other):
+        model.scale += 1.0
+        return other.scale * other.own
+
+    own = other.own.value
+    np.testing.assert_array_equal(f(model, other), [2, 2])
+    assert other.scale is model.scale and not own.is_deleted()
+    np.testing.assert_array_equal(f(model, other), [3, 3])
+
+
+def test_donation_with_a_changed_structure_and_bare_arrays():
+    @nnx.jit(donate_argnums=0)
+    def f(model):
+        model.new = nnx.Param(model.w * 2.0)
+        model.array = model.array + 1.0
+        del model.w
+
+    model = Node(w=nnx.Param(jnp.ones(2)), array=jnp.ones(3), other=jnp.ones(4), t=(jnp.ones(1), 2))
+    f(model)
+    assert sorted(vars(model)) == ["array", "new", "other", "t"]
+    for x, size in zip(jax.tree.leaves(nnx.state(model)), (3, 2, 4, 1), strict=True):
+        assert not x.is_deleted() and x.shape == (size,)
+    np.testing.assert_array_equal(model.new.value, [2, 2])
+
+
+def test_a_train_step_with_donation():
+    model = Block()
+
+    @nnx.jit(donate_argnums=(0,))
+    def step(model, x):
+        grads = nnx.grad(lambda m: (m(x) ** 2).sum())(model)
+        nnx.update(
+            model, jax.tree.map(lambda p, g: p - 0.1 * g, nnx.state(model, nnx.Param), grads)
+        )
+
+    reference = nnx.jit(step.__wrapped__)
+    twin = nnx.merge(*nnx.split(jax.tree.map(jnp.copy, model)))
+    for _ in range(3):
+        step(model, jnp.ones((3, 2)))
+        reference(twin, jnp.ones((3, 2)))
+    assert model.tied is model.layers[0].kernel
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        nnx.state(model),
+        nnx.state(twin),
+    )
+
+
+# -- shardings -----------------------------------------------------------------------------------
+
+
+def shardings() -> tuple[NamedSharding, NamedSharding]:
+    mesh = mesh_of(8)
+    return NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+
+
+def test_in_and_out_shardings():
+    data, whole = shardings()
+
+    @nnx.jit(in_shardings=(whole, data), out_shardings=data)
+    def f(model, x):
+        return model(x)
+
+    model = Dense(2, 2)
+    y = f(model, jnp.ones((16, 2)))
+    assert y.sharding == data
+    np.testing.assert_allclose(y, model(jnp.ones((16, 2))), rtol=1e-6)
+
+
+def test_state_sharding():
+    data, whole = shardings()
+    model = Stateful(8)
+    by_type = nnx.StateSharding({nnx.Param: data, ...: whole})
+
+    @nnx.jit(in_shardings=(by_type, None), out_shardings=None)
+    def f(model, x):
+        model.scale += x
+        return x
+
+    f(model, jnp.ones(8))
+    assert model.scale.sharding == data
+    np.testing.assert_array_equal(model.scale.value, jnp.full(8, 2.0))
+    f(model, jnp.ones(8))
+    assert model.count == 0
+
+
+def test_a_model_is_made_sharded():
+    data, _ = shardings()
+    make = nnx.jit(
+        lambda: Node(w=nnx.Param(jnp.ones((8, 4))), b=nnx.BatchStat(jnp.zeros(8))),
+        out_shardings=nnx.StateSharding({nnx.Param: data, ...: None}),
+    )
+    model = make()
+    assert model.w.sharding == data
+    assert {s.data.shape for s in model.w.value.addressable_shards} == {(1, 4)}
+
+
+def test_a_model_is_sharded_by_its_annotations():
+    mesh = mesh_of(8)
+
+    @nnx.jit
+    def make():
+        model = Node(w=nnx.Param(jnp.ones((8, 4)), sharding=("data", None)))
+        state = nnx.state(model)
+        placed = jax.lax.with_sharding_constraint(state, nnx.get_named_sharding(state, mesh))
+        nnx.update(model, placed)
+        return model
+
+    model = make()
+    assert {s.data.shape for s in model.w.value.addressable_shards} == {(1, 4)}
+    assert model.w.sharding == ("data", None)
+
+
+def test_no_entry_for_a_leaf_is_named():
+    data, _ = shardings()
+    f = nnx.jit(lambda m: 1, in_shardings=(nnx.StateSharding({nnx.BatchStat: data}),))
+    with pytest.raises(
+        ValueError, match=r"No filter of .*matches `m\.(scale|count)`, a (Param|Count)"
+    ):
+        f(Stateful(8))
+
+
+def test_prefixes_that_do_not_fit_are_refused():
+    data, whole = shardings()
+    f = nnx.jit(lambda m, x: x, in_shardings=(data, whole, data))
+    with pytest.raises(ValueError, match="in_shardings"):
+        f(Stateful(8), jnp.ones(8))
+
+
+def test_in_shardings_of_a_method_leave_self_out():
+    data, _ = shardings()
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones(2))
+
+        def __call__(self, x):
+            return x * self.w[None]
+
+    model = Model()
+    y = nnx.jit(model.__call__, in_shardings=(data,), out_shardings=data)(jnp.ones((8, 2)))
+    assert y.sharding == data
+
+
+def test_donation_together_with_shardings():
+    data, whole = shardings()
+
+    @nnx.jit(
+        in_shardings=(nnx.StateSharding({nnx.Param: data, ...: whole}), None), donate_argnums=0
+    )
+    def f(model, x):
+        model.scale += x
+
+    model = Stateful(8)
+    f(model, jnp.ones(8))
+    f(model, jnp.ones(8))
+    np.testing.assert_array_equal(model.scale.value, jnp.full(8, 3.0))
+    assert model.scale.sharding == data and not model.mean.value.is_deleted()
+
+
+# -- looking inside ------------------------------------------------------------------------------
+
+
+def test_only_what_changed_leaves_the_program():
+    model = Block()
+    f = nnx.jit(lambda m, x: m(x))
+    model.eval()
+    x = jnp.ones((1, 2))
+    assert len(jax.tree.leaves(f.eval_shape(model, x))) == 1
+    assert len(f.trace(model, x).jaxpr.jaxpr.outvars) == 1  # no parameter comes back
+    model.train()
+    assert len(f.trace(model, x).jaxpr.jaxpr.outvars) == 3  # and the statistics it wrote
+
+
+def test_lower_compile_and_call():
+    model = Stateful()
+    f = nnx.jit(lambda m, x: m(x))
+    lowered = f.lower(model, jnp.ones((1, 2)))
+    assert "stablehlo" in lowered.as_text()
+    assert model.count == 0
+    compiled = lowered.compile()
+    assert compiled.cost_analysis()
+    y = compiled(model, jnp.ones((1, 2)))
+    assert y.shape == (1, 2) and model.count == 1
+
+
+def test_eval_shape():
+    model = Stateful()
+    out = nnx.jit(lambda m, x, n: (m(x), n), static_argnums=2).eval_shape(
+        model, jnp.ones((1, 2)), 3
+    )
+    assert out[0] == jax.ShapeDtypeStruct((1, 2), jnp.float32)
+    assert model.count == 0 and isinstance(model.count.value, jax.Array)
+
+
+def test_wrapping_keeps_the_name_and_what_was_wrapped():
+    def my_step(model, x: int = 3) -> int:
+        """What it does."""
+
+    f = nnx.jit(my_step)
+    assert f.__name__ == "my_step" and f.__doc__ == "What it does." and f.__wrapped__ is my_step
+    assert "my_step" in repr(f)
+    assert "my_step" in f.lower(Dense(1, 1)).as_text()
+
+
+def test_explain_names_path_and_change():
+    model = Block()
+    f = nnx.jit(lambda model, x: model(x))
+    f(model, jnp.ones((1, 2)))
+    assert "traced 1 time" in f.explain()
+    model.parts["norm"].deterministic = True
+    f(model, jnp.ones((3, 2)))
+    text = f.explain()
+    assert "model.parts.norm.deterministic: False → True" in text
+    assert "x: float32[1,2] → float32[3,2]" in text
+
+
+# -- JAX's own options and modes -----------------------------------------------------------------
+
+
+def test_options_of_jax_are_passed_on():
+    f = nnx.jit(lambda m, x: m.w * x, keep_unused=True, inline=True)
+    np.testing.assert_array_equal(f(Node(w=nnx.Param(jnp.ones(2))), 2.0), [2, 2])
+    with pytest.raises(TypeError):
+        nnx.jit(lambda m: m, no_such_option=1)(Node())
+
+
+def test_without_jit():
+    model = Stateful()
+    f = nnx.jit(lambda m, x: m(x))
+    with jax.disable_jit():
+        f(model, jnp.ones((1, 2)))
+    assert model.count == 1
+    f(model, jnp.ones((1, 2)))
+    assert model.count == 2
+
+
+def test_a_jitted_function_without_objects():
+    f = nnx.jit(lambda *args, **kwargs: (args, kwargs))
+    assert f(1, x=2) == ((1,), {"x": 2})
+    assert nnx.jit(lambda: 3)() == 3
+    with pytest.raises(TypeError, match="takes a function"):
+        nnx.jit(3)
+
+
+def test_variables_as_arguments_and_results():
+    count = Count(jnp.array(0))
+
+    @nnx.jit
+    def f(count, others):
+        count += 1
+        others["c"] = Count(count.value * 10)
+        return others
+
+    out = f(count, {"again": count})
+    assert out["again"] is count and count == 1 and out["c"] == 10
+
+
+def test_callables_and_bound_methods():
+    model = Stateful()
+    assert nnx.jit(model)(jnp.ones((1, 2))).shape == (1, 2)
+    assert nnx.jit(model.__call__)(jnp.ones((1, 2))).shape == (1, 2)
+    assert model.count == 2
