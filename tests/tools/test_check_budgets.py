@@ -67,7 +67,7 @@ def test_a_package_too_long(tree: Tree, monkeypatch: pytest.MonkeyPatch):
     tree.write("graph/second.py", *["x = 1"] * 5)
     assert tree.problems() == []
     tree.write("graph/second.py", *["x = 1"] * 6)
-    assert "second.py:6: the package has 10 lines, it may have 9" in only(tree.problems())
+    assert "second.py:6: the package has 10 lines of code, it may have 9" in only(tree.problems())
 
 
 # ── Floors ────────────────────────────────────────────────────────────────────────────────────
@@ -290,12 +290,21 @@ def test_an_import_that_fails_says_why(tree: Tree):
 # ── The command ───────────────────────────────────────────────────────────────────────────────
 
 
+def test_docstrings_comments_and_blank_lines_are_not_code(tree: Tree):
+    tree.write("graph/a.py", '"""One.', "", 'Two."""', "", "# why", "x = 1  # here", "", "y = 2")
+    module = check_budgets.read_package(tree.package)["tiny.graph.a"]
+    assert (module.code_lines, len(module.lines)) == (2, 8)
+
+
 def test_the_command_prints_sizes_and_violations(tree: Tree, capsys: pytest.CaptureFixture[str]):
     tree.write("graph/a.py", "x = 1", "y = 2")
     arguments = ["--package", str(tree.package), "--no-import-time"]
     assert check_budgets.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "2 of 10,000 lines in 3 files; median 0, largest 2 of 700" in printed
+    assert (
+        "2 of 10,000 lines of code (2 with docstrings, comments and blank lines) in 3 files; median 0, largest 2 of 700"
+        in printed
+    )
 
     tree.write("graph/b.py", "import flax")
     assert check_budgets.main(arguments) == 1
