@@ -14,10 +14,10 @@ from pathlib import Path
 
 import jax
 
-from . import rows_calls, rows_eager, rows_objects, rows_programs
+from . import rows_calls, rows_eager, rows_objects, rows_programs, rows_transforms
 from .harness import CLOCKS, Result, Row, cells, measure, table
 
-_GROUPS = (rows_calls, rows_programs, rows_objects, rows_eager)
+_GROUPS = (rows_calls, rows_programs, rows_objects, rows_eager, rows_transforms)
 _BEGIN, _END = "<!-- table: written by --markdown -->", "<!-- end of table -->"
 
 
@@ -90,14 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = options.seconds or (0.7 if options.quick else 4.0)
     results: list[Result] = []
     for row in rows:
-        result = measure(row, seconds, CLOCKS[options.clock])
+        result = measure(row, seconds, options.clock)
         results.append(result)
         print("  ".join(filter(None, cells(result))), file=sys.stderr, flush=True)
         for side, error in result.errors.items():
             print(f"    {side}: {error}", file=sys.stderr, flush=True)
-    print(f"\n{_machine(options.clock)}\n\n{table(results)}")
+    text = f"{_machine(options.clock)}\n\n{table(results)}"
+    print(f"\n{text}")
     if options.markdown:
-        _write(options.markdown, f"{_machine(options.clock)}\n\n{table(results, markdown=True)}")
+        _write(options.markdown, text)
     return 1 if any(result.verdict == "ERROR" for result in results) else 0
 
 

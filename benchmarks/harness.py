@@ -15,8 +15,8 @@ floor returned: a row in which one side computes something else is an error, not
 from __future__ import annotations
 
 import gc
-import importlib
 import importlib.util
+import math
 import os
 import statistics
 import subprocess
@@ -24,28 +24,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import jax
 import numpy as np
 
-__all__ = [
-    "SIDES",
-    "Bound",
-    "Result",
-    "Row",
-    "Work",
-    "CLOCKS",
-    "fresh_interpreter",
-    "measure",
-    "table",
-]
-
 SIDES = ("floor", "refax", "flax", "equinox")
 Work = Callable[[], Any]
 
-# Wall time; on a machine that is busy with other things, time.process_time says more.
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+# Wall time; on a machine that is busy with other things, the process's own time says more.
+CLOCKS = {"wall": "perf_counter", "cpu": "process_time"}
 _SLICE = 0.003  # seconds for which a side runs before the next one has its turn
 
 
@@ -98,13 +87,11 @@ class Row:
 
     def side(self, name: str) -> Work | None:
         """The work of a side; None where a peer is not installed or has no such thing."""
-        if name in ("floor", "equinox"):
-            if name == "equinox" and importlib.util.find_spec("equinox") is None:
-                return None
-            return getattr(self, name)()
-        if name == "flax" and importlib.util.find_spec("flax") is None:
+        if name == "floor":
+            return self.floor()
+        if importlib.util.find_spec(name) is None:
             return None
-        return self.nnx(importlib.import_module(f"{name}.nnx"))
+        return self.equinox() if name == "equinox" else self.nnx(import_module(f"{name}.nnx"))
 
 
 @dataclass
@@ -130,7 +117,7 @@ class Result:
 # -- measuring -----------------------------------------------------------------------------------
 
 
-def measure(row: Row, seconds: float, clock: Callable[[], float] = time.perf_counter) -> Result:
+def measure(row: Row, seconds: float, clock: str = "wall") -> Result:
     """Make the sides of a row, check them, and run them by turns for about `seconds`."""
     result = Result(row)
     works: dict[str, Work] = {}
@@ -140,7 +127,9 @@ def measure(row: Row, seconds: float, clock: Callable[[], float] = time.perf_cou
             work = row.side(name)
             if work is None:
                 continue
-            if not row.gives_value:
+            if row.gives_value:
+                work()
+            else:
                 found = [_numbers(row.comparable(work())) for _ in range(row.checked)]
                 expected = found if expected is None else expected
                 _compare(found, expected, row.tolerance)
@@ -153,38 +142,37 @@ def measure(row: Row, seconds: float, clock: Callable[[], float] = time.perf_cou
 
 
 def _take_turns(
-    row: Row, works: Mapping[str, Work], seconds: float, clock: Callable[[], float]
+    row: Row, works: Mapping[str, Work], seconds: float, clock: str
 ) -> dict[str, list[float]]:
     """By side, one quantity per round."""
-    take = {name: _reader(work) if row.gives_value else _timer(row, work, clock)
-            for name, work in works.items()}  # fmt: skip
+    take = works if row.gives_value else {n: _timer(row, w, clock) for n, w in works.items()}
     samples: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
     gc.collect()
     gc.freeze()  # what lives already is not the garbage of the sides: do not walk it again
     end = time.perf_counter() + seconds
-    done = 0
-    while done < row.min_rounds or (time.perf_counter() < end and not row.gives_value):
-        done += 1
+    while len(samples[names[0]]) < row.min_rounds or (
+        time.perf_counter() < end and not row.gives_value
+    ):
         names.append(names.pop(0))  # another side begins each round
+        peers_too = len(samples[names[0]]) % 4 == 0  # they are slow, and no bound is theirs
         for name in names:
-            samples[name].append(take[name]())
+            taken = peers_too or name in ("floor", "refax")
+            samples[name].append(take[name]() if taken else math.nan)
     gc.unfreeze()
     return samples
 
 
-def _reader(work: Work) -> Callable[[], float]:
-    return lambda: float(work())
-
-
-def _timer(row: Row, work: Work, clock: Callable[[], float]) -> Callable[[], float]:
+def _timer(row: Row, work: Work, clock: str) -> Callable[[], float]:
     """A function that runs a work for one slice and returns the seconds per call."""
 
+    now = getattr(time, CLOCKS[clock])
+
     def run(count: int) -> float:
-        start = clock()
+        start = now()
         for _ in range(count):
             work()
-        return (clock() - start) / count
+        return (now() - start) / count
 
     once = run(1)
     count = 1 if once > _SLICE / 2 else max(1, round(_SLICE / max(run(3), 1e-6)))
@@ -195,8 +183,9 @@ def _summarize(result: Result, samples: Mapping[str, Sequence[float]]) -> None:
     """Medians over the calmest quarter of the rounds, by the time of floor and refax together."""
     pair = [samples[name] for name in ("floor", "refax") if name in samples] or [*samples.values()]
     totals = [sum(times) for times in zip(*pair)]
-    calm = sorted(range(len(totals)), key=totals.__getitem__)[: max(2, len(totals) // 4)]
     for name, taken in samples.items():
+        rounds = [i for i, time_taken in enumerate(taken) if not math.isnan(time_taken)]
+        calm = sorted(rounds, key=totals.__getitem__)[: max(2, len(rounds) // 4)]
         result.values[name] = statistics.median(taken[i] for i in calm)
         if "floor" not in samples:
             continue
@@ -221,16 +210,15 @@ def _compare(found: list[Any], expected: list[Any], tolerance: float) -> None:
             )
 
 
-def fresh_interpreter(code: str) -> float:
-    """Run `code` in a new interpreter and return the number that it prints last."""
-    path = os.pathsep.join(p for p in sys.path if p)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
+def fresh_interpreter(prepare: str, timed: str) -> float:
+    """The seconds that `timed` takes in a new interpreter after `prepare`."""
+    code = (
+        f"import time\n{prepare}\nstart = time.perf_counter()\n{timed}\n"
+        "print(time.perf_counter() - start)"
     )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return float(done.stdout.split()[-1])
@@ -254,26 +242,26 @@ def _digits(value: float) -> str:
 
 
 _HEADER = ("row", "floor", "refax", "refax/floor", "flax", "equinox", "bound", "")
-_DASH = "—"
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """One line of the table. Without a floor, the peers stand with their own quantities."""
+    """One line of the table. Peers stand as ratios to the floor, or alone if there is none."""
     row = result.row
 
     def absolute(name: str) -> str:
         if name in result.errors:
             return "error"
-        return quantity(result.values[name], row.unit) if name in result.values else _DASH
+        return quantity(result.values[name], row.unit) if name in result.values else "—"
 
     def relative(name: str) -> str:
         return f"×{_digits(result.ratios[name])}" if name in result.ratios else absolute(name)
 
+    ratio = result.ratios.get("refax")
     return (
         row.name,
         absolute("floor"),
         absolute("refax"),
-        f"{result.ratios['refax']:.2f} ±{result.spread:.0%}" if "refax" in result.ratios else _DASH,
+        "—" if ratio is None else f"{ratio:.2f} ±{result.spread:.0%}",
         relative("flax"),
         relative("equinox"),
         row.bound.text(row.unit),
@@ -281,22 +269,14 @@ def cells(result: Result) -> tuple[str, ...]:
     )
 
 
-def table(results: Sequence[Result], markdown: bool = False) -> str:
-    """The table of all results, aligned; as Markdown if asked for."""
+def table(results: Sequence[Result]) -> str:
+    """The table of all results as aligned Markdown."""
     lines = [_HEADER, *map(cells, results)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
-    border = "| " if markdown else ""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    marks = ["-" * (w + 1) + (":" if 0 < i < len(widths) - 1 else "-")
+             for i, w in enumerate(widths)]  # fmt: skip
     shown = [
-        border
-        + " | ".join(
-            cell.ljust(width) if i in (0, len(widths) - 1) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
-        )
-        + (" |" if markdown else "")
-        for line in lines
+        f"| {' | '.join([c[0].ljust(widths[0]), *map(str.rjust, c[1:], widths[1:])])} |"
+        for c in lines
     ]
-    rule = "|".join(
-        "-" * (w + 1) + ("-" if i in (0, len(widths) - 1) else ":") for i, w in enumerate(widths)
-    )
-    return "\n".join([shown[0].rstrip(), f"|{rule}|" if markdown else "-" * len(shown[0]),
-                      *(line.rstrip() for line in shown[1:])])  # fmt: skip
+    return "\n".join([shown[0], f"|{'|'.join(marks)}|", *shown[1:]])

@@ -15,21 +15,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = [
-    "ADAM",
-    "GPT",
-    "MLP",
-    "Flat",
-    "cross_entropy",
-    "equinox_model",
-    "gpt",
-    "initialize",
-    "inputs",
-    "layer_norm",
-    "attention",
-    "nnx_model",
-]
-
 Params = dict[Any, Any]
 ADAM = optax.adam(1e-3)  # one for all sides: the same transformation on the same math
 _EPSILON = 1e-6

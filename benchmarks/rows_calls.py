@@ -10,8 +10,6 @@ import jax
 from .harness import Bound, Row, Work
 from .models import ADAM, GPT, MLP, Flat, Size, equinox_model, inputs, loss_of, nnx_model
 
-__all__ = ["adam_of_equinox", "rows", "train_step_of_equinox", "train_step_of_nnx"]
-
 
 def rows() -> Iterator[Row]:
     yield from (NoOp(MLP(10), 1.3), NoOp(GPT(12), 1.3), NoOp(GPT(48), 1.3))

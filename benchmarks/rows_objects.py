@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from .harness import Bound, Row, Work, fresh_interpreter
 from .models import GPT, equinox_classes, equinox_model, initialize, nnx_classes, nnx_model
 
-__all__ = ["rows"]
-
 _LARGE = GPT(48)
 _TIMES = 1000
 
@@ -81,9 +79,8 @@ class ConstructFirst(Row):
 
     def _work(self, library: str, prepare: str) -> Work:
         return lambda: fresh_interpreter(
-            f"import time, jax, {library}\nfrom benchmarks.models import *\n{prepare}\n"
-            "start = time.perf_counter()\njax.block_until_ready(jax.tree.leaves(make(GPT())))\n"
-            "print(time.perf_counter() - start)"
+            f"import jax, {library}\nfrom benchmarks.models import *\n{prepare}",
+            "jax.block_until_ready(jax.tree.leaves(make(GPT())))",
         )
 
 
@@ -95,19 +92,13 @@ class Import(Row):
     gives_value = True
 
     def floor(self) -> Work:
-        return self._work("")
+        return lambda: fresh_interpreter("", "import jax, optax")
 
     def nnx(self, nnx: Any) -> Work:
-        return self._work(f", {nnx.__name__}")
+        return lambda: fresh_interpreter("", f"import jax, optax, {nnx.__name__}")
 
     def equinox(self) -> Work:
-        return self._work(", equinox")
-
-    def _work(self, more: str) -> Work:
-        return lambda: fresh_interpreter(
-            f"import time\nstart = time.perf_counter()\nimport jax, optax{more}\n"
-            "print(time.perf_counter() - start)"
-        )
+        return lambda: fresh_interpreter("", "import jax, optax, equinox")
 
 
 # -- verbs ---------------------------------------------------------------------------------------

@@ -11,8 +11,6 @@ from .harness import Bound, Row, Work
 from .models import ADAM, GPT, Flat, equinox_model, inputs, nnx_model
 from .rows_calls import adam_of_equinox, train_step_of_equinox, train_step_of_nnx
 
-__all__ = ["rows"]
-
 
 def rows() -> Iterator[Row]:
     yield Lower(GPT(12))

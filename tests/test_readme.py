@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from refax import nnx
+
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -31,3 +33,17 @@ def test_links_of_the_readme_lead_somewhere():
     prose = BLOCK.sub("", README.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)#:]+)\)", prose):
         assert (README.parent / target).exists(), target
+
+
+def test_status_of_the_readme_is_true():
+    rows = re.findall(
+        r"^\| (objects|transforms|layers|training|looking) \|(.*)\|(.*)\|$",
+        README.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(rows) == 5
+    for _, there, not_yet in rows:
+        for name in re.findall(r"`(\w+)`", there):
+            assert name == "repr" or hasattr(nnx, name), f"the README says that {name} is there"
+        for name in re.findall(r"`(\w+)`", not_yet):
+            assert not hasattr(nnx, name), f"{name} is there: move it to the left in the README"

@@ -163,18 +163,22 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(nnx.state(objects)), notes=ocp.args.JsonRestore()
                 ),
             )
-            if restored["notes"].pop("checksum") != checksum(restored["state"]):
-                raise ValueError("its checksum does not match")
-            nnx.update(objects, jax.tree.map(_uncommitted, restored["state"]))
+            notes, state = restored["notes"], restored["state"]
         except Exception as error:  # a damaged file makes orbax raise almost anything
-            reason = str(error).strip().partition("\n")[0][:100]
-            earlier = [s for s in self._manager.all_steps() if s < step]
-            cure = f"the one at step {max(earlier)}" if earlier else "none: there is no other"
-            raise DemoError(
-                f"the checkpoint {self.folder / str(step)} is damaged ({type(error).__name__}: "
-                f"{reason}); delete that folder to go on from {cure}"
-            ) from error
-        return restored["notes"]
+            raise self._damaged(step, "it cannot be read") from error
+        if notes.get("checksum") != checksum(state):
+            raise self._damaged(step, "its checksum does not match")
+        nnx.update(objects, jax.tree.map(_uncommitted, state))
+        return notes
+
+    def _damaged(self, step: int, reason: str) -> DemoError:
+        earlier = [s for s in self._manager.all_steps() if s < step]
+        cure = (
+            f"delete that folder to go on from step {max(earlier)}"
+            if earlier
+            else "there is no earlier one: begin again with --overwrite"
+        )
+        return DemoError(f"the checkpoint {self.folder / str(step)} is damaged ({reason}); {cure}")
 
 
 def _uncommitted(array: jax.Array) -> jax.Array:

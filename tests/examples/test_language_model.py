@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import gc
 import json
 import math
 import re
@@ -181,7 +182,8 @@ def test_logits_depend_on_no_later_token():
     tokens = np.frombuffer(random_text(48), np.uint8).reshape(2, 24).astype(np.int32)
     changed = tokens.copy()
     changed[:, 10:] += 1
-    before, after = model(tokens), model(changed)
+    logits = nnx.jit(lambda model, tokens: model(tokens))
+    before, after = logits(model, tokens), logits(model, changed)
     np.testing.assert_array_equal(before[:, :10], after[:, :10])
     assert not np.allclose(before[:, 10:], after[:, 10:])
 
@@ -448,6 +450,8 @@ def test_resume_refuses_another_model_or_text(
     assert content(whole_run) == before
 
 
+# After an error, orbax leaves coroutines behind that complain when they are collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "notes"])
 def test_a_damaged_checkpoint_is_noticed_and_an_earlier_one_can_be_used(
     damage: str,
@@ -475,9 +479,11 @@ def test_a_damaged_checkpoint_is_noticed_and_an_earlier_one_can_be_used(
     before = content(run)
     capsys.readouterr()
     assert demo.main(["--resume", "--out", str(run)]) == 1
+    gc.collect()
     line = error_line(capsys)
-    assert f"{latest} is damaged" in line
-    assert "delete that folder to go on from the one at step 8" in line
+    reason = "its checksum does not match" if damage in ("flip", "notes") else "it cannot be read"
+    assert f"{latest} is damaged ({reason})" in line
+    assert "delete that folder to go on from step 8" in line
     assert content(run) == before
     for file in sorted(latest.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()

@@ -220,13 +220,13 @@ def test_decoding_beside_the_peer(peer: Any) -> None:
 
 def test_a_mask_counts_when_decoding_too() -> None:
     attention = make()
-    mask = np.ones((2, 1, 6, 6), bool)
-    mask[..., 1] = False  # nobody may look at the second position …
-    mask[..., 1, 1] = True  # … but itself
+    mask = np.ones((6, 6), bool)
+    mask[:, 1] = False  # nobody may look at the second position …
+    mask[1, 1] = True  # … but itself
     expected = attention(X, mask=mask, is_causal=True)
     attention.init_cache(X.shape)
     for i in range(6):
-        y = attention(X[:, i : i + 1], mask=mask[:, :, i : i + 1], decode=True)
+        y = attention(X[:, i : i + 1], mask=mask[i : i + 1], decode=True)
         np.testing.assert_allclose(y, expected[:, i : i + 1], atol=3e-6)
 
 

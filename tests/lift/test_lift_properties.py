@@ -11,7 +11,7 @@ from refax import nnx
 from tests import strategies as graphs
 from tests.models import Node
 from tests.transforms.cases import CASES
-from tests.transforms.test_conformance import tracers_in
+from tests.transforms.changes import tracers_in
 
 pytestmark = pytest.mark.usefixtures("strict_numerics")
 
@@ -88,13 +88,13 @@ def test_results_are_as_if_called_eagerly(name, seed, size, made):
         new = graphs.make_graph(made, 3)
         new.root = root
         objects = [x for x in graphs.objects_of(root) if isinstance(x, (Node, nnx.Variable))]
-        return {"objects": objects[::2], "new": new, "again": [new, root]}
+        return objects[::2], new, [new, root]
 
     with_ours = TRANSFORMS[name].make(body)(ours.root, X)
     with_theirs = body(theirs.root, X)
-    left, right = Node(graph=ours, **with_ours), Node(graph=theirs, **with_theirs)
-    assert graphs.difference(left, right) == ""
-    assert with_ours["again"][0] is with_ours["new"] and with_ours["again"][1] is ours.root
+    assert graphs.difference((ours, with_ours), (theirs, with_theirs)) == ""
+    _, new, again = with_ours
+    assert again[0] is new and again[1] is ours.root
 
 
 @settings(max_examples=25)

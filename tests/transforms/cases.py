@@ -2,8 +2,8 @@
 
 A `Case` says how to make, from a body that changes objects and returns something, a callable of the
 same arguments; what the transform cannot do; and how it is spelled for a method. To add a transform
-is to add one entry to `CASES`. Every leaf of the test's objects has a leading axis of 3 and bodies
-work elementwise, so a body does the same eagerly, mapped over that axis, and split over devices.
+is to add one entry to `CASES`. Every leaf of the test's objects has two leading axes of 3, and
+bodies work elementwise: they do the same eagerly, mapped over an axis, and split over devices.
 """
 
 from collections.abc import Callable

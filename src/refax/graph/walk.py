@@ -12,6 +12,7 @@ from collections import OrderedDict, defaultdict
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from .containers import Dict, List
 from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
@@ -23,7 +24,7 @@ from .watch import is_array
 
 _LISTS = frozenset({list, List})
 _DICTS = frozenset({dict, Dict, OrderedDict, defaultdict})
-_FUNCTION_LIKE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
+_FUNCTION_LIKE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, np.dtype)
 
 
 class Walk(NamedTuple):

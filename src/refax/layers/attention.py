@@ -244,7 +244,10 @@ class MultiHeadAttention(Module):
             query, key = self.query_ln(query), self.key_ln(key)
         if self.decode if decode is None else decode:
             key, value, allowed = self._extend_cache(key, value)
-            mask = allowed if mask is None else combine_masks(mask, allowed, dtype=bool)
+            if mask is not None:
+                shape = jnp.shape(mask)
+                mask = dtypes.as_array(mask).reshape((1,) * (allowed.ndim - len(shape)) + shape)
+            mask = combine_masks(mask, allowed, dtype=bool)
             is_causal = False
         y = self.attention_fn(
             query,

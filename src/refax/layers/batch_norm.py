@@ -19,7 +19,7 @@ from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, resol
 from .standardize import Averaging, standardize
 
 
-@partial(jax.jit, static_argnums=(7, 8, 9), inline=True)
+@partial(jax.jit, static_argnums=(6, 7, 8, 9), inline=True)
 def _normalize_batch(
     x: jax.Array,
     mask: jax.Array | None,
@@ -27,7 +27,7 @@ def _normalize_batch(
     bias: jax.Array | None,
     running_mean: jax.Array,
     running_var: jax.Array,
-    momentum: Any,
+    momentum: float,
     how: Averaging,
     feature_axes: tuple[int, ...],
     dtype: Any,

@@ -84,10 +84,7 @@ def _as_arguments(result: Any) -> tuple[tuple, dict[str, Any]]:
 def _takes_rngs(layer: Callable[..., Any]) -> bool:
     if isinstance(layer, Module):  # its class says so, once for all layers of that class
         return _has_rngs(type(layer).__call__)
-    try:
-        return _has_rngs(layer)
-    except TypeError:  # it cannot be hashed
-        return _has_rngs.__wrapped__(layer)
+    return _has_rngs.__wrapped__(layer)  # a cache would keep what it closes over alive
 
 
 @functools.lru_cache(maxsize=512)

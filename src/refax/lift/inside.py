@@ -199,7 +199,7 @@ class Inside:
         groups = self._groups_of(now, origins, rules, result, found)
         out: list[list[Any]] = [[] for _ in self.groups.entries]
         sources: list[Any] = [None] * len(values)
-        leaf_of = _leaf_of_record(now, origins, self.graphdef)
+        leaf_of = _leaf_of_record(now.graphdef, origins, self.graphdef)
         for group, everything in enumerate(always):  # in the order in which they came in
             if everything:
                 for old in self.groups.members[group]:
@@ -233,7 +233,7 @@ class Inside:
         result: Any,
         found: list[Any],
     ) -> list[int]:
-        kept = _leaf_of_record(now, origins, self.graphdef)
+        kept = _leaf_of_record(now.graphdef, origins, self.graphdef)
         came_in = {new: self.groups.of_leaf[old] for old, new in kept.items()}
         if rules is not None:
             return rules.groups(now, len(self.roots), result, found, came_in)
@@ -247,16 +247,33 @@ def _leaf_values(walked: Walk) -> list[Any]:
     return values
 
 
-def _leaf_of_record(now: Walk, origins: Sequence[int | None], before: GraphDef) -> dict[int, int]:
+def leaves_out(change: Change, before: GraphDef) -> Sequence[Sequence[int | None]]:
+    """By group, which leaf that came in each value that goes out is for; None for new leaves."""
+    graph = change.graph
+    if graph is None:
+        return change.dirty
+    kept = _leaf_of_record(graph.graphdef, graph.origins, before)
+    came_in = {new: old for old, new in kept.items()}
+    groups: list[dict[int, int | None]] = []
+    for leaf, source in enumerate(graph.sources):
+        if type(source) is tuple:
+            groups += [{} for _ in range(source[0] + 1 - len(groups))]
+            groups[source[0]][source[1]] = came_in.get(leaf)
+    return [[group[i] for i in range(len(group))] for group in groups]
+
+
+def _leaf_of_record(
+    after: GraphDef, origins: Sequence[int | None], before: GraphDef
+) -> dict[int, int]:
     """Old leaf number → new leaf number, of the Variables and array places still there."""
-    old_leaf, new_leaf = before.leaf_numbers()[0], now.graphdef.leaf_numbers()[0]
+    old_leaf, new_leaf = before.leaf_numbers()[0], after.leaf_numbers()[0]
     kept = {
         old_leaf[origin]: new_leaf[record]
         for record, origin in enumerate(origins)
         if origin is not None and origin in old_leaf
     }
-    if before.arrays and now.graphdef.arrays:
-        places = _array_places(now.graphdef)
+    if before.arrays and after.arrays:
+        places = _array_places(after)
         places = {(origins[record], *path): leaf for (record, *path), leaf in places.items()}
         for place, old in _array_places(before).items():
             if place in places:
@@ -268,7 +285,9 @@ def _array_places(graphdef: GraphDef) -> dict[tuple, int]:
     """(record with an identity, key, …) → leaf number, of the bare arrays; through tuples too."""
     records, first = graphdef.records, graphdef.leaf_numbers()[1]
     places: dict[tuple, int] = {}
-    stack = [((i,), i) for i, record in enumerate(records) if record[0] in _WITH_IDENTITY]
+    stack: list[tuple[tuple, int]] = [
+        ((i,), i) for i, record in enumerate(records) if record[0] in _WITH_IDENTITY
+    ]
     while stack:
         path, index = stack.pop()
         keys, children = record_children(records[index])

@@ -71,6 +71,7 @@ def _difference(
 def _structure(call: Call, function: Callable) -> Callable[[Look], dict[str, str]]:
     """{place: type, static value, or the place of the object that stands there}."""
     before, inputs = call.plan.graphdef, root_places(call, function)
+    came_in = [place_under(path, inputs) for path in before.paths.nodes]
 
     def describe(look: Look) -> dict[str, str]:
         graph = look.change.graph
@@ -78,16 +79,20 @@ def _structure(call: Call, function: Callable) -> Callable[[Look], dict[str, str
         origins = range(len(before.records)) if graph is None else graph.origins
         roots = inputs + _result_places(look, graphdef.roots[len(inputs) :])
         lines = {place_under(p, roots): text for p, text in outline(graphdef).items()}
-        known = [place_under(p, roots) for p in graphdef.paths.nodes]
-        for i, place in enumerate(known):
-            if origins[i] is None and graphdef.records[i][0] not in (TUPLE, PYTREE):
-                lines[place] = f"a new {lines[place]}"
+        kinds = [lines[place_under(p, roots)] for p in graphdef.paths.nodes]
         for place, record in [*_references(graphdef, roots), *_result_slots(look.result)]:
-            if place != known[record]:
-                lines[place] = f"`{known[record]}`"
-        return lines
+            origin = origins[record]
+            if origin is not None:
+                known = came_in[origin]
+                lines[place] = kinds[record] if place == known else f"`{known}`"
+            elif graphdef.records[record][0] not in (TUPLE, PYTREE):
+                lines[place] = f"a new {kinds[record]}"
+        return {place: text for place, text in lines.items() if not place.startswith(_LOST)}
 
     return describe
+
+
+_LOST = "<lost>"  # the place of input objects that nothing refers to any more
 
 
 def _result_slots(result: Any) -> Iterator[tuple[str, int]]:
@@ -102,7 +107,7 @@ def _result_places(look: Look, records: Sequence[int]) -> list[str]:
     places: dict[int, str] = {}
     for place, record in _result_slots(look.result):
         places.setdefault(record, place)
-    return [places.get(r, "an object") for r in records]
+    return [places.get(r, _LOST) for r in records]
 
 
 def _references(graphdef: Any, roots: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -135,6 +140,6 @@ def _values(call: Call, function: Callable) -> Callable[[Look], dict[str, str]]:
                 values[leaf] = look.grouped[group][index]
         for leaf, path in enumerate(after.paths.leaves):
             lines[place_under(path, roots)] = shown(values[leaf])
-        return lines
+        return {place: text for place, text in lines.items() if not place.startswith(_LOST)}
 
     return describe

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..graph.errors import describe_value
-from ..graph.state import State
-from ..graph.variable import Param, Variable
-from ..lift.arguments import Slot
+from ..graph.variable import Param
 from ..lift.call import Call, enter, leave, pure_function
 from ..lift.errors import PrefixError
+from ..lift.inside import Change, Static, leaves_out
 from .bound import by_position, decorator_or_function, method_of
-from .differentiation import gradients_of, group_by_argument, join, separate
+from .branch_errors import Look, different_structures
+from .differentiation import gradient_builder, group_by_argument, join, separate
+from .given_derivatives import Given, laid_out, zeros
 from .prefixes import DiffState
 
 
@@ -87,11 +89,13 @@ class CustomVjp:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._rules is None:
             raise AttributeError(
-                f"No derivative is defined for {self._function.__name__}: call "
-                f"{self._function.__name__}.defvjp(fwd, bwd) first."
+                f"No derivative is defined for {self._function.__name__}.\n"
+                f"Cure: call {self._function.__name__}.defvjp(fwd, bwd) first."
             )
-        fwd, bwd = self._rules
+        fwd, bwd = _with_flat_residuals(self._rules[0]), self._rules[1]
         args = by_position(self._function, args, kwargs)
+        if id(self) in _LOOKING.get():
+            return self._function(*args)
         nondiff = {n % len(args) for n in self._nondiff}
         wrt = [(i, self._filters.get(i, Param)) for i in range(len(args)) if i not in nondiff]
         call = enter(args, {})
@@ -103,52 +107,107 @@ class CustomVjp:
         static = {i: x for i, x in enumerate(leaves) if not _is_numeric(x)}
         inputs = [x for i, x in enumerate(leaves) if i not in static]
 
-        def rest_of(inputs: Sequence[Any]) -> Any:
-            values = iter(inputs)
-            full = [static[i] if i in static else next(values) for i in range(len(leaves))]
-            return treedef.unflatten(full), numbers
+        def pure(function: Callable, **options: Any) -> Callable:
+            inner = pure_function(function, call, explicit=True, **options)
 
-        def primal(diff: Any, inputs: Any) -> Any:
-            return pure_function(self._function, call, always=always)(*join(diff, rest_of(inputs)))
+            def of_inputs(diff: Any, inputs: Sequence[Any]) -> Any:
+                values = iter(inputs)
+                full = [static[i] if i in static else next(values) for i in range(len(leaves))]
+                return inner(*join(diff, (treedef.unflatten(full), numbers)))
+
+            return of_inputs
+
+        def apart(result: Any, grouped: list, change: Static) -> Any:
+            value, residuals = result
+            return (value, grouped, change), residuals
+
+        written = self._written(call, pure, fwd, diff, inputs)
+        as_users_get_them = gradient_builder(call, wrt)
+        types = jax.tree.map(jax.typeof, (diff, inputs))
 
         def forward(diff: Any, inputs: Any) -> Any:
-            def arrange(result: Any, grouped: list, change: Any) -> Any:
-                value, residuals = result
-                return (value, grouped, change), residuals
-
-            def taken_apart(*args: Any) -> Any:
-                if not isinstance(pair := fwd(*args), tuple) or len(pair) != 2:
-                    raise TypeError(
-                        "custom_vjp: fwd must return (value, residuals), got "
-                        f"{describe_value(pair)}."
-                    )
-                value, residuals = pair
-                leaves, treedef = jax.tree.flatten(residuals)  # objects too, by value
-                return value, (leaves, _Structure(treedef))
-
-            pure = pure_function(taken_apart, call, always=always, returned=arrange)
-            return pure(*join(diff, rest_of(inputs)))
+            return pure(fwd, force=written, returned=apart)(diff, inputs)
 
         def backward(residuals: Any, cotangent: Any) -> Any:
-            value_g, grouped_g, _ = cotangent
+            value_g, grouped_g, change = cotangent
             given = value_g
             if call.roots:
-                ins = gradients_of(
-                    call, (grouped_g[1:], jax.tree.map(jnp.zeros_like, diff_trees)), wrt
-                )
-                given = (tuple(ins), value_g)
+                inputs_g = _cotangents(call, grouped_g, change.change, types[0])
+                given = (tuple(as_users_get_them(inputs_g)), value_g)
+            flat, structure = residuals
             statics = [args[n] for n in sorted(nondiff)]
-            leaves, structure = residuals
-            out = bwd(*statics, structure.treedef.unflatten(leaves), given)
-            return _checked(call, out, wrt, diff_shapes), _zeros(inputs)
+            out = bwd(*statics, structure.treedef.unflatten(flat), given)
+            return self._gradients(call, out, wrt, types[0]), [_no_gradient(t) for t in types[1]]
 
-        always = (False, *(True for _ in wrt))
-        diff_trees = diff[1]
-        diff_shapes = jax.tree.map(jax.typeof, diff)
-        transformed = jax.custom_vjp(primal)
+        transformed = jax.custom_vjp(pure(self._function, force=written))
         transformed.defvjp(forward, backward)
-        tree, grouped, change = transformed(diff, inputs)
-        return leave(call, (tree, grouped, change))
+        return leave(call, transformed(diff, inputs))
+
+    def _written(
+        self, call: Call, pure: Callable, fwd: Callable, diff: Any, inputs: Sequence[Any]
+    ) -> frozenset[int]:
+        """The leaves that the function or its fwd writes: JAX wants one form from both."""
+        if not call.roots:
+            return frozenset()
+        functions = (self._function, functools.wraps(fwd)(lambda *args: fwd(*args)[0]))
+        token = _LOOKING.set(_LOOKING.get() | {id(self)})
+        try:
+            looks = [Look(*jax.eval_shape(pure(f), diff, inputs)) for f in functions]
+        finally:
+            _LOOKING.reset(token)
+        if looks[0].change.graph != looks[1].change.graph:
+            raise different_structures("custom_vjp", call, (self._function, fwd), looks)
+        return frozenset(leaf for x in looks for group in x.change.dirty for leaf in group)
+
+    def _gradients(self, call: Call, out: Any, wrt: list, types: Any) -> Any:
+        """What bwd returned, as JAX wants it."""
+        out = out if isinstance(out, tuple) else (out,)
+        if len(out) != len(wrt):
+            raise PrefixError(
+                f"custom_vjp: bwd returned {len(out)} gradients for {len(wrt)} differentiable "
+                "arguments.\nCure: return a tuple with one gradient for each argument that is not "
+                "in nondiff_argnums."
+            )
+        how = Given("custom_vjp: the gradient from bwd", call, self._function, zero_if_missing=True)
+        return laid_out(wrt, out, types, how)
+
+
+def _with_flat_residuals(fwd: Callable) -> Callable:
+    """(value, flat residuals): objects go through to the backward rule by value."""
+
+    @functools.wraps(fwd)
+    def flattened(*args: Any) -> Any:
+        pair = fwd(*args)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise TypeError(
+                f"custom_vjp: fwd must return (value, residuals), got {describe_value(pair)}.\n"
+                "Cure: return a tuple of two."
+            )
+        value, residuals = pair
+        flat, structure = jax.tree.flatten(residuals)
+        return value, (flat, _Structure(structure))
+
+    return flattened
+
+
+# The functions at which a look is being taken: they need no derivative then.
+_LOOKING: ContextVar[frozenset[int]] = ContextVar("looking", default=frozenset())
+
+
+def _cotangents(call: Call, grouped: list, change: Change, types: Any) -> Any:
+    """The cotangents of what the differentiated inputs were left as; zero where left alone."""
+    of_leaf: dict[int | None, Any] = {}
+    for leaves, values in zip(leaves_out(change, call.plan.graphdef), grouped, strict=False):
+        of_leaf.update(zip(leaves, values, strict=True))
+    assert call.groups is not None
+    by_argument = [
+        [
+            of_leaf[leaf] if leaf in of_leaf else zeros(t)
+            for leaf, t in zip(group, avals, strict=True)
+        ]
+        for group, avals in zip(call.groups.members[1:], types[0], strict=True)
+    ]
+    return by_argument, [zeros(tree) for tree in types[1]]
 
 
 def _is_numeric(x: Any) -> bool:
@@ -169,66 +228,6 @@ class _Structure:
         return hash(self.treedef)
 
 
-def _zeros(inputs: Sequence[Any]) -> list[Any]:
+def _no_gradient(aval: Any) -> Any:
     """The gradient of what is not differentiated: zero, of the type that JAX wants."""
-
-    def zero(x: Any) -> Any:
-        aval = jax.typeof(x)
-        if jnp.issubdtype(aval.dtype, jnp.inexact):
-            return jnp.zeros(aval.shape, aval.dtype)
-        return None
-
-    return [zero(x) for x in inputs]
-
-
-def _checked(call: Call, out: Any, wrt: list, shapes: Any) -> Any:
-    """What bwd returned, as (values by argument, trees); what it left out is zero."""
-    if not isinstance(out, tuple):
-        out = (out,)
-    if len(out) != len(wrt):
-        raise PrefixError(
-            f"custom_vjp: bwd returned {len(out)} gradients for {len(wrt)} differentiable "
-            "arguments.\nCure: return a tuple with one gradient for each argument that is not in "
-            "nondiff_argnums."
-        )
-    assert call.groups is not None
-    of_variable: dict[int, Any] = {}
-    trees = []
-    for given, wanted in zip(out, shapes[1], strict=True):
-        slots, structure = jax.tree.flatten(wanted, is_leaf=lambda x: type(x) is Slot)
-        if not any(type(s) is Slot for s in slots):
-            trees.append(given)
-            continue
-        pieces = jax.tree.leaves(
-            given, is_leaf=lambda x: isinstance(x, (State, Variable)) or hasattr(x, "__dict__")
-        )
-        for piece, slot in zip(pieces, slots, strict=True):
-            if type(slot) is Slot:
-                _collect(call.roots[slot.number], piece, of_variable)
-        trees.append(structure.unflatten(
-            [s if type(s) is Slot else p for s, p in zip(slots, pieces, strict=True)]
-        ))  # fmt: skip
-    grouped = [
-        [
-            of_variable.get(id(call.plan.variables[leaf]), jnp.zeros(t.shape, t.dtype))
-            for leaf, t in zip(group, types, strict=True)
-        ]
-        for group, types in zip(call.groups.members[1:], shapes[0], strict=True)
-    ]
-    return grouped, trees
-
-
-def _collect(root: Any, gradient: Any, of_variable: dict[int, Any]) -> None:
-    from ..graph.state import iter_leaves
-    from ..graph.verbs import state, variables
-
-    if isinstance(root, Variable):
-        value = gradient.value if isinstance(gradient, Variable) else gradient
-        of_variable[id(root)] = value
-        return
-    if not isinstance(gradient, State):
-        gradient = state(gradient)
-    cells = dict(iter_leaves(variables(root)))
-    for path, value in iter_leaves(gradient):
-        if path in cells:
-            of_variable[id(cells[path])] = value.value if isinstance(value, Variable) else value
+    return zeros(aval) if jnp.issubdtype(aval.dtype, jnp.inexact) else None

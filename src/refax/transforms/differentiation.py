@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from ..graph.errors import describe_value
-from ..graph.plan import Plan, plan_for
+from ..graph.plan import plan_for
 from ..graph.variable import Param, Variable, make_variable
 from ..graph.verbs import layout_of
 from ..lift import errors
@@ -112,51 +112,58 @@ def join(diff: Any, rest: Any) -> tuple[list, Any]:
     return [kept, *diff[0]], (tuple(full), kwargs)
 
 
-def gradients_of(call: Call, grads: Any, wrt: list) -> list[Any]:
-    """The gradient (or tangent) of each differentiated argument, as users get it."""
-    return [
-        gradient_tree(call, grouped, tree, each)
-        for each, grouped, tree in zip(wrt, grads[0], grads[1], strict=True)
+def gradient_builder(call: Call, wrt: list) -> Callable[[Any], list[Any]]:
+    """How the derivatives of a call become what users get: one State for each object.
+
+    To be made before the call is left: gradients are of the objects as they came in.
+
+    Returns:
+        A function of (derivatives by argument, trees of them with slots).
+    """
+    frames = [
+        (number, {i: _frame(call, i, filter) for i in _slot_numbers(call.tree[0][number])})
+        for number, filter in wrt
     ]
 
+    def build(grads: Any) -> list[Any]:
+        assert call.groups is not None
+        results = []
+        for (number, states), values, tree in zip(frames, grads[0], grads[1], strict=True):
+            leaves = call.groups.members[call.groups.entries.index(number)]
+            of_leaf = dict(zip(leaves, values, strict=True))
+            objects = [states[i](of_leaf) if i in states else None for i in range(len(call.roots))]
+            results.append(put_back(tree, objects))
+        return results
 
-def gradient_tree(call: Call, grads: list, tree: Any, wrt: tuple[int, Any]) -> Any:
-    """The gradient of one argument: arrays as they are, a State for each object."""
-    number, filter = wrt
-    assert call.groups is not None
-    group = call.groups.entries.index(number)
-    plan = call.plan
-    of_leaf: dict[Any, Any] = {}
-    for leaf, g in zip(call.groups.members[group], grads, strict=True):
-        of_leaf[_identity(plan, leaf)] = g
-    states = [_state_of(root, filter, of_leaf) if _used(tree, i) else None
-              for i, root in enumerate(call.roots)]  # fmt: skip
-    return put_back(tree, states)
+    return build
 
 
-def _used(tree: Any, number: int) -> bool:
+def _slot_numbers(tree: Any) -> set[int]:
     slots = jax.tree.leaves(tree, is_leaf=lambda x: type(x) is Slot)
-    return any(type(x) is Slot and x.number == number for x in slots)
+    return {x.number for x in slots if type(x) is Slot}
 
 
-def _identity(plan: Plan, leaf: int) -> Any:
-    """What tells a leaf from the others, in whatever plan it is seen."""
-    if leaf < len(plan.variables):
-        return id(plan.variables[leaf])
-    container, key = plan.arrays[leaf - len(plan.variables)]
-    return (id(container), key)
-
-
-def _state_of(root: Any, filter: Any, of_leaf: dict[Any, Any]) -> Any:
-    plan = plan_for((root,))
+def _frame(call: Call, number: int, filter: Any) -> Callable[[dict[int, Any]], Any]:
+    """(derivatives by leaf of the call) → the State of a root, or a Variable for a Variable."""
+    root, graphdef = call.roots[number], call.plan.graphdef
     if isinstance(root, Variable):
-        return make_variable(type(root), of_leaf[id(root)], root._metadata)
-    values: list[Any] = [
-        make_variable(type(v), of_leaf.get(id(v)), v._metadata) for v in plan.variables
-    ]
-    count = len(values)
-    values += [of_leaf.get(_identity(plan, count + i)) for i in range(len(plan.arrays))]
-    return layout_of(plan, filter).build(values)
+        (_, leaf), *_ = graphdef.all_paths(graphdef.roots[number])
+        return lambda of_leaf: make_variable(type(root), of_leaf[leaf], root._metadata)
+    plan = plan_for((root,))
+    layout = layout_of(plan, filter)
+    of_path = dict(graphdef.all_paths(graphdef.roots[number]))
+    cells = [(i, of_path[plan.graphdef.paths.leaves[i]]) for i in layout.leaves]
+    kinds = [(type(v), v._metadata) for v in plan.variables]
+    total = len(kinds) + len(plan.arrays)
+
+    def state(of_leaf: dict[int, Any]) -> Any:
+        values: list[Any] = [None] * total
+        for i, leaf in cells:
+            value = of_leaf.get(leaf)
+            values[i] = make_variable(kinds[i][0], value, kinds[i][1]) if i < len(kinds) else value
+        return layout.build(values)
+
+    return state
 
 
 def name_like(inner: Any, function: Callable) -> None:

@@ -6,7 +6,7 @@ of the same structure. JAX gets them as what is differentiated: values by argume
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,38 +17,44 @@ from ..graph.errors import describe_value, path_string, suggest
 from ..graph.module import Pytree
 from ..graph.state import State, iter_leaves
 from ..graph.variable import Variable
-from ..graph.verbs import state, variables
+from ..graph.verbs import state
 from ..lift.call import Call
-from ..lift.errors import PrefixError
-from ..lift.places import place_of_root_leaf
+from ..lift.errors import PrefixError, argument_names
+from ..lift.places import place_under, root_places
 from .forms import is_slot, shown
 
 
 class Given(NamedTuple):
-    """Who gives derivatives, for what: the parts of a message, and whether some may be missing."""
+    """Who gives derivatives, and for what: the parts of a message."""
 
-    giver: str  # "jvp: the tangent", "custom_vjp: the gradient that bwd returned"
-    labels: Sequence[str]  # the names of the arguments
+    giver: str  # "jvp: the tangent", "custom_vjp: the gradient from bwd"
+    call: Call
+    function: Callable
     zero_if_missing: bool
 
+    def argument(self, number: int) -> str:
+        return argument_names(self.function, number + 1)[number]
 
-def laid_out(call: Call, wrt: list, given: Sequence[Any], types: Any, how: Given) -> Any:
+    def leaf(self, leaf: int) -> str:
+        path = self.call.plan.graphdef.paths.leaves[leaf]
+        return place_under(path, root_places(self.call, self.function))
+
+
+def laid_out(wrt: list, given: Sequence[Any], types: Any, how: Given) -> Any:
     """(values by argument, trees) of one given derivative per differentiated argument.
 
     Args:
-        call: of the function.
         wrt: (argument, filter) of what is differentiated.
         given: the derivatives.
         types: of what is differentiated: (types by argument, trees of types with slots).
-        how: for messages.
+        how: who gives them, for what.
 
     Raises:
         PrefixError: one that does not have the tree or shape of its argument; names the place.
     """
-    of_variable: dict[int, Any] = {}
+    of_leaf: dict[int, Any] = {}
     trees = []
     for (number, _), derivative, wanted in zip(wrt, given, types[1], strict=True):
-        label = how.labels[number]
         slots, structure = jax.tree.flatten(wanted, is_leaf=is_slot)
         if not any(map(is_slot, slots)):
             trees.append(derivative)
@@ -56,77 +62,68 @@ def laid_out(call: Call, wrt: list, given: Sequence[Any], types: Any, how: Given
         if derivative is None and how.zero_if_missing:
             pieces = [None if is_slot(s) else zeros(s) for s in slots]
         else:
-            pieces = _pieces(call, structure, derivative, wanted, label, how)
+            try:
+                pieces = structure.flatten_up_to(derivative)
+            except ValueError:
+                raise _wrong(how, number, derivative, shown(wanted, how.call.roots)) from None
         for slot, piece in zip(slots, pieces, strict=True):
             if is_slot(slot) and piece is not None:
-                _collect(call.roots[slot.number], piece, of_variable, label, how)
+                _collect(slot.number, piece, of_leaf, number, how)
         trees.append(structure.unflatten(
             [s if is_slot(s) else p for s, p in zip(slots, pieces, strict=True)]
         ))  # fmt: skip
-    assert call.groups is not None
+    assert how.call.groups is not None
+    members = how.call.groups.members[1:]
     grouped = [
-        [_value(call, leaf, aval, of_variable, how.labels[number], how)
-         for leaf, aval in zip(leaves, avals, strict=True)]
-        for (number, _), leaves, avals in zip(wrt, call.groups.members[1:], types[0], strict=True)
-    ]  # fmt: skip
+        [_value(leaf, aval, of_leaf, how) for leaf, aval in zip(leaves, avals, strict=True)]
+        for leaves, avals in zip(members, types[0], strict=True)
+    ]
     return grouped, trees
 
 
-def _pieces(
-    call: Call, structure: Any, derivative: Any, wanted: Any, label: str, how: Given
-) -> list[Any]:
-    try:
-        return structure.flatten_up_to(derivative)
-    except ValueError:
-        raise _wrong(how, label, derivative, shown(wanted, call.roots)) from None
-
-
 def _collect(
-    root: Any, derivative: Any, of_variable: dict[int, Any], label: str, how: Given
+    number: int, derivative: Any, of_leaf: dict[int, Any], argument: int, how: Given
 ) -> None:
-    """Note the values of the derivative of one object by the Variable that each is for."""
+    """Note the values of the derivative of root `number` by leaf."""
+    root, graphdef = how.call.roots[number], how.call.plan.graphdef
+    leaves = dict(graphdef.all_paths(graphdef.roots[number]))
     if isinstance(root, Variable):
         value = derivative.value if isinstance(derivative, Variable) else derivative
-        of_variable[id(root)] = value
+        of_leaf[leaves[()]] = value
         return
     if isinstance(derivative, Pytree):
         derivative = state(derivative)
     elif isinstance(derivative, Mapping) and not isinstance(derivative, State):
         derivative = State(derivative)
     if not isinstance(derivative, State):
-        raise _wrong(how, label, derivative, type(root).__name__)
-    cells = dict(iter_leaves(variables(root)))
+        raise _wrong(how, argument, derivative, f"a {type(root).__name__}")
     for path, value in iter_leaves(derivative):
-        if path not in cells:
-            near = suggest(path[-1], [p[-1] for p in cells])
+        if path not in leaves:
+            near = suggest(path[-1], [p[-1] for p in leaves])
             raise PrefixError(
-                f"{how.giver} of `{label}` has a value at `{path_string(path)}`, where the object "
-                f"has no Variable.{near}\n{_CURE}"
+                f"{how.giver} of `{how.argument(argument)}` has a value at `{path_string(path)}`, "
+                f"where the object has no Variable.{near}\n{_CURE}"
             )
-        of_variable[id(cells[path])] = value.value if isinstance(value, Variable) else value
+        of_leaf[leaves[path]] = value.value if isinstance(value, Variable) else value
 
 
-def _value(
-    call: Call, leaf: int, aval: Any, of_variable: dict[int, Any], label: str, how: Given
-) -> Any:
+def _value(leaf: int, aval: Any, of_leaf: dict[int, Any], how: Given) -> Any:
     """The derivative of one leaf, checked."""
-    cell = call.plan.variables[leaf] if leaf < len(call.plan.variables) else None
-    place = place_of_root_leaf(call, leaf, label)
-    if id(cell) not in of_variable:
+    if leaf not in of_leaf:
         if how.zero_if_missing:
             return zeros(aval)
-        raise PrefixError(f"{how.giver} of `{label}` has no value for `{place}`.\n{_CURE}")
-    value = of_variable[id(cell)]
+        raise PrefixError(f"{how.giver} has no value for `{how.leaf(leaf)}`.\n{_CURE}")
+    value = of_leaf[leaf]
     if jax.tree.map(_form, value) != jax.tree.map(_form, zeros(aval)):
         raise PrefixError(
-            f"{how.giver} is {shown(value)} for `{place}`, which is {shown(aval)}.\n"
+            f"{how.giver} is {shown(value)} for `{how.leaf(leaf)}`, which is {shown(aval)}.\n"
             "Cure: give it the shape and dtype of the Variable."
         )
     return value
 
 
 def _form(x: Any) -> str:
-    return f"{jnp.result_type(x) if not hasattr(x, 'dtype') else x.dtype}{jnp.shape(x)}"
+    return f"{x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)}{jnp.shape(x)}"
 
 
 def zeros(avals: Any) -> Any:
@@ -146,6 +143,6 @@ _CURE = (
 )
 
 
-def _wrong(how: Given, label: str, derivative: Any, wanted: str) -> PrefixError:
-    given = describe_value(derivative)
-    return PrefixError(f"{how.giver} of `{label}` is {given}, but `{label}` is {wanted}.\n{_CURE}")
+def _wrong(how: Given, argument: int, derivative: Any, wanted: str) -> PrefixError:
+    given, place = describe_value(derivative), how.argument(argument)
+    return PrefixError(f"{how.giver} of `{place}` is {given}, but `{place}` is {wanted}.\n{_CURE}")

@@ -18,7 +18,7 @@ from ..lift.arguments import unbind
 from ..lift.call import enter, leave, pure_function
 from .bound import decorator_or_function
 from .differentiation import (
-    gradients_of,
+    gradient_builder,
     group_by_argument,
     join,
     name_like,
@@ -66,6 +66,7 @@ def value_and_grad(
         call = enter(args, kwargs)
         group_by_argument(call, function, args, kwargs, wrt)
         diff, rest = separate(call, wrt)
+        as_users_get_them = gradient_builder(call, wrt)
 
         def arrange(result: Any, grouped: list, static: Any) -> Any:
             if has_aux:
@@ -84,7 +85,7 @@ def value_and_grad(
             of_diff, has_aux=True, **options
         )(diff, rest)
         aux = leave(call, (aux, grouped, static))
-        results = gradients_of(call, grads, wrt)
+        results = as_users_get_them(grads)
         gradients = results[0] if not isinstance(argnums, Sequence) else tuple(results)
         return ((loss, aux) if has_aux else loss), gradients
 

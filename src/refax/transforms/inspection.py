@@ -19,7 +19,7 @@ from .bound import decorator_or_function
 
 @decorator_or_function
 def make_jaxpr(
-    f: Callable, *, static_argnums: Any = (), return_shape: bool = False, **options: Any
+    f: Callable, static_argnums: Any = (), *, return_shape: bool = False, **options: Any
 ) -> Callable:
     """`jax.make_jaxpr` for functions of objects: the jaxpr of a call; nothing is computed.
 
@@ -69,7 +69,7 @@ def make_jaxpr(
 
 
 @decorator_or_function
-def checkify(f: Callable, *, errors: Any = None) -> Callable:
+def checkify(f: Callable, errors: Any = None) -> Callable:
     """`jax.experimental.checkify.checkify` for functions of objects: (error, result).
 
     Args:

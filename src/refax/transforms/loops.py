@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -83,7 +84,7 @@ def fori_loop(
         >>> int(nnx.fori_loop(0, 5, body, total))
         10
     """
-    call, rules = _enter(body_fun, init_val)
+    call, rules = _enter(functools.partial(body_fun, 0), init_val)  # named without the index
     static_bounds = isinstance(lower, int) and isinstance(upper, int)
     bounds = (lower, upper)
 

@@ -1,4 +1,4 @@
-"""What goes wrong with partition specs, in the caller's words: the place, its shape and its spec."""
+"""What goes wrong with partition specs, in the caller's words: the place, its shape, its spec."""
 
 from __future__ import annotations
 

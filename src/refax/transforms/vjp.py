@@ -7,16 +7,10 @@ from typing import Any
 
 import jax
 
-from ..graph.errors import describe_value
-from ..graph.module import Pytree
-from ..graph.state import State
-from ..graph.variable import Param, Variable
-from ..graph.verbs import state as state_of
-from ..lift.arguments import Slot, is_object, unbind
-from ..lift.call import Call, enter, leave, pure_function
-from ..lift.errors import PrefixError
+from ..lift.arguments import Slot, unbind
+from ..lift.call import enter, leave, pure_function
 from .differentiation import (
-    gradients_of,
+    gradient_builder,
     group_by_argument,
     join,
     name_like,
@@ -24,6 +18,7 @@ from .differentiation import (
     separate,
     wrt_positions,
 )
+from .given_derivatives import Given, laid_out
 from .prefixes import DiffState
 
 
@@ -58,6 +53,7 @@ def vjp(
     """
     given = range(len(primals)) if argnums is None else argnums
     call, wrt, (diff, rest), of_diff = _prepare(f, primals, given, has_aux)
+    as_users_get_them = gradient_builder(call, wrt)
     if reduce_axes:
         options["reduce_axes"] = reduce_axes
     value, pullback, (aux, grouped, static) = jax.vjp(
@@ -66,7 +62,7 @@ def vjp(
     aux = leave(call, (aux, grouped, static))
 
     def cotangents(ct: Any) -> Any:
-        results = gradients_of(call, pullback(ct)[0], wrt)
+        results = as_users_get_them(pullback(ct)[0])
         single = argnums is not None and not isinstance(argnums, Sequence)
         return results[0] if single else tuple(results)
 
@@ -93,12 +89,13 @@ def jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], has_aux: b
         Array([[3.]], dtype=float32)
     """
     if len(primals) != len(tangents):
-        raise ValueError(f"jvp got {len(primals)} primals, but {len(tangents)} tangents.")
+        raise ValueError(
+            f"jvp got {len(primals)} primals, but {len(tangents)} tangents.\n"
+            "Cure: give one tangent for each primal."
+        )
     call, wrt, (diff, rest), of_diff = _prepare(f, tuple(primals), range(len(primals)), has_aux)
-    given = list(tangents)
-    if call.roots and len(given) < len(call.tree[0]):
-        given = [_zero_state(call.roots[0]), *given]
-    moving = _tangents(call, diff, given)
+    how = Given("jvp: the tangent", call, unbind(f)[0], zero_if_missing=False)
+    moving = laid_out(wrt, list(tangents), jax.tree.map(jax.typeof, diff), how)
     value, out, (aux, grouped, static) = jax.jvp(
         lambda d: of_diff(d, rest), (diff,), (moving,), has_aux=True
     )
@@ -131,62 +128,3 @@ def _prepare(f: Callable, primals: tuple, argnums: Any, has_aux: bool) -> Any:
 
     name_like(of_diff, function)
     return call, wrt, separate(call, wrt), of_diff
-
-
-def _zero_state(root: Any) -> Any:
-    return jax.tree.map(lambda x: x * 0, state_of(root, Param))
-
-
-def _tangents(call: Call, diff: Any, tangents: list[Any]) -> Any:
-    """The tangents arranged like what is differentiated: (values by argument, trees)."""
-    assert call.groups is not None
-    plan = call.plan
-    of_variable: dict[int, Any] = {}
-    trees = []
-    for number, (tree, tangent) in enumerate(zip(diff[1], tangents, strict=True)):
-        slots = jax.tree.leaves(tree, is_leaf=lambda x: type(x) is Slot)
-        if not any(type(x) is Slot for x in slots):
-            trees.append(tangent)
-            continue
-        pieces, structure = jax.tree.flatten(
-            tangent, is_leaf=lambda x: isinstance(x, State) or is_object(x)
-        )
-        wanted = jax.tree.structure(tree, is_leaf=lambda x: type(x) is Slot)
-        if structure != wanted:
-            raise PrefixError(
-                f"jvp: the tangent of argument {number} is {describe_value(tangent)}.\nCure: give "
-                "a State of the same tree as nnx.state(object, nnx.Param) for every object."
-            )
-        arrays = []
-        for piece, slot in zip(pieces, slots, strict=True):
-            if type(slot) is not Slot:
-                arrays.append(piece)
-                continue
-            root = call.roots[slot.number]
-            _match_tangent(root, piece, of_variable)
-            arrays.append(slot)
-        trees.append(wanted.unflatten(arrays))
-    grouped = []
-    for group in call.groups.members[1:]:
-        grouped.append([of_variable[id(plan.variables[leaf])] for leaf in group])
-    return grouped, trees
-
-
-def _match_tangent(root: Any, tangent: Any, of_variable: dict[int, Any]) -> None:
-    from ..graph.verbs import variables
-
-    if isinstance(root, Variable):
-        of_variable[id(root)] = tangent.value if isinstance(tangent, Variable) else tangent
-        return
-    if isinstance(tangent, Pytree):
-        tangent = state_of(tangent, Param)
-    cells = jax.tree.leaves(variables(root, Param), is_leaf=lambda x: isinstance(x, Variable))
-    values = jax.tree.leaves(tangent, is_leaf=lambda x: isinstance(x, Variable))
-    if len(cells) != len(values):
-        raise PrefixError(
-            f"jvp: the tangent of a {type(root).__name__} has {len(values)} values, but the object "
-            f"has {len(cells)} Params.\nCure: give a State of the same tree as nnx.state(object, "
-            "nnx.Param)."
-        )
-    for cell, value in zip(cells, values, strict=True):
-        of_variable[id(cell)] = value.value if isinstance(value, Variable) else value

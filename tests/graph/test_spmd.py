@@ -1,0 +1,109 @@
+"""Sharding annotations: partition specs, named shardings, logical axis rules."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from refax import nnx
+from tests.models import Node
+from tests.transforms.cases import mesh_of
+
+pytestmark = pytest.mark.usefixtures("strict_numerics")
+
+
+def annotated() -> Node:
+    return Node(
+        w=nnx.Param(jnp.ones((8, 4)), sharding=("data", None)),
+        deep=[{"b": nnx.Param(jnp.ones(8), sharding_names=("data",))}],
+        plain=nnx.BatchStat(jnp.ones(4)),
+        array=jnp.ones(2),
+    )
+
+
+def test_partition_specs():
+    specs = nnx.get_partition_spec(nnx.state(annotated()))
+    assert isinstance(specs, nnx.State)
+    assert specs.w.value == P("data", None) and specs.deep[0].b.value == P("data")
+    assert specs.plain.value == P() and specs.array == P()
+    assert type(specs.plain) is nnx.BatchStat and specs.w.sharding == ("data", None)
+    model = annotated()
+    of_model = nnx.get_partition_spec(model)
+    assert of_model.w.value == P("data", None)
+    assert isinstance(model.w.value, jax.Array)
+
+
+def test_specs_of_other_trees():
+    v = nnx.Param(jnp.ones(8), sharding=("data",))
+    assert nnx.get_partition_spec(v).value == P("data")
+    found = nnx.get_partition_spec({"a": [v, jnp.ones(2)], "m": annotated()})
+    assert found["a"][0].value == P("data") and found["a"][1] == P()
+    assert found["m"].w.value == P("data", None)
+
+
+def test_specs_of_annotations_that_are_shardings():
+    sharding = NamedSharding(mesh_of(8), P("data"))
+    assert nnx.get_partition_spec(nnx.Param(jnp.ones(8), sharding=sharding)).value == P("data")
+    assert nnx.get_partition_spec(nnx.Param(jnp.ones(8), sharding=P("data"))).value == P("data")
+    two = nnx.Param(jnp.ones(8), sharding=(("data", "model"), None))
+    assert nnx.get_partition_spec(two).value == P(("data", "model"), None)
+
+
+def test_named_shardings_place_a_model():
+    mesh, model = mesh_of(8), annotated()
+    shardings = nnx.get_named_sharding(nnx.state(model), mesh)
+    assert shardings.w.value == NamedSharding(mesh, P("data", None))
+    placed = jax.device_put(nnx.state(model), shardings)
+    nnx.update(model, placed)
+    assert {s.data.shape for s in model.w.value.addressable_shards} == {(1, 4)}
+    assert model.w.sharding == ("data", None)
+    assert model.plain.value.sharding.is_fully_replicated
+
+
+def test_logical_axis_rules():
+    v = nnx.Param(jnp.ones((8, 4)), sharding=("batch", "embed"))
+    assert nnx.get_partition_spec(v).value == P("batch", "embed")
+    assert nnx.get_logical_axis_rules() == ()
+    with nnx.logical_axis_rules([("batch", "data"), ("embed", None)]):
+        assert nnx.get_partition_spec(v).value == P("data", None)
+        with nnx.logical_axis_rules([("batch", ("data", "model"))]):
+            assert nnx.get_partition_spec(v).value == P(("data", "model"), "embed")
+        assert nnx.get_partition_spec(v).value == P("data", None)
+    assert nnx.get_partition_spec(v).value == P("batch", "embed")
+
+
+def test_rules_of_one_variable():
+    v = nnx.Param(jnp.ones((8, 4)), sharding=("batch", None), sharding_rules=(("batch", "data"),))
+    assert nnx.get_partition_spec(v).value == P("data", None)
+    with nnx.logical_axis_rules([("batch", "model")]):
+        assert nnx.get_partition_spec(v).value == P("data", None)
+
+
+def test_rules_are_of_one_thread_and_are_undone_on_errors():
+    seen = []
+    with nnx.logical_axis_rules([("batch", "data")]):
+        thread = threading.Thread(target=lambda: seen.append(nnx.get_logical_axis_rules()))
+        thread.start()
+        thread.join()
+    assert seen == [()]
+    with pytest.raises(KeyError):
+        with nnx.logical_axis_rules([("batch", "data")]):
+            raise KeyError
+    assert nnx.get_logical_axis_rules() == ()
+    nnx.set_logical_axis_rules([("batch", "data")])
+    assert nnx.get_logical_axis_rules() == (("batch", "data"),)
+    nnx.set_logical_axis_rules(())
+
+
+def test_with_partitioning():
+    init = nnx.with_partitioning(jax.nn.initializers.ones, ("data", None), note="x")
+    v = nnx.Param(init(jax.random.key(0), (8, 4)))
+    assert v.sharding == ("data", None) and v.note == "x" and v.shape == (8, 4)
+    mesh = mesh_of(8)
+    v = nnx.Param(nnx.with_partitioning(jax.nn.initializers.ones, ["data"], mesh=mesh)(None, (8,)))
+    assert v.mesh is mesh and v.sharding == ("data",)
+    boxed = init(jax.random.key(0), (8, 4))
+    assert isinstance(boxed, nnx.VariableMetadata)
