@@ -236,7 +236,7 @@ def annotates(model, x):
         (adds, skip, "`model.new` is a new Param after `adds`, but nothing after `skip`"),
         (skip, adds, "`model.new` is nothing after `skip`, but a new Param after `adds`"),
         (sets_mode, skip, "`model.deterministic` is True after `sets_mode`, but False after"),
-        (aliases, aliases_other, "`model.alias` is `model.scale` after `aliases`, but `model.mean`"),
+        (aliases, aliases_other, "`model.alias` is `model.scale` after `aliases`, but `model.mean"),
         (replaces, skip, "`model.scale` is a new Param after `replaces`, but Param after `skip`"),
         (annotates, skip, "`model.scale.tag` is 'new' after `annotates`, but nothing after"),
         (widens, skip, "`model.mean` is float32[3] after `widens`, but float32[2] after `skip`"),

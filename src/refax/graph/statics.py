@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-_PLAIN = frozenset({int, str, bool, bytes, complex, type(None), type, np.dtype})
+_PLAIN = frozenset({int, str, bool, bytes, type(None), type, np.dtype})
 _IN_PLAIN_TUPLE = frozenset({int, str, type(None)})
 FUNCTIONS = (types.FunctionType, functools.partial)
 
@@ -37,6 +37,8 @@ def static_key(value: Any) -> tuple:
         return (cls, math.nan if value != value else value, math.copysign(1.0, value))
     if cls in FUNCTIONS:
         return (cls, FunctionKey(value))
+    if cls is complex or isinstance(value, np.generic):
+        return (cls, value, repr(value))  # zeros with a sign again
     if isinstance(value, tuple) and not is_plain_static(value, cls):
         return (cls, value, tuple(map(static_key, value)))  # (1,) == (True,) == (1.0,)
     return (cls, value)

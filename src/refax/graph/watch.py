@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-_SCALARS = frozenset({int, str, bool, bytes, complex, type(None)})
+_SCALARS = frozenset({int, str, bool, bytes, type(None)})
 _ARRAY_TYPES: set[type] = {np.ndarray}
 _OTHER_TYPES: set[type] = {int, float, str, bool, bytes, complex, type(None), list, dict, tuple}
 

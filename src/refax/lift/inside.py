@@ -194,6 +194,7 @@ class Inside:
         lost = [self.objects[i] for i in self.index.values() if id(self.objects[i]) not in reached]
         if lost:
             now = walk((*roots, *lost))
+        hash(now.graphdef)  # an unhashable new static is named here; JAX would not know its path
         values = _leaf_values(now)
         origins = self._origins(now)
         groups = self._groups_of(now, origins, rules, result, found)
