@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .statics import static_key
+from jax.core import Tracer
+
+from .statics import frozen
 
 # One annotation under three names: Flax 0.11's, and the two of 0.12.
 _ALIASES = {"sharding_names": "sharding", "out_sharding": "sharding"}
@@ -24,14 +26,21 @@ class Metadata(Mapping[str, Any]):
 
     def __init__(self, items: Mapping[str, Any]):
         self.items_ = {_ALIASES.get(k, k): v for k, v in items.items()}
+        for name, value in self.items_.items():
+            if any(isinstance(x, Tracer) for x in _parts(value)):
+                raise TypeError(
+                    f"The metadata {name!r} of a Variable is a traced array. Metadata is static: "
+                    "it stays when the trace is gone.
+Cure: keep arrays in a Variable's value."
+                )
         self._hash: int | None = None
-        self._keys: dict[str, tuple] | None = None
+        self._keys: dict[str, Any] | None = None
 
     @property
-    def keys_(self) -> dict[str, tuple]:
-        """The entries as they are compared: `1` and `True` are two, equal functions are one."""
+    def keys_(self) -> dict[str, Any]:
+        """The entries by type and content: `1` and `True` are two, equal functions are one."""
         if self._keys is None:
-            self._keys = {k: static_key(v) for k, v in self.items_.items()}
+            self._keys = {k: frozen(v) for k, v in self.items_.items()}
         return self._keys
 
     def __getitem__(self, name: str) -> Any:
@@ -71,6 +80,11 @@ class Metadata(Mapping[str, Any]):
     def without(self, name: str) -> Metadata:
         name = _ALIASES.get(name, name)
         return Metadata({k: v for k, v in self.items_.items() if k != name})
+
+
+def _parts(value: Any) -> Any:
+    cls = type(value)
+    return value if cls is tuple or cls is list else value.values() if cls is dict else (value,)
 
 
 EMPTY = Metadata({})

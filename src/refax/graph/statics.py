@@ -67,7 +67,7 @@ class FunctionKey:
     @property
     def key(self) -> Any:
         if self._key is None:
-            self._key = _freeze(self.function, {})
+            self._key = frozen(self.function, {})
         return self._key
 
     def __eq__(self, other: object) -> bool:
@@ -118,8 +118,9 @@ class _SameObject:
         return id(self.value)
 
 
-def _freeze(value: Any, seen: dict[int, int]) -> Any:
+def frozen(value: Any, seen: dict[int, int] | None = None) -> Any:
     """`value` as something hashable that is equal for equal content."""
+    seen = {} if seen is None else seen
     cls = type(value)
     if cls in _PLAIN:
         return (cls, value)
@@ -133,20 +134,20 @@ def _freeze(value: Any, seen: dict[int, int]) -> Any:
             cls,
             value.__code__,
             id(value.__globals__),
-            _freeze(value.__defaults__, seen),
-            _freeze(value.__kwdefaults__, seen),
+            frozen(value.__defaults__, seen),
+            frozen(value.__kwdefaults__, seen),
             tuple(_freeze_cell(cell, seen) for cell in value.__closure__ or ()),
         )
     if cls is functools.partial:
         seen[id(value)] = len(seen)
         parts = (value.func, value.args, value.keywords)
-        return (cls, *(_freeze(part, seen) for part in parts))
+        return (cls, *(frozen(part, seen) for part in parts))
     if isinstance(value, (tuple, list)):
         seen[id(value)] = len(seen)
-        return (cls, *(_freeze(x, seen) for x in value))
+        return (cls, *(frozen(x, seen) for x in value))
     if cls is dict:
         seen[id(value)] = len(seen)
-        return (cls, *((_freeze(k, seen), _freeze(v, seen)) for k, v in value.items()))
+        return (cls, *((frozen(k, seen), frozen(v, seen)) for k, v in value.items()))
     if isinstance(value, np.ndarray) or (
         isinstance(value, jax.Array) and not isinstance(value, Tracer)
     ):
@@ -161,12 +162,12 @@ def _freeze(value: Any, seen: dict[int, int]) -> Any:
             return _SameObject(value)
         seen[id(value)] = len(seen)  # a pytree, such as a State of masks
         leaves, treedef = jax.tree.flatten(value)
-        return (cls, treedef, *(_freeze(leaf, seen) for leaf in leaves))
+        return (cls, treedef, *(frozen(leaf, seen) for leaf in leaves))
     return (cls, value)
 
 
 def _freeze_cell(cell: types.CellType, seen: dict[int, int]) -> Any:
     try:
-        return _freeze(cell.cell_contents, seen)
+        return frozen(cell.cell_contents, seen)
     except ValueError:  # an empty cell
         return ("empty",)
