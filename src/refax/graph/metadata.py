@@ -30,8 +30,7 @@ class Metadata(Mapping[str, Any]):
             if any(isinstance(x, Tracer) for x in _parts(value)):
                 raise TypeError(
                     f"The metadata {name!r} of a Variable is a traced array. Metadata is static: "
-                    "it stays when the trace is gone.
-Cure: keep arrays in a Variable's value."
+                    "it stays when the trace is gone.\nCure: keep arrays in a Variable's value."
                 )
         self._hash: int | None = None
         self._keys: dict[str, Any] | None = None

@@ -189,12 +189,13 @@ class Inside:
     ) -> tuple[Any, list[list[Any]], Static]:
         roots = [*self.roots, *found]
         now = walk(tuple(roots))
+        hash(now.graphdef)  # an unhashable new static is named here; JAX would not know its path
         # Input objects that nothing refers to any more may still be held outside.
         reached = set(map(id, now.objects))
         lost = [self.objects[i] for i in self.index.values() if id(self.objects[i]) not in reached]
         if lost:
             now = walk((*roots, *lost))
-        hash(now.graphdef)  # an unhashable new static is named here; JAX would not know its path
+            hash(now.graphdef)
         values = _leaf_values(now)
         origins = self._origins(now)
         groups = self._groups_of(now, origins, rules, result, found)

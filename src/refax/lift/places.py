@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
 from ..graph.errors import path_string
-from ..graph.graphdef import VARIABLE, GraphDef
+from ..graph.graphdef import VARIABLE, GraphDef, record_children
 from ..graph.representation import short
 from .arguments import put_back
 from .call import Call
@@ -61,14 +61,37 @@ def place_of_output(
     return place_of_leaf(after, known, leaf), kind
 
 
-def outline(graphdef: GraphDef) -> dict[tuple, str]:
-    """What stands where in a structure: {path: type or static value}, for comparing two of them."""
-    lines: dict[tuple, str] = {}
-    for path, record in zip(graphdef.paths.nodes, graphdef.records, strict=True):
-        cls = record[1] if isinstance(record[1], type) else type(record[1])
-        lines[path] = cls.__name__
+def outline(graphdef: GraphDef, roots: Sequence[str]) -> dict[str, str]:
+    """What stands where in a structure, for comparing two of them.
+
+    Args:
+        graphdef: the structure.
+        roots: the places of its roots.
+
+    Returns:
+        {place: type, static value, or the place of an object that stands elsewhere too}.
+    """
+    names = [place_under(path, roots) for path in graphdef.paths.nodes]
+    kinds = [type_of_record(record) for record in graphdef.records]
+    lines = dict(zip(names, kinds, strict=True))
     for path in graphdef.paths.leaves[sum(r[0] == VARIABLE for r in graphdef.records) :]:
-        lines[path] = "an array"
+        lines[place_under(path, roots)] = "an array"
     for path, key, _ in graphdef.statics():
-        lines[path] = short(key[1])
+        lines[place_under(path, roots)] = short(key[1])
+    for place, record in references(graphdef, roots):
+        if place != names[record]:
+            lines[place] = f"`{names[record]}`"
     return lines
+
+
+def type_of_record(record: tuple) -> str:
+    return (record[1] if isinstance(record[1], type) else type(record[1])).__name__
+
+
+def references(graphdef: GraphDef, roots: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """(place, record) of every reference to an object."""
+    yield from zip(roots, graphdef.roots, strict=False)
+    for path, record in zip(graphdef.paths.nodes, graphdef.records, strict=True):
+        for key, child in zip(*record_children(record), strict=True):
+            if type(child) is int:
+                yield path_string((key,), place_under(path, roots)), child

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.errors import path_string
-from ..graph.graphdef import PYTREE, TUPLE, record_children
+from ..graph.graphdef import PYTREE, TUPLE
 from ..lift.call import Call
 from ..lift.errors import PrefixError
 from ..lift.inside import Change, Static
-from ..lift.places import outline, place_under, root_places
+from ..lift.places import outline, place_under, references, root_places, type_of_record
 from .forms import is_slot, shown
 
 
@@ -78,15 +77,14 @@ def _structure(call: Call, function: Callable) -> Callable[[Look], dict[str, str
         graphdef = before if graph is None else graph.graphdef
         origins = range(len(before.records)) if graph is None else graph.origins
         roots = inputs + _result_places(look, graphdef.roots[len(inputs) :])
-        lines = {place_under(p, roots): text for p, text in outline(graphdef).items()}
-        kinds = [lines[place_under(p, roots)] for p in graphdef.paths.nodes]
-        for place, record in [*_references(graphdef, roots), *_result_slots(look.result)]:
-            origin = origins[record]
+        lines = outline(graphdef, roots)
+        for place, number in [*references(graphdef, roots), *_result_slots(look.result)]:
+            origin, record = origins[number], graphdef.records[number]
             if origin is not None:
                 known = came_in[origin]
-                lines[place] = kinds[record] if place == known else f"`{known}`"
-            elif graphdef.records[record][0] not in (TUPLE, PYTREE):
-                lines[place] = f"a new {kinds[record]}"
+                lines[place] = type_of_record(record) if place == known else f"`{known}`"
+            elif record[0] not in (TUPLE, PYTREE):
+                lines[place] = f"a new {type_of_record(record)}"
         return {place: text for place, text in lines.items() if not place.startswith(_LOST)}
 
     return describe
@@ -108,15 +106,6 @@ def _result_places(look: Look, records: Sequence[int]) -> list[str]:
     for place, record in _result_slots(look.result):
         places.setdefault(record, place)
     return [places.get(r, _LOST) for r in records]
-
-
-def _references(graphdef: Any, roots: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """(place, record) of every reference to an object."""
-    yield from zip(roots, graphdef.roots, strict=False)
-    for path, record in zip(graphdef.paths.nodes, graphdef.records, strict=True):
-        for key, child in zip(*record_children(record), strict=True):
-            if type(child) is int:
-                yield path_string((key,), place_under(path, roots)), child
 
 
 def _values(call: Call, function: Callable) -> Callable[[Look], dict[str, str]]:

@@ -84,9 +84,7 @@ class TraceRecord:
         for (kind, first, *rest), aval in self._tree:
             name = self._labels[first.idx] if kind.idx == 0 else first.key
             arrays[f"{name}{jax.tree_util.keystr(tuple(rest))}"] = _form(aval)
-        texts = outline(self._graphdef).items()
-        structure = {place_under(path, self._roots): text for path, text in texts}
-        return structure, self._statics, arrays
+        return outline(self._graphdef, self._roots), self._statics, arrays
 
     def differences(self, earlier: TraceRecord) -> list[Difference]:
         found = []
