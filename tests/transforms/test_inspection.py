@@ -60,7 +60,7 @@ def test_jaxprs_of_nested_transforms():
     layers = nnx.vmap(lambda seed: Dense(2, 2, seed=seed))(jnp.arange(4))
     scan = nnx.scan(call, in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
     (eqn,) = [e for e in nnx.make_jaxpr(scan)(layers, X).jaxpr.eqns if e.primitive.name == "scan"]
-    assert eqn.params["num_carry"] == 1
+    assert [v.aval.shape for v in eqn.outvars] == [(3, 2)]
 
 
 # -- checkify ------------------------------------------------------------------------------------

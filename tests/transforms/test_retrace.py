@@ -119,9 +119,12 @@ def test_the_names_of_arguments():
         lambda f: f(1, [model], key={"m": Node(w=2)}),
         lambda f: f(1, [Dense(2, 3)], key={"m": Node(w=2)}),
     )
-    assert lines == ["key['m'].w: 1 → 2", "rest[0][0].outputs: 2 → 3",
-                     "rest[0][0].bias: float32[2] → float32[3]",
-                     "rest[0][0].kernel: float32[2,2] → float32[2,3]"]  # fmt: skip
+    assert sorted(lines) == [
+        "key['m'].w: 1 → 2",
+        "rest[0][0].bias: float32[2] → float32[3]",
+        "rest[0][0].kernel: float32[2,2] → float32[2,3]",
+        "rest[0][0].outputs: 2 → 3",
+    ]
 
 
 def test_static_arguments():
@@ -139,7 +142,8 @@ def test_optimizers_made_by_factories():
     model = Dense(2, 2)
 
     def step(model, optimizer):
-        optimizer.update(model, nnx.state(model, nnx.Param))
+        with jax.numpy_dtype_promotion("standard"):  # optax is not strict
+            optimizer.update(model, nnx.state(model, nnx.Param))
 
     def call(tx):
         return lambda f: f(model, nnx.Optimizer(model, tx, wrt=nnx.Param))
@@ -273,4 +277,3 @@ def test_toggling_modes_retraces_once_each():
             f(model, X)
             model.eval()
             f(model, X)
-    assert jax.tree.all(jax.tree.map(jnp.isfinite, nnx.to_pure_dict(nnx.state(model))))

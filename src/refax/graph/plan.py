@@ -17,9 +17,8 @@ import weakref
 from operator import is_
 from typing import Any
 
-import jax
-
-from .graphdef import LEAF, intern
+from .graphdef import intern
+from .guards import Guards
 from .module import Pytree, set_object_plans, set_object_watch
 from .variable import Variable, set_raw_value, set_watch
 from .walk import Walk, walk
@@ -61,7 +60,7 @@ class Plan:
         self.variables = walked.variables
         self.arrays = walked.arrays
         self.constants = walked.constants
-        self.guards = walked.guards
+        self.guards = Guards(walked.guards)
         self.valid = True
         self.others: tuple = ()
         self.held: tuple = ()
@@ -80,11 +79,11 @@ class Plan:
         """Whether the structure is still what it was."""
         if not self.valid:
             return False
-        if not _guards_hold(self.guards) or any(ref() is None for ref in self.others):
+        if not self.guards.hold():
             self.valid = False
         for ref in self.held:
             holding = ref()
-            if holding is None or not _guards_hold(holding.guards):
+            if holding is None or not holding.guards.hold():
                 self.valid = False
         return self.valid
 
@@ -96,9 +95,8 @@ class Plan:
         """
         held = []
         for number in {*walked.guard_roots, *walked.array_roots} - {0}:
-            guards = [
-                g for g, r in zip(self.guards, walked.guard_roots, strict=True) if r == number
-            ]
+            pairs = zip(walked.guards, walked.guard_roots, strict=True)
+            guards = Guards(g for g, r in pairs if r == number)
             holding = _Holding(guards)
             for i, ((container, key), r) in enumerate(
                 zip(self.arrays, walked.array_roots, strict=True)
@@ -113,8 +111,8 @@ class Plan:
             plans["held", id(self)] = holding
             held.append(weakref.ref(holding))
         self.held = tuple(held)
-        pairs = zip(self.guards, walked.guard_roots, strict=True)
-        self.guards = [g for g, r in pairs if r == 0]
+        pairs = zip(walked.guards, walked.guard_roots, strict=True)
+        self.guards = Guards(g for g, r in pairs if r == 0)
 
     def gather(self) -> list[Any]:
         """The values of the leaves, in order."""
@@ -138,29 +136,8 @@ class Plan:
         if type(container) is _Held:
             holding = container.holding()
             guards, container = holding.guards, holding.containers[container.number]
-        for i, (guarded, keys, _) in enumerate(guards):
-            if guarded is container:  # a bare array was replaced by us: the structure is the same
-                items = container if keys is None else container.values()
-                guards[i] = (guarded, keys, tuple(items))
+        guards.refresh(container)
         return True
-
-
-def _guards_hold(guards: list[tuple[Any, Any, tuple]]) -> bool:
-    for container, keys, items in guards:
-        if keys is None:  # a list
-            if len(container) != len(items) or not all(map(is_, container, items)):
-                return False
-        elif keys is LEAF:  # a registered pytree, which may be mutable
-            now = jax.tree.leaves(container, is_leaf=lambda x, top=container: x is not top)
-            if len(now) != len(items) or not all(map(is_, now, items)):
-                return False
-        elif (
-            len(container) != len(keys)
-            or not all(map(is_, container.values(), items))
-            or tuple(container) != keys
-        ):
-            return False
-    return True
 
 
 class _Holding:
@@ -168,7 +145,7 @@ class _Holding:
 
     __slots__ = ("__weakref__", "containers", "guards")
 
-    def __init__(self, guards: list[tuple[Any, Any, tuple]]):
+    def __init__(self, guards: Guards):
         self.guards = guards
         self.containers: list[Any] = []
 

@@ -103,8 +103,9 @@ def get_partition_spec(tree: Any) -> Any:
     Example:
         >>> from refax import nnx
         >>> import jax.numpy as jnp
-        >>> nnx.get_partition_spec(nnx.Param(jnp.ones((2, 3)), sharding=("data", None))).value
-        PartitionSpec('data', None)
+        >>> v = nnx.Param(jnp.ones((2, 3)), sharding=("data", None))
+        >>> tuple(nnx.get_partition_spec(v).value)
+        ('data', None)
     """
     return _map_variables(tree, _spec_of)
 

@@ -63,7 +63,7 @@ class Average(Metric):
         >>> import jax.numpy as jnp
         >>> loss = nnx.metrics.Average("loss")
         >>> loss.update(loss=jnp.array([1.0, 2.0]))
-        ... loss.update(loss=jnp.array(6.0))
+        >>> loss.update(loss=jnp.array(6.0))
         >>> float(loss.compute())
         3.0
     """
@@ -149,7 +149,7 @@ class Welford(Metric):
         >>> import jax.numpy as jnp
         >>> stats = nnx.metrics.Welford()
         >>> stats.update(values=jnp.array([1.0, 2.0]))
-        ... stats.update(values=jnp.array([3.0, 4.0]))
+        >>> stats.update(values=jnp.array([3.0, 4.0]))
         >>> float(stats.compute().mean)
         2.5
     """
