@@ -363,6 +363,8 @@ def test_fork_rngs():
     with nnx.fork_rngs(model, split={"dropout": 3, ...: None}):
         assert shapes(model) == [(), (3,), (3,)]
         assert not same(model.a.rngs.default.key.value, jax.random.key(0))
+    with nnx.fork_rngs(model, split={"dropout": 3, ...: 2}, only=nnx.PathContains("a")):
+        assert shapes(model) == [(2,), (3,), ()]
     with nnx.fork_rngs(model, split=2, only="default"):
         assert shapes(model) == [(2,), (), ()]
     seen = []

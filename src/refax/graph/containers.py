@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import jax
 
+from .errors import suggest
+
 T = TypeVar("T")
 
 
@@ -34,7 +36,7 @@ class Dict(dict[str, T]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"Dict has no entry {name!r}; it has {sorted(self)}") from None
+            raise self._no_entry(name) from None
 
     def __setattr__(self, name: str, value: T) -> None:
         self[name] = value
@@ -43,7 +45,13 @@ class Dict(dict[str, T]):
         try:
             del self[name]
         except KeyError:
-            raise AttributeError(f"Dict has no entry {name!r}; it has {sorted(self)}") from None
+            raise self._no_entry(name) from None
+
+    def _no_entry(self, name: str) -> AttributeError:
+        return AttributeError(
+            f"Dict has no entry {name!r}; it has {list(self)}.{suggest(name, self)}\n"
+            f"Cure: set it first, or ask for it with `get({name!r})`."
+        )
 
     def __repr__(self) -> str:
         return f"Dict({super().__repr__()})"

@@ -148,8 +148,9 @@ def to_predicate(filter: Filter) -> Predicate:
     if callable(filter):
         return cast(Predicate, filter)
     raise TypeError(
-        f"{filter!r} is not a filter. A filter is a Variable type, a tag (a string), `...`, "
-        "True, False, None, a callable (path, value) → bool, or a tuple or list of filters."
+        f"{filter!r} is not a filter.\n"
+        "Cure: give a Variable type, a tag (a string), `...`, True, False, None, a callable (path, "
+        "value) → bool, or a tuple or list of filters."
     )
 
 

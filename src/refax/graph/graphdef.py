@@ -123,7 +123,8 @@ class GraphDef:
             except TypeError:
                 return errors.unhashable_static(path, value)
         return errors.UnhashableStaticError(
-            "A metadata entry or pytree's static part is unhashable"
+            "The static part of a registered pytree, or a mapping's key, cannot be hashed.\n"
+            "Cure: make it hashable, or keep the pytree in a Variable's value."
         )
 
     def statics(self) -> Iterator[tuple[tuple, tuple, Any]]:

@@ -336,7 +336,7 @@ class Module(Pytree):
         if not isinstance(existing, variable_type):
             raise ValueError(
                 f"sow: `{type(self).__name__}.{name}` is a {type(existing).__name__}, not a "
-                f"{variable_type.__name__}: sow under another name."
+                f"{variable_type.__name__}.\nCure: sow under another name."
             )
         existing.value = reduce_fn(existing.value, value)
         return True
@@ -358,6 +358,7 @@ class Module(Pytree):
         if not isinstance(existing, variable_type):
             raise ValueError(
                 f"perturb: `{path_string((name,), type(self).__name__)}` is a "
-                f"{type(existing).__name__}, not a {variable_type.__name__}."
+                f"{type(existing).__name__}, not a {variable_type.__name__}.\n"
+                "Cure: perturb under another name."
             )
         return jax.tree.map(jnp.add, value, existing.value)

@@ -13,7 +13,7 @@ from typing import Any
 
 from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef, record_children
 from .module import new_pytree, set_object_marks
-from .state import State, state_over
+from .state import State, form_changed, state_over
 from .statics import static_value
 from .variable import Variable, make_variable
 
@@ -55,6 +55,7 @@ def fill(obj: Any, record: tuple, children: list[Any]) -> None:
         obj[:] = children
     elif kind == DICT:
         mapping = obj._tree if record[1] is State else obj
+        form_changed()
         mapping.clear()
         mapping.update(zip(record[2], children, strict=True))
 

@@ -282,7 +282,7 @@ def reseed(node: Any, /, *, policy: Any = None, **stream_keys: Any) -> None:
             if key.shape:
                 raise ValueError(
                     f"reseed: the stream {stream.tag!r} has keys of shape {shape}, the new ones "
-                    f"have {key.shape}: pass one key, or as many."
+                    f"have {key.shape}.\nCure: pass one key, or as many."
                 )
             key = jax.random.split(key, shape)
         stream.key.value = key
@@ -302,7 +302,7 @@ def _renew(
         if shape := stream.key.value.shape:
             raise ValueError(
                 f"split_rngs: the stream `{path_string(path)}` is split already, it has keys of "
-                f"shape {shape}. Cure: leave it out with only=…, or restore it first."
+                f"shape {shape}.\nCure: leave it out with only=…, or restore it first."
             )
     for _, stream in streams:
         key, count = stream.key.value, stream.count.value
@@ -341,7 +341,10 @@ def split_rngs(
     """
     shape = (splits,) if isinstance(splits, int) else tuple(splits)
     if squeeze and math.prod(shape) != 1:
-        raise ValueError(f"squeeze=True drops an axis of size 1, but splits={splits}.")
+        raise ValueError(
+            f"split_rngs: squeeze=True drops an axis of size 1, but splits={splits}.\n"
+            "Cure: leave one of them out."
+        )
 
     def new_key(key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, splits)
@@ -362,12 +365,14 @@ def fork_rngs(node: Any = ..., /, *, only: Filter = ..., split: Any = None) -> A
     def renew(x: Any) -> SplitBackups:
         if not isinstance(split, Mapping):
             return _renew(x, only, _splitter(split))
-        backups = SplitBackups()
-        for filter, n in split.items():
-            taken = {id(s) for s, _, _ in backups}
-            backups += _renew(
-                [s for _, s in iter_streams(x, filter) if id(s) not in taken], only, _splitter(n)
-            )
+        backups, chosen = SplitBackups(), to_predicate(only)
+        filters = [to_predicate(f) for f in split]
+        for number, n in enumerate(split.values()):
+
+            def matches(path: tuple, value: Any, number: int = number) -> bool:
+                return chosen(path, value) and first_match(filters, path, value) == number
+
+            backups += _renew(x, matches, _splitter(n))
         return backups
 
     return _function_or_decorator(node, renew)

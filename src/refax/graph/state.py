@@ -21,6 +21,20 @@ from .variable import Variable
 Path = tuple[Any, ...]
 
 
+class Epoch:
+    """Counts every change to the form of any State, so that plans need not compare their dicts.
+
+    Once a State's own dicts were handed out, they may change unseen: then plans do compare.
+    """
+
+    now = 0
+    handed_out = False
+
+
+def form_changed() -> None:
+    Epoch.now += 1
+
+
 def _bare(mapping: Mapping) -> dict:
     """Nested plain dicts of any nesting of mappings; leaves as they are. Iterative: any depth."""
     top: dict = {}
@@ -64,7 +78,7 @@ class State(MutableMapping[Any, Any]):
         except KeyError:
             raise KeyError(
                 f"the State has no entry {key!r}; it has {list(self._tree)}."
-                f"{suggest(key, self._tree)}"
+                f"{suggest(key, self._tree)} Cure: ask for one of these, or use `get`."
             ) from None
         return state_over(value) if type(value) is dict else value
 
@@ -81,12 +95,14 @@ class State(MutableMapping[Any, Any]):
             value = value._tree
         elif isinstance(value, Mapping):
             value = _bare(value)
+        form_changed()
         self._tree[key] = value
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
 
     def __delitem__(self, key: Any) -> None:
+        form_changed()
         del self._tree[key]
 
     def __delattr__(self, name: str) -> None:
@@ -121,6 +137,8 @@ class State(MutableMapping[Any, Any]):
 
     @property
     def raw_mapping(self) -> dict:
+        """The nested dicts themselves."""
+        Epoch.handed_out = True
         return self._tree
 
     # The verbs as methods, as Flax users know them.
@@ -210,7 +228,11 @@ class FlatState(Mapping[Path, Any]):
         try:
             return self._leaf_of[tuple(key)]
         except KeyError:
-            raise KeyError(f"no leaf at `{path_string(key)}`") from None
+            near = suggest(path_string(key), map(path_string, self._leaf_of))
+            raise KeyError(
+                f"the State has no leaf at `{path_string(key)}`.{near} Cure: give the whole path "
+                "as a tuple."
+            ) from None
 
     def __contains__(self, path: object) -> bool:
         return path in self._leaf_of
@@ -297,8 +319,11 @@ def replace_by_pure_dict(
         if path not in flat:
             raise GraphError(
                 f"replace_by_pure_dict: the State has no leaf at `{path_string(path)}`."
-                f"{suggest(path_string(path), map(path_string, flat))}"
+                f"{suggest(path_string(path), map(path_string, flat))}\n"
+                "Cure: build the dict from a State of the same structure (nnx.to_pure_dict), or "
+                "drop that path from it."
             )
+    form_changed()
     for path, value in pairs:
         target = state._tree
         for key in path[:-1]:

@@ -28,7 +28,10 @@ def flatten_to_sequence(
         TypeError: `xs` is not a mapping.
     """
     if not isinstance(xs, Mapping):
-        raise TypeError(f"Expected a mapping to flatten, got a {type(xs).__name__}.")
+        raise TypeError(
+            f"Expected a mapping to flatten, got a {type(xs).__name__}.\n"
+            "Cure: for an object, flatten its State: nnx.to_flat_state(nnx.state(object))."
+        )
     pairs: list[tuple[tuple, Any]] = []
     stack: list[tuple[tuple, Any]] = [((), xs)]
     while stack:
@@ -90,7 +93,8 @@ def unflatten_mapping(
             target = target.setdefault(key, {})
             if not isinstance(target, dict):
                 raise ValueError(
-                    f"The path {tuple(path)} goes through {key!r}, which holds a value already."
+                    f"The path {tuple(path)} goes through {key!r}, which holds a value already.\n"
+                    "Cure: drop one of the two paths."
                 )
         target[path[-1]] = value
     return nested

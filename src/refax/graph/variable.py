@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax_compat import TRACE
-from .errors import path_string
+from .errors import suggest
 from .metadata import EMPTY, Metadata, canonical_name
 from .operators import add_operators
 from .trace_errors import mutation_error
@@ -179,7 +179,10 @@ class Variable(Generic[A], metaclass=_VariableType):
 
     def del_metadata(self, name: str) -> None:
         if name not in self._metadata:
-            raise AttributeError(f"{type(self).__name__} has no metadata {name!r}")
+            raise AttributeError(
+                f"{type(self).__name__} has no metadata {name!r}; it has {list(self._metadata)}.\n"
+                "Cure: ask with has_metadata first."
+            )
         self._replace_metadata(self._metadata.without(name))
 
     def _replace_metadata(self, metadata: Metadata) -> None:
@@ -229,7 +232,8 @@ class Variable(Generic[A], metaclass=_VariableType):
             known = ", ".join(self._metadata) or "none"
             raise AttributeError(
                 f"{type(self).__name__} has no attribute or metadata {canonical_name(name)!r} "
-                f"(metadata: {known}), nor has its value, a {type(self._value).__name__}"
+                f"(metadata: {known}), nor has its value, a {type(self._value).__name__}.\n"
+                "Cure: give metadata when the Variable is made, nnx.Param(value, name=...)."
             ) from None
 
     # -- copies --------------------------------------------------------------------------------
@@ -248,7 +252,7 @@ class Variable(Generic[A], metaclass=_VariableType):
             if type(value) is not type(self):
                 raise ValueError(
                     f"Cannot replace the value of a {type(self).__name__} by a "
-                    f"{type(value).__name__}: pass its `.value`."
+                    f"{type(value).__name__}.\nCure: pass its `.value`."
                 )
             metadata = {**value._metadata, **metadata}
             value = value._value
@@ -259,8 +263,8 @@ class Variable(Generic[A], metaclass=_VariableType):
         """Take over value and metadata of a Variable of the same type."""
         if type(other) is not type(self):
             raise ValueError(
-                f"Cannot copy a {type(other).__name__} into a {type(self).__name__}: "
-                "the types must be the same."
+                f"Cannot copy a {type(other).__name__} into a {type(self).__name__}.\n"
+                "Cure: copy the value alone: `variable.value = other.value`."
             )
         self.update_from_state(other)
 
@@ -492,8 +496,8 @@ def register_variable_name(
     known = _TYPE_OF_NAME.get(name)
     if known is not None and known is not typ and not overwrite:
         raise ValueError(
-            f"The name {name!r} already stands for {known.__name__}. "
-            "Pass overwrite=True to bind it to another type."
+            f"The name {name!r} already stands for {known.__name__}.\n"
+            "Cure: take another name, or pass overwrite=True to bind this one to another type."
         )
     _TYPE_OF_NAME[name] = typ
     return typ
@@ -507,8 +511,8 @@ def variable_type_from_name(
         if not allow_register:
             raise ValueError(
                 f"No Variable type is registered under {name!r}; known: "
-                f"{path_string(()) if not _TYPE_OF_NAME else ', '.join(sorted(_TYPE_OF_NAME))}. "
-                "Register one with nnx.register_variable_name, or pass allow_register=True."
+                f"{', '.join(_TYPE_OF_NAME)}.{suggest(name, _TYPE_OF_NAME)}\n"
+                "Cure: register one with nnx.register_variable_name, or pass allow_register=True."
             )
         _TYPE_OF_NAME[name] = _VariableType(name, (base,), {"__slots__": ()})
     return _TYPE_OF_NAME[name]
@@ -520,7 +524,7 @@ def variable_name_from_type(typ: type[Variable], *, allow_register: bool = False
             return name
     if not allow_register:
         raise ValueError(
-            f"{typ.__name__} has no registered name. Register one with "
+            f"{typ.__name__} has no registered name.\nCure: register one with "
             "nnx.register_variable_name, or pass allow_register=True."
         )
     name = typ.__name__

@@ -87,8 +87,8 @@ def _require_node(node: Any, verb: str) -> None:
         return
     if node is None or jax.tree_util.all_leaves((node,)):
         raise TypeError(
-            f"nnx.{verb} takes an object graph: a Module or other Pytree, a Variable, or a "
-            f"container of them; got {errors.describe_value(node)}."
+            f"nnx.{verb} takes an object graph, got {errors.describe_value(node)}.\n"
+            "Cure: give a Module or other Pytree, a Variable, or a container of them."
         )
 
 
@@ -194,8 +194,8 @@ def merge(graphdef: GraphDef, state: Mapping, /, *states: Mapping) -> Any:
     """
     if not isinstance(graphdef, GraphDef):
         raise TypeError(
-            f"nnx.merge takes a GraphDef first, got {errors.describe_value(graphdef)}: "
-            "nnx.merge(graphdef, state, ...)."
+            f"nnx.merge takes a GraphDef first, got {errors.describe_value(graphdef)}.\n"
+            "Cure: nnx.merge(graphdef, state, ...), in the order in which nnx.split returned them."
         )
     paths = graphdef.paths.leaves
     found: list[Any] = [_MISSING] * len(paths)
@@ -307,7 +307,8 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
             tree = split(tree)[1]
         if not isinstance(tree, Mapping):
             raise TypeError(
-                f"nnx.update takes States or nested dicts, got {errors.describe_value(tree)}."
+                f"nnx.update takes States or nested dicts, got {errors.describe_value(tree)}.\n"
+                "Cure: nnx.update(object, state), with a State as nnx.state(object) returns it."
             )
         _match(graphdef, tree, "update", lambda i, value: pending.append((i, value)))
     old = plan.gather()
@@ -376,7 +377,9 @@ def pop(node: Any, /, *filters: Filter) -> Any:
         (1.0,)
     """
     if not filters:
-        raise ValueError("nnx.pop needs at least one filter, such as nnx.Intermediate.")
+        raise ValueError(
+            "nnx.pop needs at least one filter.\nCure: say what to pop, such as nnx.Intermediate."
+        )
     predicates = [to_predicate(f) for f in filters]
     groups: list[list[tuple[tuple, Any]]] = [[] for _ in filters]
     holders: list[tuple[Any, Any]] = []
@@ -404,7 +407,7 @@ def pop(node: Any, /, *filters: Filter) -> Any:
             if isinstance(holder, (list, tuple)):
                 raise ValueError(
                     f"nnx.pop: `{errors.path_string((*path, key))}` stands in a "
-                    f"{type(holder).__name__}, where taking it out would move its neighbours. "
+                    f"{type(holder).__name__}, where taking it out would move its neighbours.\n"
                     "Cure: keep what is popped in attributes or dicts."
                 )
             holders.append((holder, key))

@@ -16,6 +16,7 @@ import numpy as np
 
 from .containers import Dict, List
 from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
+from .guards import Guard
 from .module import Pytree, class_marks, hides_writes
 from .state import State
 from .statics import is_plain_static, static_key
@@ -33,7 +34,7 @@ class Walk(NamedTuple):
     variables: list[Variable]  # by leaf
     arrays: list[tuple[Any, Any]]  # (container, key) by leaf; container None: inside a tuple
     constants: list[Any]  # the values of the arrays whose container is None
-    guards: list[tuple[Any, Any, tuple]]  # (container, keys or LEAF or None, items)
+    guards: list[Guard]
     guard_roots: list[int]  # by guard: through which root it was reached
     array_roots: list[int]  # by array: the same
 
@@ -46,7 +47,8 @@ def walk(roots: tuple[Any, ...]) -> Walk:
     variables: list[Variable] = []
     arrays: list[tuple[Any, Any]] = []
     constants: list[Any] = []
-    guards: list[tuple[Any, Any, tuple]] = []
+    guards: list[Guard] = []
+    in_state: set[int] = set()  # ids of the dicts inside States
     guard_roots: list[int] = []
     array_roots: list[int] = []
     through: list[int] = []  # by object: through which root it was reached
@@ -66,8 +68,8 @@ def walk(roots: tuple[Any, ...]) -> Walk:
         constants.append(value if container is None else None)
         return LEAF
 
-    def guard(container: Any, keys: Any, items: tuple) -> None:
-        guards.append((container, keys, items))
+    def guard(container: Any, keys: Any, items: tuple, of_state: bool = False) -> None:
+        guards.append((container, keys, items, of_state))
         guard_roots.append(root)
 
     def child(value: Any, container: Any, key: Any) -> Any:
@@ -125,7 +127,10 @@ def walk(roots: tuple[Any, ...]) -> Walk:
         elif cls in _DICTS or cls is State:
             mapping = value._tree if cls is State else value
             keys, items = tuple(mapping), tuple(mapping.values())
-            guard(mapping, keys, items)
+            of_state = cls is State or id(value) in in_state
+            if of_state:
+                in_state.update(id(x) for x in items if type(x) is dict)
+            guard(mapping, keys, items, of_state)
             children = tuple([child(x, mapping, k) for k, x in zip(keys, items, strict=True)])
             factory = static_key(value.default_factory) if cls is defaultdict else None
             records.append((DICT, cls, keys, children, factory))

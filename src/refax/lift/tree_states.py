@@ -100,8 +100,8 @@ def map_graph(f: Any, node: Any, /) -> Any:
     """
     if isinstance(node, Mapping) and not stops(node):
         raise TypeError(
-            f"nnx.map takes an object graph or a State, got {errors.describe_value(node)}: for "
-            "plain pytrees there is jax.tree.map_with_path."
+            f"nnx.map takes an object graph or a State, got {errors.describe_value(node)}.\n"
+            "Cure: for plain pytrees there is jax.tree.map_with_path."
         )
 
     def mapped(path: tuple, leaf: Any) -> Any:

@@ -19,7 +19,8 @@ def decorator_or_function(transform: Callable) -> Callable:
         if fun is None or not callable(fun):
             if fun is not None:
                 raise TypeError(
-                    f"nnx.{transform.__name__} takes a function, got {type(fun).__name__}."
+                    f"nnx.{transform.__name__} takes a function, got {type(fun).__name__}.\n"
+                    f"Cure: nnx.{transform.__name__}(function)(arguments)."
                 )
             return lambda f: transform(f, *args, **kwargs)
         return transform(fun, *args, **kwargs)
@@ -65,7 +66,7 @@ def by_position(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tupl
     if bound.kwargs:
         raise TypeError(
             f"{function.__name__}: {sorted(bound.kwargs)} are keyword-only, but this transform "
-            "maps arguments by position. Cure: make them positional, or bind them with "
+            "maps arguments by position.\nCure: make them positional, or bind them with "
             "functools.partial."
         )
     return bound.args

@@ -70,7 +70,7 @@ def switch(
     if operand is not _NO_OPERAND:
         operands = (*operands, operand)
     if not branches:
-        raise ValueError("switch: there are no branches. Cure: give at least one function.")
+        raise ValueError("switch: there are no branches.\nCure: give at least one function.")
 
     def choose(branches: Sequence[Callable], index: Any, *inputs: Any) -> Any:
         return jax.lax.switch(index, branches, *inputs)

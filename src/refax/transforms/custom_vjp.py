@@ -83,7 +83,10 @@ class CustomVjp:
     def defvjp(self, fwd: Callable, bwd: Callable, symbolic_zeros: bool = False) -> None:
         """Set the forward and the backward rule."""
         if symbolic_zeros:
-            raise ValueError("nnx.custom_vjp does not support symbolic_zeros; use jax.custom_vjp.")
+            raise ValueError(
+                "nnx.custom_vjp has no symbolic_zeros.\n"
+                "Cure: use jax.custom_vjp, on nnx.split and nnx.merge."
+            )
         self._rules = (fwd, bwd)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

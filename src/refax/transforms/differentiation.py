@@ -41,7 +41,10 @@ def normalize_argnums(argnums: Any) -> list[tuple[int, Any]]:
         elif isinstance(entry, int):
             result.append((entry, Param))
         else:
-            raise TypeError(f"argnums takes ints and nnx.DiffState, got {describe_value(entry)}.")
+            raise TypeError(
+                f"argnums takes ints and nnx.DiffState, got {describe_value(entry)}.\n"
+                "Cure: give the position of the argument."
+            )
     return result
 
 
@@ -52,12 +55,12 @@ def wrt_positions(differentiated: list, count: int, shift: int) -> list[tuple[in
         if not -given <= number < given:
             raise ValueError(
                 f"argnums names argument {number}, but the function was called with {given} "
-                "positional arguments. Cure: pass that argument by position."
+                "positional arguments.\nCure: pass that argument by position."
             )
         wrt.append((shift + (number if number >= 0 else given + number), filter))
     if len({n for n, _ in wrt}) != len(wrt):
         raise ValueError(
-            f"argnums names an argument twice: {[n for n, _ in wrt]}. Cure: one DiffState per "
+            f"argnums names an argument twice: {[n for n, _ in wrt]}.\nCure: one DiffState per "
             "argument, with a tuple of filters."
         )
     return wrt

@@ -135,6 +135,6 @@ def grad(
 def _check_aux(result: Any) -> None:
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(
-            "has_aux=True, but the function returned "
-            f"{describe_value(result)}: it must return (loss, aux)."
+            f"has_aux=True, but the function returned {describe_value(result)}.\n"
+            "Cure: return (loss, aux)."
         )

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ..graph.errors import suggest
 from ..graph.statics import static_key
 from ..lift import errors
 
@@ -79,7 +80,8 @@ def _resolve(
         unknown = [n for n in names if n not in known]
         if unknown and not open_ended:
             raise ValueError(
-                f"jit: {unknown} are no parameters of {f.__name__}, which has {sorted(known)}."
+                f"jit: {f.__name__} has no parameter {unknown[0]!r}; it has {sorted(known)}."
+                f"{suggest(unknown[0], known)}\nCure: name parameters of the function."
             )
         return tuple(i for i, n in enumerate(positional) if n in names), names
     assert numbers is not None

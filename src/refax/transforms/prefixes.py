@@ -58,7 +58,10 @@ class DiffState:
 
     def __init__(self, argnum: int, filter: Filter = Param):
         if not isinstance(argnum, int):
-            raise TypeError(f"DiffState: argnum must be an int, got {argnum!r}.")
+            raise TypeError(
+                f"DiffState: argnum must be an int, got {argnum!r}.\n"
+                "Cure: nnx.DiffState(argnum, filter), with the position of the argument first."
+            )
         to_predicate(filter)  # an error here rather than at the first call
         self.argnum = argnum
         self.filter = filter
