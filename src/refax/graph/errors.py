@@ -34,18 +34,27 @@ def path_string(path: Iterable[Any], root: str = "") -> str:
     return text or "the root"
 
 
+_SHORT = (int, float, complex, str, bytes, type, type(None))
+_CONTAINERS = (tuple, list, set, frozenset, dict)
+
+
 def describe_value(value: Any) -> str:
     """A value's type with dtype and shape where it has them: `f32[3,4]`-like, short."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
         return f"{dtype}[{','.join(map(str, shape))}]"
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    name = type(value).__name__
+    if isinstance(value, _SHORT) or (isinstance(value, _CONTAINERS) and len(value) <= 4):
+        text = repr(value)
+        if len(text) <= 60 and "\n" not in text:
+            return f"{name} {text}"
+    return name
 
 
 def suggest(name: Any, choices: Iterable[Any]) -> str:
     """ " Did you mean …?" for the nearest of `choices`, or nothing."""
-    near = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1)
+    others = [str(c) for c in choices if str(c) != str(name)]
+    near = difflib.get_close_matches(str(name), others, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -13,7 +13,6 @@ import jax
 
 from ..graph.variable import Variable
 from ..graph.walk import key_name
-from . import errors
 from .prefix import FilterPrefix, is_entry, leaf_entry
 
 
@@ -28,6 +27,7 @@ def for_arrays(prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool]
     """The prefix for JAX of a tree with slots, which have no leaves.
 
     A lift type that stands for arrays or a State among the objects gives each by its filters.
+    The prefix fits: `group_by_prefix` has checked it.
     """
     if not any(isinstance(e, FilterPrefix) for e in jax.tree.leaves(prefix, is_leaf=is_leaf)):
         return prefix
@@ -42,12 +42,7 @@ def for_arrays(prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool]
 
         return jax.tree_util.tree_map_with_path(resolve, subtree, is_leaf=_is_variable)
 
-    try:
-        return jax.tree_util.tree_map_with_path(under, prefix, tree, is_leaf=is_leaf)
-    except errors.PrefixError:
-        raise
-    except ValueError as e:
-        raise errors.prefix_mismatch(name, prefix, e) from None
+    return jax.tree_util.tree_map_with_path(under, prefix, tree, is_leaf=is_leaf)
 
 
 def hashable(prefix: Any, is_leaf: Callable[[Any], bool] = is_entry) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..graph.graphdef import GraphDef
 from ..graph.spmd import PARTITION_NAME
 from ..graph.variable import Variable, replace_metadata
 from . import errors
@@ -28,15 +29,18 @@ class AxisName:
             return None
         return AxisName(transform_metadata[PARTITION_NAME])
 
-    def remove(self, variables: Sequence[Variable], axes: Sequence[Any]) -> None:
-        """Take the name out of the annotations of mapped Variables."""
-        for variable, axis in zip(variables, axes, strict=True):
+    def remove(
+        self, variables: Sequence[Variable], axes: Sequence[Any], graphdef: GraphDef
+    ) -> None:
+        """Take the name out of the annotations of mapped Variables, the first leaves of a graph."""
+        for leaf, (variable, axis) in enumerate(zip(variables, axes, strict=True)):
             if not isinstance(axis, int):
                 continue
             names = variable._metadata.get("sharding")
             if isinstance(names, tuple):
                 if not -len(names) <= axis < len(names) or names[axis] != self.name:
-                    raise errors.axis_name_mismatch(variable, axis, self.name)
+                    path = graphdef.paths.leaves[leaf][len(graphdef.roots) > 1 :]
+                    raise errors.axis_name_mismatch(path, variable, axis, self.name)
                 kept = list(names)
                 del kept[axis]
                 replace_metadata(variable, variable._metadata.with_items(sharding=tuple(kept)))

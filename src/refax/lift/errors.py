@@ -64,10 +64,13 @@ def unhashable_argument(place: str, value: Any) -> ValueError:
     )
 
 
-def axis_name_mismatch(variable: Any, axis: int, name: str | None) -> PrefixError:
+def axis_name_mismatch(
+    path: Sequence[Any], variable: Any, axis: int, name: str | None
+) -> PrefixError:
     return PrefixError(
-        f"A {type(variable).__name__} annotated {variable._metadata['sharding']} is mapped over "
-        f"axis {axis}, which transform_metadata calls {name!r}.\n"
+        f"`{path_string(path)}`, a {type(variable).__name__} annotated "
+        f"{variable._metadata['sharding']}, is mapped over axis {axis}, which transform_metadata "
+        f"calls {name!r}.\n"
         "Cure: annotate that axis with the same name, or map the axis that has it."
     )
 

@@ -100,7 +100,7 @@ class Inside:
         if axis_name is not None:
             variables = [o for o in self.objects if isinstance(o, Variable)]
             entries = [groups.entries[g] for g in groups.of_leaf]
-            axis_name.remove(variables, entries[: len(variables)])
+            axis_name.remove(variables, entries[: len(variables)], graphdef)
 
     def arguments(self, tree: Any) -> Any:
         return put_back(tree, self.roots)

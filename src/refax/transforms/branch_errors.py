@@ -28,14 +28,18 @@ class Look(NamedTuple):
 
 
 def different_structures(
-    name: str, call: Call, branches: Sequence[Callable], looks: Sequence[Look]
+    name: str,
+    call: Call,
+    branches: Sequence[Callable],
+    looks: Sequence[Look],
+    called: str = "the branches",
 ) -> PrefixError:
     """The error for two branches that leave different structures of objects."""
     found = _difference(branches, looks, _structure(call, branches[0]))
     return PrefixError(
-        f"{name}: the branches leave different structures.\n"
+        f"{name}: {called} leave different structures.\n"
         f"{found or 'They refer to different objects in the same places.'}\n"
-        "Cure: make the same attributes, of the same objects, in every branch, or before the call."
+        "Cure: make the same attributes, of the same objects, in all of them, or before the call."
     )
 
 

@@ -59,6 +59,8 @@ def check_carry(
             place, _ = place_of_output(
                 graphdef, rules.arguments, change, group, len(groups_in[group])
             )
+            if place in _places(call, rules):
+                raise _changed(loop, place, "is another Variable after the step", _SAME_OBJECT)
             raise _changed(loop, place, "is new: the step added it to what is carried")
         assert call.groups is not None
         for leaf, old, new in zip(
@@ -74,6 +76,16 @@ def check_carry(
         if not same_form(old, new):
             place = "carry" + jax.tree_util.keystr(path)
             raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}")
+
+
+def _places(call: Call, rules: OutputRules) -> set[str]:
+    """Every place of a leaf before the step."""
+    graphdef = call.plan.graphdef
+    return {
+        path_string(path, occurrence.place)
+        for occurrence in rules.arguments
+        for path, _ in graphdef.all_paths(graphdef.roots[occurrence.number])
+    }
 
 
 def _check_result(call: Call, loop: str, old: Any, new: Any) -> None:

@@ -159,7 +159,9 @@ class CustomVjp:
         finally:
             _LOOKING.reset(token)
         if looks[0].change.graph != looks[1].change.graph:
-            raise different_structures("custom_vjp", call, (self._function, fwd), looks)
+            raise different_structures(
+                "custom_vjp", call, (self._function, fwd), looks, "the function and its fwd"
+            )
         return frozenset(leaf for x in looks for group in x.change.dirty for leaf in group)
 
     def _gradients(self, call: Call, out: Any, wrt: list, types: Any) -> Any:

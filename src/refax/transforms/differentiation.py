@@ -33,7 +33,8 @@ class _Wrt(FilterPrefix):
 
 
 def normalize_argnums(argnums: Any) -> list[tuple[int, Any]]:
-    given = list(argnums) if isinstance(argnums, Sequence) else [argnums]
+    several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
+    given = list(argnums) if several else [argnums]
     result = []
     for entry in given:
         if isinstance(entry, DiffState):

@@ -212,5 +212,6 @@ def assert_max_traces(n: int, function: Callable | None = None) -> Iterator[None
     for traces, count in counters.items():
         if count > n and (wanted is None or traces is wanted):
             raise AssertionError(
-                f"{traces.name} was traced {count} times, more than {n}.\n{traces.explain()}"
+                f"{traces.name} was traced {count} times, more than {n}.\n{traces.explain()}\n"
+                "Cure: keep what differs the same between calls, or allow for more traces."
             )

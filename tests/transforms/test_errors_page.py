@@ -1,0 +1,109 @@
+"""docs/errors.md: every snippet runs, every message is the one printed, no error is left out."""
+
+import ast
+import functools
+import re
+import textwrap
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import refax
+
+SOURCE = Path(refax.__file__).parent
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+BLOCK = re.compile(r"```(\w+)\n(.*?)```\n", re.DOTALL)
+
+
+class Section(NamedTuple):
+    title: str
+    wrong: str
+    message: str
+    right: str
+
+
+def sections() -> Iterator[Section]:
+    for part in re.split(r"^### ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
+        title, _, body = part.partition("\n")
+        blocks = BLOCK.findall(body)
+        assert [kind for kind, _ in blocks] == ["python", "text", "python"], title
+        yield Section(title, *(text for _, text in blocks))
+
+
+SECTIONS = list(sections())
+PREAMBLE = BLOCK.search(PAGE.read_text())[2]
+
+
+def run(code: str) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(PREAMBLE, "preamble.py", "exec"), names)
+    exec(compile(code, "example.py", "exec"), names)
+
+
+@functools.cache
+def error_of(code: str) -> BaseException | None:
+    try:
+        run(code)
+    except (Exception, AssertionError) as error:
+        return error
+    return None
+
+
+def printed(error: BaseException) -> str:
+    text = error.args[0] if isinstance(error, KeyError) else str(error)
+    return re.sub(r"0x[0-9a-f]+", "0x…", f"{type(error).__name__}: {text}\n")
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
+def test_the_message_is_the_one_that_is_printed(section):
+    error = error_of(section.wrong)
+    assert error is not None, "the wrong code ran"
+    assert printed(error) == section.message
+    assert "Cure: " in section.message
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
+def test_the_right_code_runs(section):
+    run(section.right)
+
+
+def test_titles_are_unique():
+    titles = [section.title for section in SECTIONS]
+    assert len(set(titles)) == len(titles)
+
+
+# -- none is left out ----------------------------------------------------------------------------
+
+# Not for the page: abstract methods, the attribute protocol, and the debug switch for plans.
+EXEMPT = ("raise NotImplementedError", "raise AttributeError(name)", "raise AssertionError(\n"
+          '            "refax: a cached plan')  # fmt: skip
+
+
+def raising_lines() -> dict[tuple[str, int], str]:
+    """(file, line) → source of every `raise` in graph, lift and transforms."""
+    found = {}
+    for folder in ("graph", "lift", "transforms"):
+        for path in sorted((SOURCE / folder).glob("*.py")):
+            source = path.read_text()
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.Raise) and node.exc is not None:
+                    text = ast.get_source_segment(source, node) or ""
+                    if not text.startswith(EXEMPT):
+                        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+                            found[str(path), line] = f"{folder}/{path.name}:{node.lineno}: {text}"
+    return found
+
+
+def test_every_error_is_on_the_page():
+    raising = raising_lines()
+    missing = set(raising.values())
+    for section in SECTIONS:
+        error = error_of(section.wrong)
+        if error is not None:
+            for frame in traceback.extract_tb(error.__traceback__):
+                missing.discard(raising.get((frame.filename, frame.lineno or 0), ""))
+    listed = "\n".join(textwrap.shorten(text, 200) for text in sorted(missing))
+    assert not missing, f"to be added to docs/errors.md:\n{listed}"
