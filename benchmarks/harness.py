@@ -33,7 +33,8 @@ import numpy as np
 SIDES = ("floor", "refax", "flax", "equinox")
 Work = Callable[[], Any]
 
-# Wall time; on a machine that is busy with other things, the process's own time says more.
+# Wall time; on a machine that is busy with other things, the process's own time on one core says
+# more: it does not count what the others take.
 CLOCKS = {"wall": "perf_counter", "cpu": "process_time"}
 _SLICE = 0.003  # seconds for which a side runs before the next one has its turn
 
@@ -101,7 +102,9 @@ class Result:
     row: Row
     values: dict[str, float] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
-    spread: float = 0.0  # of refax's ratio: half the distance of its quartiles, over the median
+    spread: float | None = (
+        None  # of refax's ratio: half the distance of its quartiles, over the median
+    )
     errors: dict[str, str] = field(default_factory=dict)  # by side
 
     @property
@@ -257,11 +260,12 @@ def cells(result: Result) -> tuple[str, ...]:
         return f"×{_digits(result.ratios[name])}" if name in result.ratios else absolute(name)
 
     ratio = result.ratios.get("refax")
+    spread = "" if result.spread is None else f" ±{result.spread:.0%}"
     return (
         row.name,
         absolute("floor"),
         absolute("refax"),
-        "—" if ratio is None else f"{ratio:.2f} ±{result.spread:.0%}",
+        "—" if ratio is None else f"{ratio:.2f}{spread}",
         relative("flax"),
         relative("equinox"),
         row.bound.text(row.unit),
