@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from refax import nnx
+from refax.graph import variable as variable_module
 from tests.models import Count, Node
 
 pytestmark = pytest.mark.usefixtures("strict_numerics")
@@ -89,6 +90,11 @@ def test_types_and_names():
     assert nnx.variable_name_from_type(nnx.BatchStat) == "batch_stats"
     with pytest.raises(ValueError, match="test_unknown"):
         nnx.variable_type_from_name("test_unknown")
+
+
+def test_names_of_types_can_be_registered(monkeypatch):
+    known = dict(variable_module._TYPE_OF_NAME)
+    monkeypatch.setattr(variable_module, "_TYPE_OF_NAME", known)  # the registry is one a process
     made = nnx.variable_type_from_name("test_made", allow_register=True)
     assert issubclass(made, nnx.Variable)
     assert nnx.variable_type_from_name("test_made") is made

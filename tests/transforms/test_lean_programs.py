@@ -4,7 +4,9 @@ Each pair is a program with objects and the same one on plain arrays. What is me
 makes of them, not time.
 """
 
+import gc
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from refax import nnx
 from refax.nnx import Carry
@@ -218,3 +221,50 @@ def test_scanned_state_is_not_copied_into_a_carry():
     (scan,) = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
     assert [v.aval.shape for v in scan.outvars] == [(BATCH, SIZE)]
     assert len(scan.invars) <= 1 + len(jax.tree.leaves(nnx.state(STACK)))
+
+
+# -- what programs keep alive --------------------------------------------------------------------
+
+
+def with_spec(f):
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,),
+                         devices=jax.devices()[:1])  # fmt: skip
+    return nnx.shard_map(f, mesh=mesh, in_specs=P(), out_specs=P())
+
+
+USES = {
+    "jit": lambda f: nnx.jit(f),
+    "scan": lambda f: nnx.scan(f, in_axes=(None, 0), out_axes=0),
+    "scan with a carry": lambda f: nnx.scan(lambda m, x: (m, f(m, x))),
+    "cond": lambda f: lambda m, x: nnx.cond(True, f, f, m, x),
+    "switch": lambda f: lambda m, x: nnx.switch(0, [f, f], m, x),
+    "fori_loop": lambda f: lambda m, x: nnx.fori_loop(0, 2, lambda i, v: (v[0], f(*v)), (m, x)),
+    "while_loop": lambda f: (
+        lambda m, x: nnx.while_loop(lambda v: v[1][0, 0] < 0, lambda v: (v[0], f(*v)), (m, x))
+    ),
+    "vmap": lambda f: nnx.vmap(f, in_axes=(None, 0)),
+    "pmap": lambda f: nnx.pmap(f, in_axes=(None, 0)),
+    "shard_map": with_spec,
+    "grad": lambda f: nnx.grad(lambda m, x: (m.up.value.sum(), f(m, x)), has_aux=True),
+    "remat": lambda f: nnx.remat(f),
+    "checkify": lambda f: nnx.checkify(f),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_programs_keep_no_objects_arrays_or_functions_alive(name):
+    def function(model, x):
+        return x * 2
+
+    model, x = Block(0), jnp.ones((2, 2))
+    transformed = USES[name](function)
+    transformed(model, x)
+    watched = [weakref.ref(o) for o in (model, model.up, model.up.value, x)]
+    del model, x
+    gc.collect()
+    assert [ref() for ref in watched] == [None] * 4  # the program is still there
+    watched = weakref.ref(function)
+    del function, transformed
+    jax.clear_caches()  # JAX's own, of jaxprs by function
+    gc.collect()
+    assert watched() is None

@@ -44,6 +44,11 @@ class Slot:
 jax.tree_util.register_dataclass(Slot, data_fields=[], meta_fields=["number"])
 _SLOTS = tuple(Slot(i) for i in range(64))
 
+
+def is_slot(value: Any) -> bool:
+    return type(value) is Slot
+
+
 _LEAF_TYPES: set[type] = {int, float, bool, complex, str, type(None), np.ndarray, State}
 _OBJECTS = (Pytree, Variable)
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+
+from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan, plan_for
 from ..graph.trace_errors import tracing
 from ..graph.walk import walk
 from . import errors
-from .arguments import put_back, take_apart
+from .arguments import is_slot, put_back, take_apart
 from .axis_names import AxisName
 from .inside import Inside, Static
 from .prefix import Groups, OutputRules, all_entries, broadcast, group_leaves, occurrences
@@ -43,6 +46,43 @@ class Call:
     @property
     def grouped(self) -> list[list[Any]]:
         return [self.values] if self.groups is None else self.groups.take(self.values)
+
+    def form(self, function: Callable) -> CallForm:
+        """What a program of `function` may keep; a program outlives the objects of a call."""
+        return CallForm(
+            self.plan.graphdef,
+            self.groups or one_group(self.plan),
+            root_places(self.tree, function),
+            [type(root).__name__ for root in self.roots],
+            [jax.tree.map(jax.typeof, value) for value in self.values],
+        )
+
+
+class CallForm(NamedTuple):
+    """A call without objects and arrays."""
+
+    graphdef: GraphDef
+    groups: Groups
+    places: Sequence[str]  # of the roots among the arguments
+    kinds: Sequence[str]  # the names of the roots' types
+    types: Sequence[Any]  # of the leaves' values
+
+
+def root_places(tree: Any, function: Callable) -> list[str]:
+    """Where each root of a call stands among the arguments: `model`, `batch['x']`.
+
+    Args:
+        tree: (args, kwargs) with slots.
+        function: for the names of its arguments.
+    """
+    labels = errors.argument_names(function, len(tree[0]))
+    places: dict[int, str] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_slot):
+        if is_slot(x):
+            kind, first, *below = path
+            name = labels[first.idx] if kind.idx == 0 else str(first.key)
+            places.setdefault(x.number, name + jax.tree_util.keystr(tuple(below)))
+    return [places[i] for i in range(len(places))]
 
 
 def enter(args: tuple, kwargs: dict[str, Any]) -> Call:
@@ -91,7 +131,7 @@ def one_group(plan: Plan, entry: Any = None) -> Groups:
 
 def pure_function(
     function: Callable,
-    call: Call,
+    call: Call | CallForm,
     *,
     always: Sequence[bool] = (),
     rules: OutputRules | None = None,
@@ -114,8 +154,10 @@ def pure_function(
         observe: called at every trace, with the objects and the tree.
         returned: how to arrange (result, values by group, static); as that tuple by default.
     """
-    graphdef = call.plan.graphdef
-    groups = call.groups or one_group(call.plan)
+    if isinstance(call, Call):
+        graphdef, groups = call.plan.graphdef, call.groups or one_group(call.plan)
+    else:
+        graphdef, groups = call.graphdef, call.groups
 
     @functools.wraps(function, assigned=("__name__", "__qualname__", "__module__"), updated=())
     def pure(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:

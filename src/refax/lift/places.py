@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-
-import jax
+from collections.abc import Iterator, Sequence
 
 from ..graph.errors import path_string
 from ..graph.graphdef import VARIABLE, GraphDef, record_children
 from ..graph.representation import short
-from .arguments import put_back
-from .call import Call
-from .errors import argument_names
 from .inside import Change
-from .prefix import Occurrence, broadcast
-
-
-def root_places(call: Call, function: Callable) -> list[str]:
-    """Where each root of a call stands among the arguments: `model`, `batch['x']`."""
-    labels = argument_names(function, len(call.tree[0]))
-    places: dict[int, str] = {}
-    for path, obj, _ in broadcast(None, put_back(call.tree, call.roots), "arguments"):
-        name = labels[path[1].idx] if path[0].idx == 0 else str(path[1].key)
-        places.setdefault(call.numbers[id(obj)], name + jax.tree_util.keystr(path[2:]))
-    return [places[i] for i in range(len(call.roots))]
+from .prefix import Occurrence
 
 
 def place_under(path: tuple, roots: Sequence[str]) -> str:

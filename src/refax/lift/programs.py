@@ -32,6 +32,29 @@ def programs_of(function: Callable, options: Hashable | None) -> dict[Any, Any]:
         return {}
 
 
+class _Eager:
+    """The programs of a sequence of functions, each known weakly."""
+
+    __slots__ = ("following", "programs")
+
+    def __init__(self) -> None:
+        self.programs: dict[Any, Any] = {}
+        self.following: weakref.WeakKeyDictionary[Callable, _Eager] = weakref.WeakKeyDictionary()
+
+
+_EAGER = _Eager()
+
+
+def _eager_programs(functions: tuple[Callable, ...]) -> dict[Any, Any]:
+    node = _EAGER
+    for function in functions:
+        known = node.following.get(function)
+        if known is None:
+            known = node.following[function] = _Eager()
+        node = known
+    return node.programs
+
+
 def remember(programs: dict[Any, Any], key: Any, program: Any) -> None:
     """Keep a program; beyond the bound the oldest goes. (String keys are notes, not programs.)"""
     if len(programs) >= _MAX_PROGRAMS:
@@ -75,11 +98,10 @@ def eager_program(
     """
     if TRACE.value is not _TOP or any(map(reads_objects, functions)):
         return make(functions)
-    first, *others = functions
     try:
-        programs = programs_of(first, tuple(others))
+        programs = _eager_programs(functions)
         program = programs.get(key)
-    except TypeError:
+    except TypeError:  # a function without weak references, or a key without a hash
         return make(functions)
     if program is None:
         program = compile(make(tuple(map(proxy, functions))))

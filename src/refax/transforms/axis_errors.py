@@ -9,6 +9,7 @@ import jax
 
 from .._jax_compat import is_mapped_here
 from ..graph.errors import describe_value
+from ..graph.graphdef import GraphDef
 from ..lift.array_prefix import spread
 from ..lift.call import Call
 from ..lift.errors import PrefixError, argument_names
@@ -17,7 +18,7 @@ from ..lift.places import place_of_leaf, place_of_output
 from ..lift.prefix import OutputRules
 
 
-def check_broadcast(call: Call, rules: OutputRules, transform: str) -> Callable[..., Any]:
+def check_broadcast(graphdef: GraphDef, rules: OutputRules, transform: str) -> Callable[..., Any]:
     """A check, at the end of the trace, that nothing mapped leaves through axis None."""
 
     def returned(result: Any, grouped: Sequence[Sequence[Any]], static: Static) -> Any:
@@ -27,7 +28,7 @@ def check_broadcast(call: Call, rules: OutputRules, transform: str) -> Callable[
             for index, value in enumerate(grouped[group]):
                 if any(map(is_mapped_here, jax.tree.leaves(value))):
                     place, kind = place_of_output(
-                        call.plan.graphdef, rules.arguments, static.change, group, index
+                        graphdef, rules.arguments, static.change, group, index
                     )
                     raise _broadcast_written(place, kind, transform)
         return result, grouped, static

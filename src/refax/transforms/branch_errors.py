@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 
 from ..graph.graphdef import PYTREE, TUPLE
-from ..lift.call import Call
+from ..lift.arguments import is_slot
+from ..lift.call import CallForm
 from ..lift.errors import PrefixError
 from ..lift.inside import Change, Static
-from ..lift.places import outline, place_under, references, root_places, type_of_record
-from .forms import is_slot, shown
+from ..lift.places import outline, place_under, references, type_of_record
+from .forms import shown
 
 
 class Look(NamedTuple):
@@ -29,13 +30,13 @@ class Look(NamedTuple):
 
 def different_structures(
     name: str,
-    call: Call,
+    form: CallForm,
     branches: Sequence[Callable],
     looks: Sequence[Look],
     called: str = "the branches",
 ) -> PrefixError:
     """The error for two branches that leave different structures of objects."""
-    found = _difference(branches, looks, _structure(call, branches[0]))
+    found = _difference(branches, looks, _structure(form))
     return PrefixError(
         f"{name}: {called} leave different structures.\n"
         f"{found or 'They refer to different objects in the same places.'}\n"
@@ -44,10 +45,10 @@ def different_structures(
 
 
 def different_values(
-    name: str, call: Call, branches: Sequence[Callable], looks: Sequence[Look]
+    name: str, form: CallForm, branches: Sequence[Callable], looks: Sequence[Look]
 ) -> PrefixError | None:
     """The error for two branches whose results, or written values, differ in form."""
-    found = _difference(branches, looks, _values(call, branches[0]))
+    found = _difference(branches, looks, _values(form))
     if not found:
         return None
     return PrefixError(
@@ -71,9 +72,9 @@ def _difference(
     return f"`{place}` is {a} after {names[0]}, but {b} after {names[1]}."
 
 
-def _structure(call: Call, function: Callable) -> Callable[[Look], dict[str, str]]:
+def _structure(form: CallForm) -> Callable[[Look], dict[str, str]]:
     """{place: type, static value, or the place of the object that stands there}."""
-    before, inputs = call.plan.graphdef, root_places(call, function)
+    before, inputs = form.graphdef, list(form.places)
     came_in = [place_under(path, inputs) for path in before.paths.nodes]
 
     def describe(look: Look) -> dict[str, str]:
@@ -112,9 +113,9 @@ def _result_places(look: Look, records: Sequence[int]) -> list[str]:
     return [places.get(r, _LOST) for r in records]
 
 
-def _values(call: Call, function: Callable) -> Callable[[Look], dict[str, str]]:
+def _values(form: CallForm) -> Callable[[Look], dict[str, str]]:
     """{place: form} of the result, as a whole and each array of it, and of every leaf."""
-    graphdef, inputs = call.plan.graphdef, root_places(call, function)
+    graphdef, inputs = form.graphdef, list(form.places)
 
     def describe(look: Look) -> dict[str, str]:
         containers = jax.tree.map(lambda _: 0, look.result, is_leaf=is_slot)
@@ -124,7 +125,7 @@ def _values(call: Call, function: Callable) -> Callable[[Look], dict[str, str]]:
         graph = look.change.graph
         after = graphdef if graph is None else graph.graphdef
         roots = inputs + _result_places(look, after.roots[len(inputs) :])
-        values = dict(enumerate(call.values)) if graph is None else {}
+        values = dict(enumerate(form.types)) if graph is None else {}
         if graph is None:
             for leaves, outs in zip(look.change.dirty, look.grouped, strict=True):
                 values.update(zip(leaves, outs, strict=True))

@@ -9,12 +9,13 @@ import jax
 
 from ..graph.errors import path_string
 from ..graph.graphdef import PYTREE, TUPLE, VARIABLE, record_children
-from ..lift.call import Call
+from ..lift.arguments import is_slot
+from ..lift.call import CallForm
 from ..lift.errors import PrefixError
 from ..lift.inside import NewGraph, Static
 from ..lift.places import place_of_leaf, place_of_output
 from ..lift.prefix import OutputRules
-from .forms import is_slot, same_form, shown
+from .forms import same_form, shown
 
 
 class _Entry(type):
@@ -31,7 +32,7 @@ def is_carry(entry: Any) -> bool:
 
 
 def check_carry(
-    call: Call,
+    form: CallForm,
     rules: OutputRules,
     loop: str,
     before: tuple[Sequence[Any], Any, Sequence[Any]],
@@ -42,7 +43,7 @@ def check_carry(
     """Raise if a step changed the form of what it carries; names the place and both forms.
 
     Args:
-        call, rules: of the loop.
+        form, rules: of the loop.
         loop: its name.
         before: (values by group, tree with slots, leaves of it) as the step got them.
         out: values by group as the step leaves them.
@@ -50,8 +51,8 @@ def check_carry(
         static: what the step did to the objects.
     """
     groups_in, tree_in, leaves_in = before
-    change, graphdef = static.change, call.plan.graphdef
-    _check_result(call, loop, tree_in, tree)
+    change, graphdef = static.change, form.graphdef
+    _check_result(form, loop, tree_in, tree)
     for group, entry in enumerate(rules.entries):
         if not is_carry(entry):
             continue
@@ -59,18 +60,17 @@ def check_carry(
             place, _ = place_of_output(
                 graphdef, rules.arguments, change, group, len(groups_in[group])
             )
-            if place in _places(call, rules):
+            if place in _places(form, rules):
                 raise _changed(loop, place, "is another Variable after the step", _SAME_OBJECT)
             raise _changed(loop, place, "is new: the step added it to what is carried")
-        assert call.groups is not None
         for leaf, old, new in zip(
-            call.groups.members[group], groups_in[group], out[group], strict=True
+            form.groups.members[group], groups_in[group], out[group], strict=True
         ):
             if not same_form(old, new):
                 place = place_of_leaf(graphdef, rules.arguments, leaf)
                 raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}")
     if change.graph is not None:
-        _check_structure(call, rules, loop, change.graph)
+        _check_structure(form, rules, loop, change.graph)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     for path, old, new in zip(paths, leaves_in, jax.tree.leaves(tree), strict=True):
         if not same_form(old, new):
@@ -78,9 +78,9 @@ def check_carry(
             raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}")
 
 
-def _places(call: Call, rules: OutputRules) -> set[str]:
+def _places(form: CallForm, rules: OutputRules) -> set[str]:
     """Every place of a leaf before the step."""
-    graphdef = call.plan.graphdef
+    graphdef = form.graphdef
     return {
         path_string(path, occurrence.place)
         for occurrence in rules.arguments
@@ -88,11 +88,11 @@ def _places(call: Call, rules: OutputRules) -> set[str]:
     }
 
 
-def _check_result(call: Call, loop: str, old: Any, new: Any) -> None:
+def _check_result(form: CallForm, loop: str, old: Any, new: Any) -> None:
     """The result has the containers of the carry, and the same objects in the same places."""
     old_leaves, old_containers = jax.tree_util.tree_flatten_with_path(old, is_leaf=is_slot)
     new_leaves, new_containers = jax.tree.flatten(new, is_leaf=is_slot)
-    words = f"was {shown(old, call.roots)} and becomes {shown(new, call.roots)}"
+    words = f"was {shown(old, form.kinds)} and becomes {shown(new, form.kinds)}"
     if old_containers != new_containers:
         raise _changed(loop, "carry", words)
     for (path, before), after in zip(old_leaves, new_leaves, strict=True):
@@ -103,9 +103,9 @@ def _check_result(call: Call, loop: str, old: Any, new: Any) -> None:
             raise _changed(loop, "carry", words)
 
 
-def _check_structure(call: Call, rules: OutputRules, loop: str, graph: NewGraph) -> None:
+def _check_structure(form: CallForm, rules: OutputRules, loop: str, graph: NewGraph) -> None:
     """A carried object must keep its attributes, its statics, and which objects they are."""
-    before, after = call.plan.graphdef, graph.graphdef
+    before, after = form.graphdef, graph.graphdef
     for occurrence in rules.arguments:
         if not is_carry(occurrence.prefix):
             continue

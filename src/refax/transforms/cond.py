@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from ..graph.variable import Variable
-from ..lift.call import Call, enter, leave, pure_function
+from ..lift.call import CallForm, enter, leave, pure_function
 from ..lift.inside import Change, Static
 from ..lift.programs import eager_program
 from .branch_errors import Look, different_structures, different_values
@@ -84,21 +84,23 @@ def _branch(
     call = enter(operands, {})
 
     def make(functions: tuple[Callable, ...]) -> Callable:
+        form = call.form(branches[0])
+
         def run(grouped: Any, tree_and_selector: Any) -> Any:
             tree, selector = tree_and_selector
             looks: list[Look] = []
             for function in functions:
-                look = pure_function(function, call, explicit=True)
+                look = pure_function(function, form, explicit=True)
                 looks.append(Look(*jax.eval_shape(look, grouped, tree)))
-            written = _written(looks, branches, call, name)
+            written = _written(looks, functions, form, name)
             pures = [
-                pure_function(f, call, force=written, explicit=True, returned=_without_static)
+                pure_function(f, form, force=written, explicit=True, returned=_without_static)
                 for f in functions
             ]
             try:
                 result, out = choose(pures, selector, grouped, tree)
             except TypeError:
-                _check_values(looks, branches, call, name)
+                _check_values(looks, functions, form, name)
                 raise
             return result, out, _static(looks[0].change, written)
 
@@ -120,21 +122,21 @@ def _static(change: Change, written: frozenset[int]) -> Static:
 
 
 def _written(
-    looks: Sequence[Look], branches: Sequence[Callable], call: Call, name: str
+    looks: Sequence[Look], branches: Sequence[Callable], form: CallForm, name: str
 ) -> frozenset[int]:
     """The leaves that any branch writes; raises if the branches leave different structures."""
     first = looks[0]
     for look, branch in zip(looks[1:], branches[1:], strict=True):
         if look.change.graph != first.change.graph:
-            raise different_structures(name, call, (branches[0], branch), (first, look))
+            raise different_structures(name, form, (branches[0], branch), (first, look))
     return frozenset(leaf for look in looks for group in look.change.dirty for leaf in group)
 
 
 def _check_values(
-    looks: Sequence[Look], branches: Sequence[Callable], call: Call, name: str
+    looks: Sequence[Look], branches: Sequence[Callable], form: CallForm, name: str
 ) -> None:
     """Say which values differ, when JAX has refused, in the caller's words."""
     for look, branch in zip(looks[1:], branches[1:], strict=True):
-        error = different_values(name, call, (branches[0], branch), (looks[0], look))
+        error = different_values(name, form, (branches[0], branch), (looks[0], look))
         if error is not None:
             raise error from None

@@ -160,7 +160,11 @@ class CustomVjp:
             _LOOKING.reset(token)
         if looks[0].change.graph != looks[1].change.graph:
             raise different_structures(
-                "custom_vjp", call, (self._function, fwd), looks, "the function and its fwd"
+                "custom_vjp",
+                call.form(self._function),
+                (self._function, fwd),
+                looks,
+                "the function and its fwd",
             )
         return frozenset(leaf for x in looks for group in x.change.dirty for leaf in group)
 

@@ -9,7 +9,7 @@ import jax
 
 from ..graph.errors import describe_value
 from ..graph.variable import Variable
-from ..lift.arguments import Slot
+from ..lift.arguments import is_slot
 
 
 class _Word(str):
@@ -19,23 +19,19 @@ class _Word(str):
         return str(self)
 
 
-def is_slot(value: Any) -> bool:
-    return type(value) is Slot
-
-
-def shown(value: Any, roots: Sequence[Any] = ()) -> str:
+def shown(value: Any, kinds: Sequence[str] = ()) -> str:
     """A value as `(float32[2], {'a': Linear})`: arrays by form, objects by type.
 
     Args:
         value: any pytree, with slots.
-        roots: what the slots stand for; a number outside of it is an object that is new.
+        kinds: the types of what the slots stand for; a number beyond is an object that is new.
     """
 
     def word(x: Any) -> _Word:
         if not is_slot(x):
             return _Word(describe_value(x))
-        known = 0 <= x.number < len(roots)
-        return _Word(type(roots[x.number]).__name__ if known else "a new object")
+        known = 0 <= x.number < len(kinds)
+        return _Word(kinds[x.number] if known else "a new object")
 
     value = value._value if isinstance(value, Variable) else value
     return str(jax.tree.map(word, value, is_leaf=is_slot))

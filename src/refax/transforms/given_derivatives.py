@@ -18,10 +18,11 @@ from ..graph.module import Pytree
 from ..graph.state import State, iter_leaves
 from ..graph.variable import Variable
 from ..graph.verbs import state
-from ..lift.call import Call
+from ..lift.arguments import is_slot
+from ..lift.call import Call, root_places
 from ..lift.errors import PrefixError, argument_names
-from ..lift.places import place_under, root_places
-from .forms import is_slot, shown
+from ..lift.places import place_under
+from .forms import shown
 
 
 class Given(NamedTuple):
@@ -37,7 +38,7 @@ class Given(NamedTuple):
 
     def leaf(self, leaf: int) -> str:
         path = self.call.plan.graphdef.paths.leaves[leaf]
-        return place_under(path, root_places(self.call, self.function))
+        return place_under(path, root_places(self.call.tree, self.function))
 
 
 def laid_out(wrt: list, given: Sequence[Any], types: Any, how: Given) -> Any:
@@ -65,7 +66,12 @@ def laid_out(wrt: list, given: Sequence[Any], types: Any, how: Given) -> Any:
             try:
                 pieces = structure.flatten_up_to(derivative)
             except ValueError:
-                raise _wrong(how, number, derivative, shown(wanted, how.call.roots)) from None
+                raise _wrong(
+                    how,
+                    number,
+                    derivative,
+                    shown(wanted, [type(r).__name__ for r in how.call.roots]),
+                ) from None
         for slot, piece in zip(slots, pieces, strict=True):
             if is_slot(slot) and piece is not None:
                 _collect(slot.number, piece, of_leaf, number, how)

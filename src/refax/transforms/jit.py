@@ -15,9 +15,8 @@ import jax
 
 from ..lift import errors
 from ..lift.arguments import unbind
-from ..lift.call import Call, enter, leave, pure_function
+from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.inside import Inside
-from ..lift.places import root_places
 from ..lift.programs import programs_of, proxy, remember
 from .bound import decorator_or_function, method_of
 from .jit_layout import Layout, layout_of
@@ -173,7 +172,7 @@ class JitWrapped:
     def _observer(self, call: Call, statics: StaticArguments | None) -> Callable:
         """What notes each trace, with the places of the objects as they are now."""
         labels = errors.argument_names(self._function, len(call.tree[0]))
-        roots = root_places(call, self._function)
+        roots = root_places(call.tree, self._function)
         fixed = {} if statics is None else statics.named(labels)
         graphdef, traces = call.plan.graphdef, self.traces
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 
 from ..lift.arguments import Slot, put_back
-from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
+from ..lift.call import Call, CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import Change, Static
 from ..lift.places import place_of_leaf
@@ -42,15 +42,16 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
     call, rules = _enter(body_fun, init_val)
 
     def make(functions: tuple[Callable, ...]) -> Callable:
-        cond = pure_function(functions[1], call, returned=_only_result(call, rules))
-        step = _step(functions[0], call, rules, "while_loop")
+        form = call.form(body_fun)
+        cond = pure_function(functions[1], form, returned=_only_result(form, rules))
+        step = _step(functions[0], form, rules, "while_loop")
 
         def run(grouped: Any, tree: Any) -> Any:
             (value,), _ = tree
             grouped, value = jax.lax.while_loop(
                 lambda carry: cond(carry[0], ((carry[1],), {})), step, (grouped, value)
             )
-            return _result(call, grouped, value)
+            return _result(form, grouped, value)
 
         return run
 
@@ -84,21 +85,24 @@ def fori_loop(
         >>> int(nnx.fori_loop(0, 5, body, total))
         10
     """
-    call, rules = _enter(functools.partial(body_fun, 0), init_val)  # named without the index
+    of_value = functools.partial(body_fun, 0)  # for names: without the index
+    call, rules = _enter(of_value, init_val)
     static_bounds = isinstance(lower, int) and isinstance(upper, int)
     bounds = (lower, upper)
 
     def make(functions: tuple[Callable, ...]) -> Callable:
+        form = call.form(of_value)
+
         def run(grouped: Any, tree_and_bounds: Any) -> Any:
             ((value,), _), given = tree_and_bounds
             low, high = bounds if static_bounds else given
 
             def step(i: Any, carry: Any) -> Any:
                 body = functions[0]
-                return _step(lambda v: body(i, v), call, rules, "fori_loop", body)(carry)
+                return _step(lambda v: body(i, v), form, rules, "fori_loop", body)(carry)
 
             grouped, value = jax.lax.fori_loop(low, high, step, (grouped, value), unroll=unroll)
-            return _result(call, grouped, value)
+            return _result(form, grouped, value)
 
         return run
 
@@ -113,14 +117,15 @@ def _enter(function: Callable, value: Any) -> tuple[Call, OutputRules]:
     return call, rules
 
 
-def _only_result(call: Call, rules: OutputRules) -> Callable[..., Any]:
+def _only_result(form: CallForm, rules: OutputRules) -> Callable[..., Any]:
     """What the condition returns, after a check that it changed nothing."""
 
     def returned(result: Any, grouped: Any, static: Static) -> Any:
         dirty = [leaf for group in static.change.dirty for leaf in group]
         if dirty or static.change.graph is not None:
-            graphdef = call.plan.graphdef
-            place = place_of_leaf(graphdef, rules.arguments, dirty[0]) if dirty else "an object"
+            place = (
+                place_of_leaf(form.graphdef, rules.arguments, dirty[0]) if dirty else "an object"
+            )
             raise PrefixError(
                 f"while_loop: cond_fun changes `{place}`, but it only decides whether to go on.\n"
                 "Cure: make the change in body_fun."
@@ -131,28 +136,27 @@ def _only_result(call: Call, rules: OutputRules) -> Callable[..., Any]:
 
 
 def _step(
-    function: Callable, call: Call, rules: OutputRules, loop: str, named: Callable | None = None
+    function: Callable, form: CallForm, rules: OutputRules, loop: str, named: Callable | None = None
 ) -> Callable:
     """(values by group, value) → the same, one step on."""
     if named is not None:
         function.__name__ = getattr(named, "__name__", "body")
     always = (True,) * len(rules.entries)
-    pure = pure_function(function, call, always=always, rules=rules)
+    pure = pure_function(function, form, always=always, rules=rules)
 
     def step(carry: Any) -> Any:
         grouped, value = carry
         result, out, static = pure(grouped, ((value,), {}))
-        result = _input_slots(result, call.plan.graphdef.roots)
+        result = _input_slots(result, form.graphdef.roots)
         check_carry(
-            call, rules, loop, (grouped, value, jax.tree.leaves(value)), out, result, static
+            form, rules, loop, (grouped, value, jax.tree.leaves(value)), out, result, static
         )
         return [list(o) for o in out], result
 
     return step
 
 
-def _result(call: Call, grouped: Any, value: Any) -> Any:
+def _result(form: CallForm, grouped: Any, value: Any) -> Any:
     """What `leave` takes: every leaf is written, nothing else changed."""
-    assert call.groups is not None
-    slots = [Slot(r) for r in call.plan.graphdef.roots]
-    return put_back(value, slots), grouped, Static(Change(call.groups.members, None))
+    slots = [Slot(r) for r in form.graphdef.roots]
+    return put_back(value, slots), grouped, Static(Change(form.groups.members, None))

@@ -18,7 +18,7 @@ from ..graph.errors import describe_value
 from ..lift.arguments import Slot, put_back, unbind
 from ..lift.array_prefix import hashable, spread
 from ..lift.axis_names import AxisName
-from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
+from ..lift.call import CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import Static
 from ..lift.places import place_of_output
@@ -92,7 +92,8 @@ def scan(
         assert call.groups is not None
 
         def make(functions: tuple[Callable, ...]) -> Callable:
-            return _loop(functions[0], call, rules, prefix, out_axes, carried, options, named)
+            form = call.form(function)
+            return _loop(functions[0], form, rules, prefix, out_axes, carried, options, named)
 
         key = ("scan", call.plan.graphdef, call.groups.of_leaf, rules.entries,
                hashable((prefix, out_axes)), named and named.name,
@@ -147,7 +148,7 @@ def _back(value: Any, axis: Any) -> Any:
 
 def _loop(
     function: Callable,
-    call: Call,
+    form: CallForm,
     rules: OutputRules,
     prefix: tuple,
     out_axes: Any,
@@ -158,8 +159,8 @@ def _loop(
     """The pure function of (values by group, tree): one `jax.lax.scan`."""
     entries = rules.entries
     always = tuple(is_carry(e) for e in entries)
-    pure = pure_function(function, call, always=always, rules=rules, axis_name=named)
-    roots = call.plan.graphdef.roots
+    pure = pure_function(function, form, always=always, rules=rules, axis_name=named)
+    roots = form.graphdef.roots
 
     def run(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
@@ -192,11 +193,11 @@ def _loop(
                 for leaf, e in zip(leaves, axes, strict=True)
             ]  # fmt: skip
             result, out, static = pure(full, treedef.unflatten(mixed))
-            _check_broadcast(call, rules, out, static)
+            _check_broadcast(form, rules, out, static)
             new_tree, ys = _split_result(result, out_axes)
             new_tree = _input_slots(new_tree, roots)
             check_carry(
-                call, rules, "scan", (carry[0], carry_tree, carry[1]), out, new_tree, static
+                form, rules, "scan", (carry[0], carry_tree, carry[1]), out, new_tree, static
             )
             new_carry = (
                 [o if is_carry(e) else None for o, e in zip(out, entries, strict=True)],
@@ -226,12 +227,10 @@ def spread_out(axes: Any, ys: Any) -> list[Any]:
     return spread(axes, ys, "out_axes", _is_entry)
 
 
-def _check_broadcast(call: Call, rules: OutputRules, out: Any, static: Static) -> None:
+def _check_broadcast(form: CallForm, rules: OutputRules, out: Any, static: Static) -> None:
     for group, entry in enumerate(rules.entries):
         if entry is None and out[group]:
-            place, kind = place_of_output(
-                call.plan.graphdef, rules.arguments, static.change, group, 0
-            )
+            place, kind = place_of_output(form.graphdef, rules.arguments, static.change, group, 0)
             raise PrefixError(
                 f"`{place}` is written inside scan, where it is broadcast (None): every step would "
                 "see the value from before the loop.\n"

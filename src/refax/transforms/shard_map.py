@@ -66,7 +66,8 @@ def shard_map(
                 return functions[0](*(statics.get(i, a) for i, a in enumerate(args)))
 
             functools.update_wrapper(inner, functions[0], updated=())
-            pure = pure_function(inner, call, rules=rules, returned=check_replicated(call, rules))
+            checked = check_replicated(call.plan.graphdef, rules)
+            pure = pure_function(inner, call, rules=rules, returned=checked)
             specs = for_arrays(prefix, call.tree[0], "args", _is_spec)
             return jax.shard_map(
                 pure,

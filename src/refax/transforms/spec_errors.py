@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from .._jax_compat import varying_axes
 from ..graph.errors import describe_value
+from ..graph.graphdef import GraphDef
 from ..lift.array_prefix import spread
 from ..lift.call import Call
 from ..lift.errors import PrefixError, argument_names
@@ -19,7 +20,7 @@ from ..lift.places import place_of_leaf, place_of_output
 from ..lift.prefix import OutputRules
 
 
-def check_replicated(call: Call, rules: OutputRules) -> Callable[..., Any]:
+def check_replicated(graphdef: GraphDef, rules: OutputRules) -> Callable[..., Any]:
     """A check, at the end of the trace, that what differs between devices leaves by its axes."""
 
     def returned(result: Any, grouped: Sequence[Sequence[Any]], static: Static) -> Any:
@@ -29,7 +30,7 @@ def check_replicated(call: Call, rules: OutputRules) -> Callable[..., Any]:
                 more = set().union(*map(varying_axes, jax.tree.leaves(value))) - known
                 if more:
                     place, kind = place_of_output(
-                        call.plan.graphdef, rules.arguments, static.change, group, index
+                        graphdef, rules.arguments, static.change, group, index
                     )
                     raise _varies(place, kind, spec, sorted(more, key=str))
         return result, grouped, static

@@ -136,7 +136,7 @@ def _mapped(
 
         def make(functions: tuple[Callable, ...]) -> Callable:
             inner = _with_statics(functions[0], statics) if statics else functions[0]
-            checked = check_broadcast(call, rules, name)
+            checked = check_broadcast(call.plan.graphdef, rules, name)
             pure = pure_function(inner, call, rules=rules, axis_name=named, returned=checked)
             out = without_objects(out_axes)
             if compiled_for is not None and None in axes:
