@@ -15,7 +15,8 @@ import pytest
 from jax.test_util import check_grads
 
 from refax import nnx
-from tests.layers.cases import BY_NAME, CASES, Case, inputs_of
+from tests.layers.case import Case, inputs_of
+from tests.layers.cases import BY_NAME, CASES
 
 pytestmark = pytest.mark.usefixtures("strict_numerics")
 
