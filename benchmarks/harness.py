@@ -70,7 +70,7 @@ class Row:
     checked = 1  # how many results are compared before the timing
     tolerance = 1e-4
     min_rounds = 5
-    unit = "s"  # or "B", where `gives_value`
+    unit = "s"  # or "B", or "" for a count, where `gives_value`
     gives_value = False  # a work returns the quantity itself, `min_rounds` times, unchecked
 
     def floor(self) -> Work | None:
@@ -192,7 +192,10 @@ def _summarize(result: Result, samples: Mapping[str, Sequence[float]]) -> None:
         result.values[name] = statistics.median(taken[i] for i in calm)
         if "floor" not in samples:
             continue
-        ratios = [taken[i] / samples["floor"][i] for i in calm]
+        floor = samples["floor"]  # 0 bytes are as many as 0 bytes
+        ratios = [
+            taken[i] / floor[i] if floor[i] else 1.0 if not taken[i] else math.inf for i in calm
+        ]
         result.ratios[name] = statistics.median(ratios)
         if name == "refax" and len(ratios) > 2:
             low, _, high = statistics.quantiles(ratios, n=4)
@@ -232,6 +235,8 @@ def fresh_interpreter(prepare: str, timed: str) -> float:
 
 def quantity(value: float, unit: str) -> str:
     """`value` with three digits and the prefix that suits it."""
+    if not unit:
+        return f"{value:.0f}"
     if unit == "B":
         return f"{value / 2**20:.3g} MiB" if value >= 2**20 else f"{value / 2**10:.3g} KiB"
     for factor, shown in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):

@@ -16,7 +16,6 @@ def rows() -> Iterator[Row]:
     yield Lower(GPT(12))
     yield Lower(GPT(48), slow=True)
     yield PeakMemory(GPT(12))
-    # Later: lines of HLO, and temporary memory, of vmap, scan, cond and the scanned GPT.
 
 
 def _fresh(f: Callable) -> Callable:

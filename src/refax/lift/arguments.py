@@ -72,10 +72,13 @@ def take_apart(tree: Any, objects: list[Any], numbers: dict[int, int]) -> Any:
             number = numbers[id(tree)] = len(objects)
             objects.append(tree)
         return _SLOTS[number] if number < 64 else Slot(number)
+    leaf = _LEAF_TYPES  # asked here, which saves a call for most arguments
     if cls is tuple or cls is list:
-        return cls([take_apart(x, objects, numbers) for x in tree])
+        return cls([x if type(x) in leaf else take_apart(x, objects, numbers) for x in tree])
     if cls is dict:
-        return {k: take_apart(x, objects, numbers) for k, x in tree.items()}
+        return {
+            k: x if type(x) in leaf else take_apart(x, objects, numbers) for k, x in tree.items()
+        }
     if isinstance(tree, jax.Array):
         if cls.__module__.startswith(("jax", "jaxlib")):
             _LEAF_TYPES.add(cls)

@@ -88,7 +88,8 @@ def root_places(tree: Any, function: Callable) -> list[str]:
 def enter(args: tuple, kwargs: dict[str, Any]) -> Call:
     roots: list[Any] = []
     numbers: dict[int, int] = {}
-    tree = take_apart((args, kwargs), roots, numbers)
+    taken = take_apart(args, roots, numbers)
+    tree = (taken, take_apart(kwargs, roots, numbers) if kwargs else {})
     return Call(roots, numbers, tree)
 
 
