@@ -41,6 +41,7 @@ FLOORS = {
     "layers": 4,
     "inspect": 5,
     "training": 5,
+    "graphlib": 5,
     "nnx": 6,
     "": 7,
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.layers import cases_convolution, cases_normalization, cases_recurrent
 from tests.layers.case import AFFINE, LOW_RANK, NORM, Case, Params, by_key
 
 # -- references ----------------------------------------------------------------------------------
@@ -234,5 +235,8 @@ CASES = [
         dtype=False,
     ),
 ]
+CASES += cases_convolution.CASES
+CASES += cases_normalization.CASES
+CASES += cases_recurrent.CASES
 
 BY_NAME = {case.name: case for case in CASES}

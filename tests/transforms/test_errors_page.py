@@ -78,7 +78,8 @@ def test_titles_are_unique():
 # -- none is left out ----------------------------------------------------------------------------
 
 # Not for the page: abstract methods, the attribute protocol, and the debug switch for plans.
-EXEMPT = ("raise NotImplementedError", "raise AttributeError(name)", "raise AssertionError(\n"
+EXEMPT = ("raise NotImplementedError", "raise AttributeError(name)", "raise KeyError(part)",
+          "raise AssertionError(\n"
           '            "refax: a cached plan')  # fmt: skip
 
 

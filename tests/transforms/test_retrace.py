@@ -227,7 +227,7 @@ def test_one_warning_after_more_than_eight_retraces():
             update(model, X)
     (warning,) = caught
     text = str(warning.message)
-    assert "update was traced 10 times" in text and "model.step: 8 → 9" in text
+    assert "update` (" in text and "was traced 10 times" in text and "model.step: 8 → 9" in text
     assert "The commonest reason (9 times)" in text and "nnx.Variable" in text
     assert warning.filename == __file__
     assert "trace 15" in update.explain()
@@ -235,7 +235,7 @@ def test_one_warning_after_more_than_eight_retraces():
 
 def test_the_cure_for_shapes():
     f = nnx.jit(lambda x: x)
-    with pytest.warns(nnx.RetraceWarning, match=r"float32\[9,2\] → float32\[10,2\].*padding"):
+    with pytest.warns(nnx.RetraceWarning, match=r"float32\[9,2\] → float32\[10,2\].\n.*padding"):
         for i in range(1, 12):
             f(jnp.ones((i, 2)))
 

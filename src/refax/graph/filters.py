@@ -7,13 +7,14 @@ entries. The value that a filter sees is the Variable (or the bare array) itself
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import cast
 
 from .variable import Variable
 
-Filter = Any
-Predicate = Callable[[tuple, Any], bool]
+Filter = typing.Any
+Predicate = Callable[[tuple, typing.Any], bool]
 
 
 class _Frozen:
@@ -21,7 +22,7 @@ class _Frozen:
 
     __slots__ = ("content",)
 
-    def __init__(self, *content: Any):
+    def __init__(self, *content: typing.Any):
         self.content = content
 
     def __eq__(self, other: object) -> bool:
@@ -34,11 +35,11 @@ class _Frozen:
         name = type(self).__name__.rstrip("_")
         return f"{name}({', '.join(map(_show, self.content))})"
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         raise NotImplementedError
 
 
-def _show(part: Any) -> str:
+def _show(part: typing.Any) -> str:
     return part.__name__ if isinstance(part, type) else repr(part)
 
 
@@ -48,7 +49,7 @@ class OfType(_Frozen):
     def __init__(self, type: type):
         super().__init__(type)
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         return isinstance(value, self.content[0])
 
 
@@ -58,17 +59,17 @@ class WithTag(_Frozen):
     def __init__(self, tag: str):
         super().__init__(tag)
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         return isinstance(value, Variable) and value._metadata.get("tag") == self.content[0]
 
 
 class PathContains(_Frozen):
     """Matches values with this key in their path (`exact=False`: within a key's text)."""
 
-    def __init__(self, key: Any, exact: bool = True):
+    def __init__(self, key: typing.Any, exact: bool = True):
         super().__init__(key, exact)
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         key, exact = self.content
         return key in path if exact else any(str(key) in str(part) for part in path)
 
@@ -79,17 +80,17 @@ class PathIn(_Frozen):
     def __init__(self, *paths: tuple):
         super().__init__(frozenset(tuple(p) for p in paths))
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         return path in self.content[0]
 
 
-class Any_(_Frozen):
+class Any(_Frozen):
     """Matches what one of the filters matches."""
 
     def __init__(self, *filters: Filter):
         super().__init__(*map(to_predicate, filters))
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         return any(p(path, value) for p in self.content)
 
 
@@ -99,7 +100,7 @@ class All(_Frozen):
     def __init__(self, *filters: Filter):
         super().__init__(*map(to_predicate, filters))
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         return all(p(path, value) for p in self.content)
 
 
@@ -109,21 +110,21 @@ class Not(_Frozen):
     def __init__(self, filter: Filter, /):
         super().__init__(to_predicate(filter))
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         return not self.content[0](path, value)
 
 
 class Everything(_Frozen):
     """Matches everything: `...` and `True`."""
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         return True
 
 
 class Nothing(_Frozen):
     """Matches nothing: `None` and `False`."""
 
-    def __call__(self, path: tuple, value: Any) -> bool:
+    def __call__(self, path: tuple, value: typing.Any) -> bool:
         return False
 
 
@@ -144,7 +145,7 @@ def to_predicate(filter: Filter) -> Predicate:
     if isinstance(filter, type):
         return OfType(filter)
     if isinstance(filter, (tuple, list)):
-        return Any_(*filter)
+        return Any(*filter)
     if callable(filter):
         return cast(Predicate, filter)
     raise TypeError(
@@ -156,7 +157,7 @@ def to_predicate(filter: Filter) -> Predicate:
 
 def is_structural(predicate: Predicate) -> bool:
     """Whether the answer depends on path, type and metadata only, not on a value or a closure."""
-    if isinstance(predicate, (Any_, All, Not)):
+    if isinstance(predicate, (Any, All, Not)):
         return all(map(is_structural, predicate.content))
     if isinstance(predicate, OfType):  # a bare array may become one of another type
         kind = predicate.content[0]
@@ -167,10 +168,10 @@ def is_structural(predicate: Predicate) -> bool:
 def matches_any(filters: Iterable[Filter]) -> Predicate | None:
     """One predicate for several filters; None where there are none (everything matches)."""
     filters = tuple(filters)
-    return Any_(*filters) if filters else None
+    return Any(*filters) if filters else None
 
 
-def first_match(predicates: Iterable[Predicate], path: tuple, value: Any) -> int | None:
+def first_match(predicates: Iterable[Predicate], path: tuple, value: typing.Any) -> int | None:
     """The position of the first predicate that matches."""
     for i, predicate in enumerate(predicates):
         if predicate(path, value):

@@ -1,4 +1,4 @@
-"""Going through an object graph: `iter_graph`, and the quick loop behind `train()` and `eval()`."""
+"""Going through an object graph: `iter_graph`; and the quick loop behind `train()`, `eval()`."""
 
 from __future__ import annotations
 
@@ -7,35 +7,42 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from .containers import Dict, List
 from .graphdef import sorted_keys
-from .module import Pytree
+from .module import Module, Pytree
 from .state import State
-from .variable import Variable
+from .variable import BatchStat, Param, RngCount, RngKey, Variable
 from .watch import is_array
 
 _CONTAINERS = frozenset({list, List, tuple, dict, Dict, OrderedDict, defaultdict})
 
 
-def iter_pytrees(root: Any, with_paths: bool = False) -> Iterator[tuple[tuple, Pytree]]:
-    """Every Pytree below `root`, itself included, each once; paths only if asked for."""
-    seen: set[int] = set()
-    stack: list[tuple[tuple, Any]] = [((), root)]
-    while stack:
-        path, value = stack.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
+# Attributes of these types are passed over at once: most of what a module has is of them.
+_ATOMS = frozenset(
+    {int, float, bool, str, type(None), Variable, Param, BatchStat, RngKey, RngCount, np.dtype}
+)
+
+
+def pytrees_below(root: Any) -> list[Pytree]:
+    """Every Pytree below `root`, itself included, each once, in no order to rely on."""
+    found: list[Pytree] = []
+    seen = {id(root)}
+    queue = [root]
+    for value in queue:  # which grows
         if isinstance(value, Pytree):
-            attributes = list(value.__dict__.items())
-            yield path, value
-            items = attributes
+            found.append(value)
+            children = value.__dict__.values()
+        elif type(value) in _CONTAINERS:
+            children = value.values() if isinstance(value, dict) else value
         else:
-            items = iter_children_of(value)
-        for key, child in items:
-            if isinstance(child, Pytree) or type(child) in _CONTAINERS:
-                stack.append(((*path, key) if with_paths else (), child))
+            continue
+        for child in children:
+            if type(child) not in _ATOMS and id(child) not in seen:
+                seen.add(id(child))
+                queue.append(child)
+    return found
 
 
 def iter_children_of(value: Any) -> list[tuple[Any, Any]]:
@@ -69,20 +76,36 @@ def iter_graph(node: Any, /) -> Iterator[tuple[tuple, Any]]:
         >>> [p for p, v in nnx.iter_graph(linear) if isinstance(v, (nnx.Variable, nnx.Module))]
         [('kernel',), ()]
     """
+    return ((path, value) for path, value, done in visit(node) if done)
+
+
+def visit(node: Any) -> Iterator[tuple[tuple, Any, bool]]:
+    """Every (path, value, done) below `node`: before what is inside it (False) and after (True)."""
     seen: set[int] = set()
     stack: list[tuple[tuple, Any, bool]] = [((), node, False)]
     while stack:
-        path, value, expanded = stack.pop()
-        if expanded:
-            yield path, value
-            continue
-        if isinstance(value, (Pytree, Variable, State)) or type(value) in _CONTAINERS:
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-        children = iter_children_of(value)
-        stack.append((path, value, True))
-        stack.extend(((*path, k), child, False) for k, child in reversed(children))
+        path, value, done = stack.pop()
+        if not done:
+            if isinstance(value, (Pytree, Variable, State)) or type(value) in _CONTAINERS:
+                if id(value) in seen:
+                    continue
+                seen.add(id(value))
+            children = iter_children_of(value)
+            stack.append((path, value, True))
+            stack.extend(((*path, k), child, False) for k, child in reversed(children))
+        yield path, value, done
+
+
+def iter_modules(node: Any, /) -> Iterator[tuple[tuple, Module]]:
+    """Every (path, Module) below `node`, each once, children first, itself last with path ()."""
+    return ((path, value) for path, value in iter_graph(node) if isinstance(value, Module))
+
+
+def iter_children(node: Pytree, /) -> Iterator[tuple[Any, Module]]:
+    """Every (name, Module) that is directly an attribute of `node`."""
+    for name, value in sorted(vars(node).items()):
+        if isinstance(value, Module):
+            yield name, value
 
 
 def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[tuple]]:

@@ -25,7 +25,7 @@ from typing_extensions import dataclass_transform
 from .._jax_compat import TRACE
 from .errors import path_string, suggest
 from .trace_errors import mutation_error
-from .variable import Perturbation, Variable
+from .variable import Param, Perturbation, Variable
 from .watch import invalidate, keeps_structure
 
 T = TypeVar("T")
@@ -212,6 +212,20 @@ def new_pytree(cls: type[Any]) -> Any:
     return self
 
 
+_SOWN = "sown:"
+
+
+def sown_attribute(module: Pytree, name: str) -> str:
+    """The attribute that keeps a sown value: `name`, unless that would hide a method."""
+    return _SOWN + name if callable(getattr(type(module), name, None)) else name
+
+
+def sown_path(path: tuple) -> tuple:
+    """The path of a Variable with the name under which it was sown."""
+    *above, name = path
+    return (*above, name.removeprefix(_SOWN) if isinstance(name, str) else name)
+
+
 @dataclass_transform(field_specifiers=(data, static, dataclasses.field))
 def dataclass(cls: Any = None, **options: Any) -> Any:
     """`dataclasses.dataclass` for Pytrees: identity as equality, and refax's `repr`.
@@ -271,22 +285,28 @@ class Module(Pytree):
             ValueError: an attribute that no matching module has (`raise_if_not_found`).
         """
         from .filters import matches_any
-        from .iteration import iter_pytrees
+        from .iteration import pytrees_below, visit
 
         matches = matches_any(filters)
+        if matches is None:
+            modules = pytrees_below(self)
+        else:
+            places = [(p, v) for p, v, done in visit(self) if not done and isinstance(v, Pytree)]
+            modules = [v for path, v in places if matches(path, v)]
         remaining = set(attributes)
-        pairs = iter_pytrees(self, with_paths=bool(filters))
-        for path, module in pairs:
-            if matches is not None and not matches(path, module):
-                continue
+        of_class: dict[type, set[str]] = {}
+        for module in modules:
             own, cls = module.__dict__, type(module)
+            if cls not in of_class:
+                of_class[cls] = {name for name in attributes if hasattr(cls, name)}
+            inherited = of_class[cls]
             for name, value in attributes.items():
-                if name in own or hasattr(cls, name):
+                if name in own or name in inherited:
                     remaining.discard(name)
                     if name not in own or own[name] is not value:
                         setattr(module, name, value)
         if remaining and raise_if_not_found:
-            known = {n for _, m in iter_pytrees(self) for n in m.__dict__}
+            known = {n for m in pytrees_below(self) for n in m.__dict__}
             name = sorted(remaining)[0]
             raise ValueError(
                 f"set_attributes: no module below {type(self).__name__} that the filters match has "
@@ -295,18 +315,34 @@ class Module(Pytree):
             )
 
     def iter_modules(self) -> Iterator[tuple[tuple, Module]]:
-        """Every (path, Module) below, each once, the module itself last with path ()."""
-        from .iteration import iter_graph
+        """`nnx.iter_modules(self)`: every (path, Module) below."""
+        from .iteration import iter_modules
 
-        for path, value in iter_graph(self):
-            if isinstance(value, Module):
-                yield path, value
+        return iter_modules(self)
 
     def iter_children(self) -> Iterator[tuple[Any, Module]]:
-        """Every (name, Module) that is directly an attribute of this one."""
-        for name, value in sorted(vars(self).items()):
-            if isinstance(value, Module):
-                yield name, value
+        """`nnx.iter_children(self)`: every (name, Module) that is an attribute of this one."""
+        from .iteration import iter_children
+
+        return iter_children(self)
+
+    def named_variables(self, filter: Any = ..., /) -> Iterator[tuple[str, Variable]]:
+        """`nnx.named_variables(self, filter)`: `('blocks.3.attn.kernel', variable)`, …"""
+        from .names import named_variables
+
+        return named_variables(self, filter)
+
+    def named_parameters(self) -> Iterator[tuple[str, Param]]:
+        """`nnx.named_parameters(self)`: the `nnx.Param`s by dotted names."""
+        from .names import named_parameters
+
+        return named_parameters(self)
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """`nnx.named_modules(self)`: `('', self)`, `('blocks.3.attn', module)`, …"""
+        from .names import named_modules
+
+        return named_modules(self)
 
     def sow(
         self,
@@ -317,6 +353,10 @@ class Module(Pytree):
         init_fn: Any = tuple,
     ) -> bool:
         """Record a value on the way, in the Variable `self.<name>`; collect it with `nnx.pop`.
+
+        Or with `nnx.capture`. Where a method has this name, the Variable stands beside the method;
+        both find it under its name. In a vmap or scan that broadcasts the module, say along which
+        axis its values are stacked: `in_axes=nnx.StateAxes({nnx.Intermediate: 0, ...: None})`.
 
         Args:
             variable_type: the type of the Variable, such as `nnx.Intermediate`, or its name.
@@ -329,9 +369,10 @@ class Module(Pytree):
 
         if isinstance(variable_type, str):
             variable_type = variable_type_from_name(variable_type, allow_register=True)
-        existing = vars(self).get(name)
+        attribute = sown_attribute(self, name)
+        existing = vars(self).get(attribute)
         if existing is None:
-            setattr(self, name, variable_type(reduce_fn(init_fn(), value)))
+            setattr(self, attribute, variable_type(reduce_fn(init_fn(), value)))
             return True
         if not isinstance(existing, variable_type):
             raise ValueError(
@@ -352,9 +393,10 @@ class Module(Pytree):
 
         if isinstance(variable_type, str):
             variable_type = variable_type_from_name(variable_type, allow_register=True)
-        if name not in vars(self):
-            setattr(self, name, variable_type(jax.tree.map(jnp.zeros_like, value)))
-        existing = vars(self)[name]
+        attribute = sown_attribute(self, name)
+        if attribute not in vars(self):
+            setattr(self, attribute, variable_type(jax.tree.map(jnp.zeros_like, value)))
+        existing = vars(self)[attribute]
         if not isinstance(existing, variable_type):
             raise ValueError(
                 f"perturb: `{path_string((name,), type(self).__name__)}` is a "

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef, record_children
 from .module import new_pytree, set_object_marks
@@ -33,20 +34,12 @@ def make_empty(record: tuple) -> Any:
     return None
 
 
-def content(record: tuple, objects: Sequence[Any], leaves: Callable[[], Any]) -> list[Any]:
-    """The children of a record as values; `leaves()` gives the record's LEAFs one by one."""
-    return [
-        objects[child]
-        if type(child) is int
-        else (leaves() if child is LEAF else static_value(child))
-        for child in record_children(record)[1]
-    ]
-
-
-def fill(obj: Any, record: tuple, children: list[Any]) -> None:
+def fill(obj: Any, record: tuple, children: Sequence[Any]) -> None:
     """Give an object with an identity this content, in place of what it had."""
     kind = record[0]
     if kind == OBJECT:
+        if type(obj) is not record[1]:  # its class was assigned to
+            object.__setattr__(obj, "__class__", record[1])
         attributes = obj.__dict__
         attributes.clear()
         attributes.update(zip(record[2], children, strict=True))
@@ -60,7 +53,45 @@ def fill(obj: Any, record: tuple, children: list[Any]) -> None:
         mapping.update(zip(record[2], children, strict=True))
 
 
-def build(graphdef: GraphDef, objects: list[Any], arrays: Sequence[Any]) -> list[tuple[int, list]]:
+class _Recipe(NamedTuple):
+    """How to get the children of each record: positions in (objects, arrays, statics)."""
+
+    immutable: list[tuple[int, Callable[[Sequence[Any]], tuple]]]  # the deepest first
+    others: list[tuple[int, Callable[[Sequence[Any]], tuple]]]
+    statics: list[Any]
+
+
+def _recipe(graphdef: GraphDef) -> _Recipe:
+    immutable, others, statics = [], [], []
+    array = len(graphdef.records)
+    static = array + graphdef.arrays
+    for i, record in enumerate(graphdef.records):
+        positions = []
+        for child in record_children(record)[1]:
+            if type(child) is int:
+                positions.append(child)
+            elif child is LEAF:
+                positions.append(array)
+                array += 1
+            else:
+                positions.append(static + len(statics))
+                statics.append(static_value(child))
+        if record[0] in (TUPLE, PYTREE):
+            immutable.append((i, _getter(positions)))
+        elif record[0] != VARIABLE:
+            others.append((i, _getter(positions)))
+    return _Recipe(immutable[::-1], others, statics)
+
+
+def _getter(positions: list[int]) -> Callable[[Sequence[Any]], tuple]:
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    return lambda pool: tuple([pool[i] for i in positions])
+
+
+def build(
+    graphdef: GraphDef, objects: list[Any], arrays: Sequence[Any]
+) -> list[tuple[int, Sequence[Any]]]:
     """Put the immutable objects into `objects`; return what the others are to be filled with.
 
     Args:
@@ -68,30 +99,17 @@ def build(graphdef: GraphDef, objects: list[Any], arrays: Sequence[Any]) -> list
         objects: by record: Variables and empty (or existing) objects; None for immutable ones.
         arrays: the values of the LEAFs, in order.
     """
-    records = graphdef.records
-    starts = []
-    number = 0
-    for record in records:
-        starts.append(number)
-        number += sum(child is LEAF for child in record_children(record)[1])
-    if graphdef.arrays == 0:
-        starts = [0] * len(records)
-
-    def children_of(i: int) -> list[Any]:
-        mine = iter(arrays[starts[i] :]) if graphdef.arrays else iter(())
-        return content(records[i], objects, lambda: next(mine))
-
-    for i in range(len(records) - 1, -1, -1):
-        kind = records[i][0]
-        if kind == TUPLE:
-            cls = records[i][1]
-            items = children_of(i)
-            objects[i] = cls(*items) if cls is not tuple else tuple(items)
-        elif kind == PYTREE:
-            objects[i] = records[i][1].unflatten(children_of(i))
-    return [
-        (i, children_of(i)) for i, record in enumerate(records) if record[0] in (OBJECT, LIST, DICT)
-    ]
+    recipe: _Recipe = graphdef.remembered("recipe", lambda: _recipe(graphdef))
+    pool = [*objects, *arrays, *recipe.statics]
+    for i, children_of in recipe.immutable:
+        kind, cls = graphdef.records[i][:2]
+        children = children_of(pool)
+        if kind == PYTREE:
+            made = cls.unflatten(children)
+        else:
+            made = children if cls is tuple else cls(*children)
+        pool[i] = objects[i] = made
+    return [(i, children_of(pool)) for i, children_of in recipe.others]
 
 
 def rebuild(graphdef: GraphDef, values: Sequence[Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from .module import Pytree
 from .state import State
 from .statics import FunctionKey
 from .variable import Variable
+from .walk import walk
 from .watch import is_array
 
 _MAX_LINES = 400
@@ -22,7 +23,7 @@ _MAX_DEPTH = 60
 _INDENT = "  "
 
 
-def _bytes(n: float) -> str:
+def bytes_text(n: float) -> str:
     for unit in ("B", "KB", "MB", "GB"):
         if n < 1000 or unit == "GB":
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
@@ -46,7 +47,7 @@ def count(values: Iterable[Any]) -> tuple[int, int]:
 
 def size_comment(values: Iterable[Any]) -> str:
     elements, size = count(values)
-    return f" # {elements:,} ({_bytes(size)})" if elements else ""
+    return f" # {elements:,} ({bytes_text(size)})" if elements else ""
 
 
 def _variables_below(node: Any) -> list[Variable]:
@@ -63,7 +64,7 @@ def _by_type(variables: Iterable[Variable]) -> str:
     for name, values in groups.items():
         elements, size = count(values)
         if elements:
-            parts.append(f"{name}: {elements:,} ({_bytes(size)})")
+            parts.append(f"{name}: {elements:,} ({bytes_text(size)})")
     return " # " + ", ".join(parts) if parts else ""
 
 
@@ -92,8 +93,16 @@ def short(value: Any) -> str:
     return repr(value)
 
 
-def _lines(value: Any, seen: dict[int, str], path: str, depth: int, totals: bool) -> list[str]:
-    """The lines of one value; `seen` says where a shared object was shown first."""
+def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bool) -> list[str]:
+    """The lines of one value.
+
+    Args:
+        value: what to show.
+        seen: where each shared object was shown first, by id.
+        path: of the value, from the root.
+        depth: how many levels down.
+        collapse: show a run of objects of one structure in a list as its first.
+    """
     compound = isinstance(value, (Pytree, Variable, State)) or (
         isinstance(value, (list, tuple, dict)) and _has_objects(value)
     )
@@ -112,7 +121,7 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, totals: bool
         items = [("value", value._value), *value._metadata.items()]
         sep, end = "=", ")"
     elif isinstance(value, Pytree):
-        head = f"{name}({_by_type(_variables_below(value)) if totals else ''}"
+        head = f"{name}({'' if depth else _by_type(_variables_below(value))}"
         items, sep, end = vars(value).items(), "=", ")"
     elif isinstance(value, State):
         head, items, sep, end = "State({", value._tree.items(), ": ", "})"
@@ -126,19 +135,42 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, totals: bool
     if not items:
         return [head.rstrip() + end]
     items = list(items)
-    for i, (key, child) in enumerate(items):
+    i = 0
+    while i < len(items):
+        key, child = items[i]
+        alike = _alike(value, i) if collapse and isinstance(value, (list, tuple)) else 1
         label = "" if key is None else (key if sep == "=" else repr(key)) + sep
         step = f"[{i}]" if key is None else f"[{key!r}]" if sep == ": " else f".{key}"
-        below = _lines(child, seen, (path + step).lstrip("."), depth + 1, False)
-        comma = "," if i + 1 < len(items) else ""
+        below = _lines(child, seen, (path + step).lstrip("."), depth + 1, collapse)
         body = [_INDENT + label + below[0], *(_INDENT + line for line in below[1:])]
-        body[-1] += comma
+        i += alike
+        body[-1] += "," if i < len(items) or alike > 1 else ""
+        if alike > 1:
+            body.append(f"{_INDENT}… ({alike - 1} more of this structure)")
         lines += body
-        if len(lines) > _MAX_LINES:
-            left = len(items) - i - 1
-            lines.append(f"{_INDENT}… ({left} more)" if left else f"{_INDENT}…")
+        if len(lines) > _MAX_LINES and i < len(items):
+            lines.append(f"{_INDENT}… ({len(items) - i} more)")
             break
     return [*lines, end]
+
+
+def _alike(items: list | tuple, start: int) -> int:
+    """How many objects from `start` on have the structure, shapes and dtypes of the first."""
+    if not isinstance(items[start], Pytree):
+        return 1
+    first = _structure(items[start])
+    end = start + 1
+    while end < len(items) and isinstance(items[end], Pytree) and _structure(items[end]) == first:
+        end += 1
+    return end - start
+
+
+def _structure(node: Pytree) -> tuple:
+    """The records, and the shapes and dtypes of the Variables."""
+    walked = walk((node,))
+    leaves = jax.tree.leaves([v._value for v in walked.variables])
+    shapes = [(x.shape, x.dtype) if is_array(x) else type(x) for x in leaves]
+    return walked.graphdef.records, shapes
 
 
 def _has_objects(value: Any) -> bool:
@@ -151,7 +183,9 @@ def _has_objects(value: Any) -> bool:
 
 
 def represent(value: Any) -> str:
-    lines = _lines(value, {}, "", 0, True)
+    lines = _lines(value, {}, "", 0, False)
+    if len(lines) > _MAX_LINES:
+        lines = _lines(value, {}, "", 0, True)
     if len(lines) > _MAX_LINES:
         half = _MAX_LINES // 2
         cut = len(lines) - 2 * half

@@ -45,7 +45,7 @@ def _traced_function() -> str:
     return told
 
 
-def _known_name(obj: Any) -> str:
+def known_name(obj: Any) -> str:
     """Where an object is held, as `Counter.count`, from whoever refers to it; "" if nobody."""
     for holder in gc.get_referrers(obj):
         attributes = holder if type(holder) is dict else getattr(holder, "__dict__", None)
@@ -67,7 +67,7 @@ def _owner_of(attributes: dict) -> str:
 
 def mutation_error(obj: Any, action: str) -> TraceContextError:
     """Only for the error path: looking for the name asks the garbage collector."""
-    name = _known_name(obj)
+    name = known_name(obj)
     kind = type(obj).__name__
     named = f"{kind} `{name}`" if name else f"a {kind}"
     raw = getattr(obj, "_value", None)

@@ -25,6 +25,7 @@ from .._jax_compat import TRACE
 from .errors import suggest
 from .metadata import EMPTY, Metadata, canonical_name
 from .operators import add_operators
+from .outer_reads import outer_read
 from .trace_errors import mutation_error
 from .watch import invalidate
 
@@ -112,6 +113,7 @@ class Variable(Generic[A], metaclass=_VariableType):
     def value(self) -> A:
         """The value. Reading applies `on_get_value`; writing checks the trace and the set hook."""
         if self._hooked:
+            outer_read(self)
             hook = self._hook(_GET_HOOK)
             if hook is not None:
                 return hook(self._value)
@@ -359,6 +361,19 @@ def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
     _set_plans(self, None)
     _set_hooked(self, cls._class_hooked or (metadata is not EMPTY and _has_hooks(cls, metadata)))
     return self
+
+
+def watch_reads(self: Variable, watched: bool) -> None:
+    """Send reads past `outer_read`, by the way that a Variable with hooks takes; and back."""
+    _set_hooked(self, watched or _has_hooks(type(self), self._metadata))
+
+
+def without_hooks(x: Any) -> Any:
+    """The same value in a Variable whose reading and writing runs no hook; others as they are."""
+    if not isinstance(x, Variable) or not x._hooked:
+        return x
+    cls = Param if type(x)._class_hooked else type(x)
+    return make_variable(cls, x._value, x._metadata.without(_GET_HOOK).without(_SET_HOOK))
 
 
 def replace_metadata(self: Variable, metadata: Metadata) -> None:

@@ -19,7 +19,7 @@ from . import errors
 from .filters import Filter, check_ellipsis_last, first_match, is_structural, to_predicate
 from .graphdef import VARIABLE, GraphDef, record_children
 from .iteration import iter_children_of, iter_graph
-from .module import Pytree
+from .module import Pytree, sown_path
 from .plan import Plan, plan_for
 from .rebuild import build as build_content
 from .rebuild import fill, rebuild
@@ -413,7 +413,7 @@ def pop(node: Any, /, *filters: Filter) -> Any:
             holders.append((holder, key))
             if id(value) not in taken:
                 taken.add(id(value))
-                groups[match].append((paths[id(value)], value))
+                groups[match].append((sown_path(paths[id(value)]), value))
     for holder, key in holders:
         if isinstance(holder, Pytree):
             delattr(holder, key)

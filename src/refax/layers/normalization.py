@@ -37,7 +37,7 @@ def scale_and_shift(
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
-def _normalize(
+def normalize(
     x: jax.Array,
     mask: jax.Array | None,
     scale: jax.Array | None,
@@ -184,7 +184,7 @@ class LayerNorm(Normalization):
         x, scale, bias, dtype = self._arrays(x)
         features = self._find_feature_axes(x, self.feature_axes)
         how = self._averaging(positive_axes(self.reduction_axes, x.ndim))
-        return _normalize(x, mask, scale, bias, how, features, dtype)
+        return normalize(x, mask, scale, bias, how, features, dtype)
 
 
 class RMSNorm(Normalization):
@@ -242,4 +242,4 @@ class RMSNorm(Normalization):
         x, scale, bias, dtype = self._arrays(x)
         features = self._find_feature_axes(x, self.feature_axes)
         how = self._averaging(positive_axes(self.reduction_axes, x.ndim), center=False)
-        return _normalize(x, mask, scale, bias, how, features, dtype)
+        return normalize(x, mask, scale, bias, how, features, dtype)

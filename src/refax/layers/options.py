@@ -30,6 +30,15 @@ def keep_options(layer: Module, arguments: Mapping[str, Any]) -> None:
             setattr(layer, name, value)
 
 
+def product_options(
+    precision: Any, preferred_element_type: Any, out_sharding: Any
+) -> tuple[tuple[str, Any], ...]:
+    """The keywords for a product, hashable; a user's function need not know the unused ones."""
+    optional = {"preferred_element_type": preferred_element_type, "out_sharding": out_sharding}
+    used = [(name, value) for name, value in optional.items() if value is not None]
+    return ("precision", precision), *used
+
+
 def resolve_flag(layer: Module, name: str, *choices: bool | None) -> bool:
     """The first of `choices` (the call's argument, then the attribute) that is not None."""
     for choice in choices:

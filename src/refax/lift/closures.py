@@ -1,4 +1,4 @@
-"""Whether a function reads objects from its surroundings, so that no program of it may be kept.
+"""What objects a function reads from its surroundings, as constants of its compiled programs.
 
 A compiled program has what a function closes over as constants. A Variable that is read that way
 has another value at the next call, which a kept program would not see. So an eager transform looks,
@@ -8,16 +8,20 @@ loads, and from there functions, containers and plain instances, each once.
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from ..graph.iteration import iter_graph
 from ..graph.module import Pytree
+from ..graph.outer_reads import COLLECTING, Reads
 from ..graph.state import State
-from ..graph.variable import Variable
+from ..graph.variable import Variable, watch_reads
 
 _OBJECTS = (Pytree, Variable, State)
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), range, slice})
@@ -28,19 +32,44 @@ _MANY = 2000  # beyond, one cannot tell in reasonable time
 
 def reads_objects(function: Callable) -> bool:
     """Whether `function` can read Pytrees or Variables that it did not get as arguments."""
+    return next(_closed_over(function), None) is not None
+
+
+def _closed_over(function: Callable) -> Iterator[Any]:
+    """The objects that `function` can reach; `_MANY` comes last if it reaches too much to look."""
     pending: list[Any] = [function]
     seen: set[int] = set()
     while pending:
         value = pending.pop()
         if type(value) in _PLAIN or id(value) in seen:
             continue
-        if isinstance(value, _OBJECTS):
-            return True
         seen.add(id(value))
+        if isinstance(value, _OBJECTS):
+            yield value
+            continue
         pending.extend(_reached(value))
         if len(seen) + len(pending) > _MANY:
-            return True
-    return False
+            yield _MANY
+            return
+
+
+@contextlib.contextmanager
+def collecting(reads: Reads, function: Callable) -> Iterator[None]:
+    """Note in `reads` the Variables of its surroundings that `function` reads in the block.
+
+    Only for the time of a trace: reading a Variable that nobody watches costs nothing.
+    """
+    objects = [obj for obj in _closed_over(function) if isinstance(obj, (Pytree, Variable))]
+    variables = [v for _, v in iter_graph(objects) if isinstance(v, Variable)]
+    COLLECTING.reads.append(reads)
+    try:
+        for variable in variables:
+            watch_reads(variable, True)
+        yield
+    finally:
+        COLLECTING.reads.pop()
+        for variable in variables:
+            watch_reads(variable, False)
 
 
 def _reached(value: Any) -> Iterator[Any]:
@@ -50,6 +79,8 @@ def _reached(value: Any) -> Iterator[Any]:
             yield from _surroundings(value)
     elif isinstance(value, types.MethodType):
         yield from (value.__func__, value.__self__)
+    elif isinstance(value, weakref.ref):  # how a program knows the user's function
+        yield value()
     elif isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, (list, tuple, set, frozenset)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE
+from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE, GraphDef
 from ..graph.module import Pytree, set_object_watch
 from ..graph.plan import Plan
 from ..graph.rebuild import build, fill, make_empty
@@ -103,22 +103,34 @@ def _apply_graph(
     """Give the caller's objects the new structure; returns the objects by (new) record."""
     before = walk(tuple(roots)).objects
     leaves = [values[s] if type(s) is int else grouped[s[0]][s[1]] for s in graph.sources]
-    records = graph.graphdef.records
+    known = [None if origin is None else before[origin] for origin in graph.origins]
+    return give_structure(graph.graphdef, known, leaves)
+
+
+def give_structure(
+    graphdef: GraphDef, known: Sequence[Any | None], leaves: Sequence[Any]
+) -> list[Any]:
+    """The objects of a GraphDef with these leaves, by record: existing ones changed, others made.
+
+    Args:
+        known: by record, the existing object that it describes, or None.
+    """
+    records = graphdef.records
     objects: list[Any] = []
     cells: list[tuple[Any, Any, tuple]] = []  # (existing Variable, value, record)
     number = 0
-    for record, origin in zip(records, graph.origins, strict=True):
+    for record, existing in zip(records, known, strict=True):
         if record[0] == VARIABLE:
             value = leaves[number]
             number += 1
-            if origin is None:
-                objects.append(make_variable(record[1], value, record[2]))
-            else:
-                objects.append(before[origin])
-                cells.append((before[origin], value, record))
+            if existing is not None:
+                cells.append((existing, value, record))
+            objects.append(
+                make_variable(record[1], value, record[2]) if existing is None else existing
+            )
         else:
-            objects.append(before[origin] if origin is not None else make_empty(record))
-    contents = build(graph.graphdef, objects, leaves[number:])
+            objects.append(make_empty(record) if existing is None else existing)
+    contents = build(graphdef, objects, leaves[number:])
     # Nothing from here on can fail.
     for variable, value, record in cells:
         set_raw_value(variable, value)
@@ -126,7 +138,7 @@ def _apply_graph(
             replace_metadata(variable, record[2])
     for i, children in contents:
         obj, record = objects[i], records[i]
-        if graph.origins[i] is None or not _has_content(obj, record, children):
+        if known[i] is None or not _has_content(obj, record, children):
             fill(obj, record, children)
             if isinstance(obj, Pytree) and obj._refax_watch is not None:
                 invalidate(obj._refax_watch)
@@ -134,12 +146,12 @@ def _apply_graph(
     return objects
 
 
-def _has_content(obj: Any, record: tuple, children: list[Any]) -> bool:
+def _has_content(obj: Any, record: tuple, children: Sequence[Any]) -> bool:
     """Whether an object has this content already, so that plans which know it stay valid."""
     kind = record[0]
     if kind == OBJECT:
         mapping = obj.__dict__
-        if dict(record[4]) != (obj._refax_marks or {}):
+        if type(obj) is not record[1] or dict(record[4]) != (obj._refax_marks or {}):
             return False
     elif kind == DICT:
         mapping = obj._tree if isinstance(obj, State) else obj

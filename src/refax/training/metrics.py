@@ -1,4 +1,8 @@
-"""Metrics: running statistics of values, kept in Variables, so they work inside transforms."""
+"""Metrics: running statistics of values, kept in Variables, so they work inside transforms.
+
+Sums are float32, but with what each addition loses kept beside them: a plain float32 sum of ones
+stands still at 2²⁴, which an evaluation over tokens reaches soon.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..graph.filters import Filter
 from ..graph.module import Pytree
 from ..graph.variable import Variable
+from ..graph.verbs import split
 
 
 class MetricState(Variable):
@@ -32,6 +38,10 @@ class Metric(Pytree):
         """The value so far."""
         raise NotImplementedError(f"{type(self).__name__} does not define compute().")
 
+    def split(self, *filters: Filter) -> Any:
+        """`nnx.split(self, *filters)`."""
+        return split(self, *filters)
+
 
 def _argument(metric: Metric, name: str, values: dict[str, Any]) -> Any:
     if name not in values:
@@ -42,14 +52,39 @@ def _argument(metric: Metric, name: str, values: dict[str, Any]) -> Any:
     return values[name]
 
 
-def _weights(values: jax.Array, mask: Any) -> jax.Array | None:
+def _masked(metric: Metric, given: Any, mask: Any) -> tuple[jax.Array, jax.Array | None]:
+    """The values as float32, zero where the mask is, and the mask as weights of their shape."""
+    values = jnp.asarray(given, jnp.float32)
     if mask is None:
-        return None
-    mask = jnp.asarray(mask)
-    if mask.ndim > values.ndim:
-        raise ValueError(f"The mask has shape {mask.shape}, the values have {values.shape}.")
+        return values, None
+    mask = jnp.asarray(mask, jnp.float32)
+    fits = mask.ndim <= values.ndim and all(
+        m in (1, v)
+        for m, v in zip(mask.shape, values.shape)  # noqa: B905 - leading axes only
+    )
+    if not fits:
+        raise ValueError(
+            f"{type(metric).__name__}: the mask has shape {mask.shape}, the values have "
+            f"{values.shape}.\nCure: the axes of a mask are the leading axes of the values, such "
+            "as the batch."
+        )
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
-    return jnp.broadcast_to(mask, values.shape).astype(jnp.float32)
+    weights = jnp.broadcast_to(mask, values.shape)
+    return jnp.where(weights != 0, values, 0), weights  # what is masked may be nan
+
+
+def _add(high: MetricState, low: MetricState, amount: Any) -> None:
+    """high + low += amount, with what float32 rounds off kept in `low` (Knuth's two-sum)."""
+    old: Any = high.value
+    new = old + amount
+    added = new - old
+    lost = (old - (new - added)) + (amount - added)
+    low.value = low.value + jnp.where(jnp.isfinite(new), lost, 0)  # inf - inf is nan
+    high.value = new
+
+
+def _zero() -> jax.Array:
+    return jnp.array(0, jnp.float32)
 
 
 class Average(Metric):
@@ -70,27 +105,29 @@ class Average(Metric):
 
     def __init__(self, argname: str = "values"):
         self.argname = argname
-        self.total = MetricState(jnp.array(0, jnp.float32))
-        self.count = MetricState(jnp.array(0, jnp.float32))
+        self.total, self._total_low = MetricState(_zero()), MetricState(_zero())
+        self.count, self._count_low = MetricState(_zero()), MetricState(_zero())
 
     def reset(self) -> None:
-        self.total.value = jnp.array(0, jnp.float32)
-        self.count.value = jnp.array(0, jnp.float32)
+        for cell in (self.total, self._total_low, self.count, self._count_low):
+            cell.value = _zero()
 
     def update(self, *, mask: Any = None, **values: Any) -> None:
-        """Take in `values[argname]`; where `mask` is given, only where it is nonzero."""
-        given = jnp.asarray(_argument(self, self.argname, values), jnp.float32)
-        weights = _weights(given, mask)
-        if weights is None:
-            self.total += given.sum()
-            self.count += jnp.float32(given.size)
-        else:
-            self.total += jnp.where(weights > 0, given * weights, 0.0).sum()
-            self.count += weights.sum()
+        """Take in `values[argname]`.
+
+        Args:
+            mask: weights of the values, or booleans: of their shape, or of their leading axes.
+                What is zero is left out, also if the value there is nan.
+        """
+        given, weights = _masked(self, _argument(self, self.argname, values), mask)
+        _add(self.total, self._total_low, (given if weights is None else given * weights).sum())
+        _add(self.count, self._count_low, given.size if weights is None else weights.sum())
 
     def compute(self) -> jax.Array:
-        """The mean; nan before the first value."""
-        return self.total.value / self.count.value
+        """The mean, a float32 scalar; nan before the first value."""
+        return (self.total.value + self._total_low.value) / (
+            self.count.value + self._count_low.value
+        )
 
 
 class Accuracy(Average):
@@ -156,34 +193,38 @@ class Welford(Metric):
 
     def __init__(self, argname: str = "values"):
         self.argname = argname
-        self.count = MetricState(jnp.array(0, jnp.float32))
-        self.mean = MetricState(jnp.array(0, jnp.float32))
-        self.m2 = MetricState(jnp.array(0, jnp.float32))
+        self.count, self._count_low = MetricState(_zero()), MetricState(_zero())
+        self.mean = MetricState(_zero())
+        self.m2, self._m2_low = MetricState(_zero()), MetricState(_zero())
 
     def reset(self) -> None:
-        for cell in (self.count, self.mean, self.m2):
-            cell.value = jnp.array(0, jnp.float32)
+        for cell in (self.count, self._count_low, self.mean, self.m2, self._m2_low):
+            cell.value = _zero()
 
     def update(self, *, mask: Any = None, **values: Any) -> None:
-        """Take in `values[argname]`; where `mask` is given, only where it is nonzero."""
-        given = jnp.asarray(_argument(self, self.argname, values), jnp.float32)
-        weights = _weights(given, mask)
+        """Take in `values[argname]`, with a `mask` as in `Average.update`."""
+        given, weights = _masked(self, _argument(self, self.argname, values), mask)
         weights = jnp.ones_like(given) if weights is None else weights
-        count = weights.sum()
-        safe = jnp.maximum(count, 1.0)
-        mean = (given * weights).sum() / safe
-        m2 = (weights * (given - mean) ** 2).sum()
-        total = self.count.value + count
+        count, before = weights.sum(), self._count()
+        mean = (given * weights).sum() / jnp.where(count == 0, 1, count)
         delta = mean - self.mean.value
-        share = count / jnp.maximum(total, 1.0)
-        self.m2.value = self.m2.value + m2 + delta**2 * self.count.value * share
+        total = before + count
+        share = count / jnp.where(total == 0, 1, total)
+        _add(self.m2, self._m2_low, (weights * (given - mean) ** 2).sum())
+        _add(self.m2, self._m2_low, delta**2 * before * share)
         self.mean.value = self.mean.value + delta * share
-        self.count.value = total
+        _add(self.count, self._count_low, count)
+
+    def _count(self) -> jax.Array:
+        return self.count.value + self._count_low.value
 
     def compute(self) -> Statistics:
-        """Population statistics of all values so far."""
-        deviation = jnp.sqrt(self.m2.value / self.count.value)
-        return Statistics(self.mean.value, deviation / jnp.sqrt(self.count.value), deviation)
+        """Population statistics of all values so far.
+
+        Before the first value the mean is 0 and the others are nan.
+        """
+        deviation = jnp.sqrt((self.m2.value + self._m2_low.value) / self._count())
+        return Statistics(self.mean.value, deviation / jnp.sqrt(self._count()), deviation)
 
 
 class MultiMetric(Metric):

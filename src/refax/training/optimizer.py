@@ -4,43 +4,101 @@ optax works on the model's State as a pytree, so it sees plain arrays, and masks
 partitions given as trees of that State fit. The optimizer's own state is made of Variables: one
 `OptVariable` for every array that belongs to a parameter, with that parameter's metadata (so also
 its sharding annotation), and an `OptArray` for anything else, such as a step count.
+
+optax works on values as they are stored: the hooks of a Variable do not run in an update.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ..graph.errors import describe_value, path_string
 from ..graph.filters import Filter
-from ..graph.metadata import Metadata
 from ..graph.module import Pytree
-from ..graph.state import State, iter_leaves
-from ..graph.variable import OptArray, OptState, OptVariable, Param, Variable, make_variable
+from ..graph.state import State, iter_leaves, map_state
+from ..graph.statics import frozen
+from ..graph.variable import (
+    OptArray,
+    OptState,
+    OptVariable,
+    Param,
+    Variable,
+    make_variable,
+    without_hooks,
+)
 from ..graph.verbs import state as state_of
 from ..graph.verbs import update as update_node
+from . import optimizer_errors as errors
+from .gradients import gradients_like, with_value
+from .placement import beside
 
-_TYPE = "parameter_type"
+
+@runtime_checkable
+class _Transformation(Protocol):
+    """What optax's transformations and wrappers such as `optax.MultiSteps` have in common."""
+
+    init: Callable
+    update: Callable
+
+
+class _MultiSteps:
+    """An `optax.MultiSteps` compared by its settings: equal ones are one static, so no retrace."""
+
+    def __init__(self, tx: optax.MultiSteps):
+        self._tx = tx
+        self._key = frozen(tuple(vars(tx).values()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _MultiSteps) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also while it is being unpickled
+            raise AttributeError(name)
+        return getattr(self._tx, name)
 
 
 def _is_variable(x: Any) -> bool:
     return isinstance(x, Variable)
 
 
+def _is_cell_or_state(x: Any) -> bool:
+    return isinstance(x, (Variable, State))
+
+
 def _wrap(x: Any) -> Variable:
     if isinstance(x, Variable):
-        return make_variable(OptVariable, x._value, x._metadata.with_items(**{_TYPE: type(x)}))
+        return make_variable(OptVariable, x._value, x._metadata)
     return OptArray(x)
 
 
-def _unwrap(x: Any) -> Any:
-    if isinstance(x, OptVariable):
-        metadata: Metadata = x._metadata
-        return make_variable(metadata[_TYPE], x._value, metadata.without(_TYPE))
-    return x._value if isinstance(x, Variable) else x
+def _parameters(model: Any, wrt: Filter) -> tuple[State, State]:
+    """The State of what is optimized, as it is and as optax sees it: the same, or without hooks."""
+    stored = state_of(model, wrt)
+    cells = jax.tree.leaves(stored, is_leaf=_is_variable)
+    if not any(isinstance(cell, Variable) and cell._hooked for cell in cells):
+        return stored, stored
+    return stored, jax.tree.map(without_hooks, stored, is_leaf=_is_variable)
+
+
+def _like_parameters(tree: Any, params: State) -> Any:
+    """The same tree with the Variables in its States made like those of `params`, by path."""
+    by_path = dict(iter_leaves(params))
+
+    def unwrap(path: tuple, leaf: Any) -> Any:
+        return with_value(by_path.get(path), leaf._value) if isinstance(leaf, Variable) else leaf
+
+    return jax.tree.map(
+        lambda x: map_state(unwrap, x) if isinstance(x, State) else x._value,
+        tree,
+        is_leaf=_is_cell_or_state,
+    )
 
 
 class Optimizer(Pytree):
@@ -53,7 +111,12 @@ class Optimizer(Pytree):
 
     Attributes:
         step: how many updates were made, a uint32 scalar in an `nnx.OptState`.
-        opt_state: the state of `tx`, with Variables for its arrays.
+        opt_state: the state of `tx`, with Variables for its arrays. It lives where the parameters
+            live: what belongs to one has its sharding, the rest is replicated.
+
+    Raises:
+        TypeError: `tx` is no transformation.
+        ValueError: `wrt` matches nothing.
 
     Example:
         >>> from refax import nnx
@@ -70,42 +133,51 @@ class Optimizer(Pytree):
     """
 
     def __init__(self, model: Any, tx: Any, *, wrt: Filter = Param):
-        self.step = OptState(jnp.array(0, jnp.uint32))
-        self.tx = tx
+        if not isinstance(tx, _Transformation):
+            raise errors.no_transformation(tx)
+        self.tx = _MultiSteps(tx) if isinstance(tx, optax.MultiSteps) else tx
         self.wrt = tuple(wrt) if isinstance(wrt, list) else wrt
-        opt_state = tx.init(state_of(model, wrt))
+        _, params = _parameters(model, self.wrt)
+        if not params:
+            raise errors.no_parameters(model, wrt)
+        settle = beside(params)
+        self.step = OptState(settle(jnp.array(0, jnp.uint32)))
+        opt_state = jax.tree.map(settle, self.tx.init(params))
         self.opt_state = jax.tree.map(_wrap, opt_state, is_leaf=_is_variable)
 
-    def update(self, model: Any, grads: Any = None, /, **extra: Any) -> None:
+    def update(self, model: Any, grads: Any = None, **extra: Any) -> None:
         """Update the model's Variables and the optimizer's state, in place.
 
         Args:
             model: the model that the optimizer was made for (or one of the same structure).
-            grads: the gradients, a State as `nnx.grad` returns it.
-            **extra: passed on to the transformation's `update`, such as `value=loss`.
+            grads: the gradients: a State as `nnx.grad` returns it, a Module, or a pure dict.
+            **extra: passed on to the transformation's `update`, such as `value=loss`; left out
+                where it takes none.
 
         Raises:
             TypeError: called as `update(grads)`, the way of Flax 0.10.
-            ValueError: gradients of another structure than the parameters; the path is named.
+            ValueError: gradients of another structure or shape than the parameters, or an
+                optimizer of another model; the path is named.
         """
         if grads is None:
-            raise TypeError(
-                "Optimizer.update takes the model and the gradients: "
-                "optimizer.update(model, grads).\n"
-                "An optimizer that holds its model, and is updated with the gradients only, is "
-                "nnx.ModelAndOptimizer."
-            )
-        params = state_of(model, self.wrt)
-        if not isinstance(grads, State) and isinstance(grads, Pytree):
-            grads = state_of(grads, self.wrt)
-        _check_structure(params, grads)
+            raise TypeError(errors.GRADIENTS_ONLY)
+        if isinstance(model, State) and isinstance(grads, Pytree):
+            raise TypeError(errors.SWAPPED)
+        stored, params = _parameters(model, self.wrt)
+        grads = gradients_like(params, grads, self.wrt)
         tx = self.tx
         if extra and isinstance(tx, optax.GradientTransformation):
             tx = optax.with_extra_args_support(tx)
-        before = jax.tree.map(_unwrap, self.opt_state, is_leaf=_is_variable)
-        updates, after = tx.update(grads, before, params, **extra)
-        new_params = optax.apply_updates(params, updates)
-        update_node(model, new_params)
+        before = _like_parameters(self.opt_state, params)
+        try:
+            updates, after = tx.update(grads, before, params, **extra)
+        except (TypeError, ValueError) as error:
+            errors.explain(error, self.opt_state, params)
+            raise
+        new = optax.apply_updates(params, updates)
+        if params is not stored:  # give the cells their hooks back
+            new = _like_parameters(new, stored)
+        update_node(model, new)
         self._set_opt_state(after)
         self.step.value = self.step.value + jnp.uint32(1)
 
@@ -117,32 +189,6 @@ class Optimizer(Pytree):
                 cell.value = value._value if isinstance(value, Variable) else value
         else:  # a transformation whose state changes its form
             self.opt_state = jax.tree.map(_wrap, after, is_leaf=_is_variable)
-
-
-def _check_structure(params: Any, grads: Any) -> None:
-    if jax.tree.structure(params) == jax.tree.structure(grads):
-        return
-    if not isinstance(grads, State):
-        raise ValueError(
-            f"Optimizer.update takes gradients as a State, got {describe_value(grads)}: pass what "
-            "nnx.grad(loss)(model) returns."
-        )
-    wanted, given = dict(iter_leaves(params)), dict(iter_leaves(grads))
-    missing = [p for p in wanted if p not in given]
-    unknown = [p for p in given if p not in wanted]
-    if missing or unknown:
-        what = (
-            f"has no gradient for `{path_string(missing[0])}`"
-            if missing
-            else f"has a gradient for `{path_string(unknown[0])}`, which is not optimized"
-        )
-        count = len(missing) + len(unknown)
-        more = f" (and {count - 1} more such paths)" if count > 1 else ""
-        raise ValueError(
-            f"Optimizer.update: the State of gradients {what}{more}.\n"
-            "Cure: differentiate with the filter that the optimizer was made with: "
-            "nnx.grad(loss, argnums=nnx.DiffState(0, wrt)) and nnx.Optimizer(model, tx, wrt=wrt)."
-        )
 
 
 class ModelAndOptimizer(Optimizer):
@@ -162,6 +208,8 @@ class ModelAndOptimizer(Optimizer):
         super().__init__(model, tx, wrt=wrt)
         self.model = model
 
-    def update(self, grads: Any, /, **extra: Any) -> None:  # type: ignore[override]
+    def update(self, grads: Any, *more: Any, **extra: Any) -> None:  # type: ignore[override]
         """Update `self.model` and the optimizer's state with these gradients."""
+        if more:
+            raise TypeError(errors.MODEL_IS_HELD)
         super().update(self.model, grads, **extra)

@@ -33,17 +33,18 @@ def eval_shape(f: Callable[..., A], *args: Any, **kwargs: Any) -> A:
     function, bound = unbind(f)
     call = enter(args if bound is None else (bound, *args), kwargs)
     tree, grouped, static = jax.eval_shape(pure_function(function, call), call.grouped, call.tree)
-    values = jax.tree.map(_abstract, call.values)
+    values = _abstract(call.values)
     stand_ins = rebuild(call.plan.graphdef, values)
     roots = [stand_ins[i] for i in call.plan.graphdef.roots]
     plan = Plan(walk(tuple(roots)))
     return write_back(plan, roots, values, tree, grouped, static.change)
 
 
-def _abstract(x: Any) -> Any:
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return x
-    return jax.eval_shape(lambda x: x, x)
+def _abstract(values: list[Any]) -> list[Any]:
+    shapes = jax.eval_shape(lambda values: values, values)  # all at once: each call is a trace
+    return jax.tree.map(
+        lambda x, shape: x if isinstance(x, jax.ShapeDtypeStruct) else shape, values, shapes
+    )
 
 
 def get_abstract_model(init: Callable[[], Any], mesh: Any = None) -> tuple[Any, Any]:

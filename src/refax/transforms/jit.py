@@ -8,22 +8,27 @@ the function, not to the wrapper, so `nnx.jit(f)` made again for the same `f` co
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from ..graph.outer_reads import Reads, written_since
 from ..lift import errors
 from ..lift.arguments import unbind
 from ..lift.call import Call, enter, leave, pure_function, root_places
+from ..lift.closures import collecting
 from ..lift.inside import Inside
+from ..lift.leaks import leaked_tracer
 from ..lift.programs import programs_of, proxy, remember
 from .bound import decorator_or_function, method_of
 from .jit_layout import Layout, layout_of
 from .jit_options import Options, StaticArguments, positions
-from .retrace import TraceRecord, Traces
+from .retrace import StaleConstantWarning, TraceRecord, Traces, stale_constant, users_level
 
-_TRACES = "traces"  # the key of a function's trace records among its programs
+# The keys of what is noted of a function among its programs: trace records, outer reads.
+_TRACES, _READS = "traces", "reads"
 
 
 @decorator_or_function
@@ -86,20 +91,30 @@ class JitWrapped:
         self._options = options
         self._plain = options.plain
         self._programs = programs_of(self._function, options.key())
-        name = getattr(self._function, "__qualname__", type(self._function).__name__)
-        self.traces: Traces = self._programs.setdefault(_TRACES, Traces(name))
+        self.traces: Traces = self._programs.setdefault(_TRACES, Traces(self._function))
+        self._reads: Reads = self._programs.setdefault(_READS, {})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._bound is not None:
             args = (self._bound, *args)
+        if self._reads:
+            self._warn_of_constants()
         if self._plain:  # the way of nearly every call
             call = enter(args, kwargs)
             program = self._programs.get(call.plan.graphdef)
             if program is None:
                 program = self._compile(call, call.plan.graphdef, None)
-            return leave(call, program.jitted([call.values], call.tree))
-        call, program, inputs = self._prepare(args, kwargs)
-        return leave(call, program.jitted(*inputs))
+            inputs = ([call.values], call.tree)
+        else:
+            call, program, inputs = self._prepare(args, kwargs)
+        try:
+            out = program.jitted(*inputs)
+        except jax.errors.UnexpectedTracerError as error:
+            leaked = leaked_tracer(call, self._function)
+            if leaked is None:
+                raise
+            raise leaked from error
+        return leave(call, out)
 
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
         return self if obj is None else method_of(self, obj)
@@ -143,7 +158,7 @@ class JitWrapped:
         donate_names: frozenset[str] = frozenset(),
     ) -> _Program:
         """Make the inner jit for a structure that was not seen before."""
-        options, user = self._options, proxy(self._function)
+        options, user, reads = self._options, proxy(self._function), self._reads
         at = {} if statics is None else statics.by_position
         named = {} if statics is None else statics.by_name
         layout = layout_of(
@@ -154,7 +169,8 @@ class JitWrapped:
         def function(*args: Any, **kwargs: Any) -> Any:
             if at:
                 args = tuple(at.get(i, a) for i, a in enumerate(args))
-            return user(*args, **kwargs, **named)
+            with collecting(reads, user):
+                return user(*args, **kwargs, **named)
 
         for attribute in ("__name__", "__qualname__", "__module__"):
             setattr(function, attribute, getattr(self._function, attribute, "function"))
@@ -180,6 +196,15 @@ class JitWrapped:
             traces.note(TraceRecord(graphdef, roots, inside.values, tree, labels, fixed))
 
         return observe
+
+    def _warn_of_constants(self) -> None:
+        """Say once if a Variable that the programs have as a constant was written since."""
+        variable = written_since(self._reads)
+        if variable is not None:
+            self._reads.clear()
+            warnings.warn(
+                stale_constant(self._function, variable), StaleConstantWarning, users_level()
+            )
 
     # -- looking at what is compiled -------------------------------------------------------------
 
@@ -231,7 +256,7 @@ class JitWrapped:
 
     def clear_cache(self) -> None:
         """Forget every compiled program of this function."""
-        for key in [k for k in self._programs if k is not _TRACES]:
+        for key in [k for k in self._programs if not isinstance(k, str)]:
             self._programs.pop(key).jitted.clear_cache()
 
 

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ..graph.errors import describe_value
 from ..graph.graphdef import GraphDef
+from ..graph.trace_errors import known_name
 from ..lift.places import outline, place_under
 
 _LOGGER = logging.getLogger("refax.retrace")
@@ -32,6 +34,31 @@ class RetraceWarning(UserWarning):
     """A function keeps being traced (and compiled) again."""
 
 
+class StaleConstantWarning(UserWarning):
+    """A compiled function reads a Variable as a constant, and the Variable was written since."""
+
+
+def stale_constant(function: Callable, variable: Any) -> str:
+    name = known_name(variable)
+    kind = f"{type(variable).__name__} ({describe_value(variable._value)})"
+    return (
+        f"{where(function)} reads `{name}`, a {kind}, from the surrounding code, so its program "
+        "has the value of then as a constant. The Variable was written since, which this call "
+        "does not see.\n"
+        "Cure: pass the object that holds it as an argument: def f(model, x), not def f(x)."
+    )
+
+
+def where(function: Any) -> str:
+    """A function for a message: `train.<locals>.step (train.py:12)`."""
+    code = getattr(function, "__code__", None)
+    at = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+    return f"`{getattr(function, '__qualname__', type(function).__name__)}`{at}"
+
+
+_NOTHING = "nothing"
+
+
 class Difference(NamedTuple):
     """One thing that differs between two traces."""
 
@@ -41,6 +68,17 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.old} → {self.new}"
+
+    @property
+    def adds_or_removes(self) -> bool:
+        return _NOTHING in (self.old, self.new)
+
+    @property
+    def subject(self) -> str:
+        """What keeps changing: the path, or the container in which entries come and go."""
+        if self.adds_or_removes and self.path.endswith("]"):
+            return self.path.rpartition("[")[0]
+        return self.path
 
 
 class TraceRecord:
@@ -87,14 +125,16 @@ class TraceRecord:
         return outline(self._graphdef, self._roots), self._statics, arrays
 
     def differences(self, earlier: TraceRecord) -> list[Difference]:
-        found = []
+        found: dict[str, Difference] = {}
         for old, new in zip(earlier.parts, self.parts, strict=True):
             for place in [*new, *(p for p in old if p not in new)]:
-                if old.get(place) != new.get(place):
-                    found.append(
-                        Difference(place, old.get(place, "nothing"), new.get(place, "nothing"))
-                    )
-        return found
+                difference = Difference(place, old.get(place, _NOTHING), new.get(place, _NOTHING))
+                if difference.old == difference.new:
+                    continue
+                known = found.get(place)  # that there is an array; now also its form
+                if known is None or (known.adds_or_removes and difference.adds_or_removes):
+                    found[place] = difference
+        return list(found.values())
 
 
 def _form(avals: Any) -> str:
@@ -109,8 +149,9 @@ def _form(avals: Any) -> str:
 class Traces:
     """The traces of one jitted function."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, function: Callable):
+        self.name = getattr(function, "__qualname__", type(function).__name__)
+        self._where = where(function)
         self.count = 0
         self.records: list[TraceRecord] = []
         self.reasons: list[list[Difference]] = []
@@ -129,18 +170,16 @@ class Traces:
         del self.records[:-_MAX_RECORDS], self.reasons[:-_MAX_RECORDS]
         if self.count > _MANY + 1 and not self._warned:
             self._warned = True
-            warnings.warn(self._warning(), RetraceWarning, stacklevel=_users_level())
+            warnings.warn(self._warning(), RetraceWarning, stacklevel=users_level())
 
     def _warning(self) -> str:
-        commonest = Counter(d.path for reasons in self.reasons for d in reasons).most_common(1)
-        text = f"{self.name} was traced {self.count} times; each trace compiles anew. "
+        text = f"{self._where} was traced {self.count} times; each trace compiles anew. "
+        commonest = Counter(d.subject for reasons in self.reasons for d in reasons).most_common(1)
         if commonest:
-            path, times = commonest[0]
-            latest = next(
-                d for reasons in reversed(self.reasons) for d in reasons if d.path == path
-            )
-            text += f"The commonest reason ({times} times): {latest}. {_cure(latest)}"
-        return text + f" See {self.name}.explain() for all of them."
+            subject, times = commonest[0]
+            reasons = [d for reasons in self.reasons for d in reasons if d.subject == subject]
+            text += f"The commonest reason ({times} times): {reasons[-1]}.\n{_cure(reasons[-1])}\n"
+        return text + "All of them: print(f.explain())."
 
     def explain(self) -> str:
         """What differed, for every trace after the first."""
@@ -161,7 +200,7 @@ class Traces:
         return "\n".join(lines)
 
 
-def _users_level() -> int:
+def users_level() -> int:
     """The `stacklevel` of the nearest frame that is neither refax's nor JAX's."""
     level, frame = 1, sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith(("refax.", "jax")):
@@ -170,11 +209,22 @@ def _users_level() -> int:
 
 
 def _cure(difference: Difference) -> str:
+    path = difference.path
+    if difference.adds_or_removes:
+        return (
+            f"Cure: keep `{difference.subject}` as it is between calls: a fixed number of entries, "
+            "such as an array that is written at an index; or collect outside of the objects."
+        )
+    if ".tx." in path or path.endswith(".tx"):
+        return (
+            "Cure: make the optimizer once. For a learning rate that changes, give optax a "
+            "schedule, or wrap the factory in optax.inject_hyperparams."
+        )
     if "[" in difference.old and "[" in difference.new:
         return "Cure: keep shapes and dtypes the same, for instance by padding the last batch."
     return (
-        "Cure: keep it the same between calls, or make it an array (an nnx.Variable, or a traced "
-        "argument) if its value may change."
+        f"Cure: keep `{path}` the same between calls, or make it an array (an nnx.Variable, or a "
+        "traced argument) if its value may change."
     )
 
 

@@ -1,0 +1,207 @@
+"""Names: dotted paths, `blocks.3.attn.kernel`, to what they name and back.
+
+A name is the path's keys with dots between them. A key that would not come through that, such as
+a dict key with a dot, stands in brackets: `heads['a.b'].kernel`. So every name that is given out is
+found again by `get_path`, which also takes `blocks[3].attn` and the path itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import StructureError, describe_value, path_string, suggest
+from .filters import Filter, to_predicate
+from .iteration import iter_children_of, iter_graph, visit
+from .module import Module, Pytree
+from .state import State
+from .variable import Param, Variable
+
+_PLAIN = re.compile(r"[^.\[\]'\"]+")
+# A part of a name: `attn`, `3`, `[3]`, `['a.b']`, `[(1, 2)]`.
+_PART = re.compile(r"""\.?([^.\[\]]+)|\[('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\]]*)\]""")
+
+
+class PathError(StructureError, LookupError):
+    """There is nothing at a path; the message names the part that was not found, and where."""
+
+
+def dotted_name(path: tuple) -> str:
+    """`('blocks', 3, 'attn')` as `blocks.3.attn`."""
+    name = ""
+    for key in path:
+        plain = isinstance(key, int) or (isinstance(key, str) and _PLAIN.fullmatch(key))
+        name += f".{key}" if plain else f"[{key!r}]"
+    return name.removeprefix(".")
+
+
+def named_variables(node: Any, filter: Filter = ..., /) -> Iterator[tuple[str, Variable]]:
+    """Every (dotted name, Variable) below `node` that the filter matches.
+
+    In the order of `nnx.state`: depth first, names sorted. A Variable that is reached several ways
+    comes once, under its first name. The graph may be changed on the way: what comes is what was
+    there at the call.
+
+    Example:
+        >>> from refax import nnx
+        >>> norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        >>> [(name, v.shape) for name, v in nnx.named_variables(norm, nnx.BatchStat)]
+        [('mean', (3,)), ('var', (3,))]
+    """
+    matches = to_predicate(filter)
+    found = [(p, v) for p, v in iter_graph(node) if isinstance(v, Variable) and matches(p, v)]
+    return iter([(dotted_name(path), variable) for path, variable in found])
+
+
+def named_parameters(node: Any, /) -> Iterator[tuple[str, Param]]:
+    """`named_variables(node, nnx.Param)`."""
+    return named_variables(node, Param)  # type: ignore[return-value]
+
+
+def named_modules(node: Any, /) -> Iterator[tuple[str, Module]]:
+    """Every (dotted name, Module) below `node`, a module before those inside it, itself as `''`.
+
+    Order, sharing and changes on the way as in `named_variables`.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> [name for name, module in model.named_modules()]
+        ['', 'layers.0']
+    """
+    found = [(p, v) for p, v, done in visit(node) if isinstance(v, Module) and not done]
+    return iter([(dotted_name(path), module) for path, module in found])
+
+
+def _parse(name: str, verb: str) -> list[str]:
+    """The parts of a name as text; those in brackets keep them."""
+    parts, at = [], 0
+    while at < len(name):
+        match = _PART.match(name, at)
+        if match is None:
+            raise PathError(
+                f"nnx.{verb}: {name!r} is not a path: cannot read {name[at:]!r}.\n"
+                "Cure: write 'blocks.3.attn', 'blocks[3].attn', or give the path as a tuple."
+            )
+        parts.append(match[1] or f"[{match[2]}]")
+        at = match.end()
+    return parts
+
+
+def _step(value: Any, part: Any) -> Any:
+    """The key of `value` that a part stands for; raises KeyError if there is none."""
+    keys = [key for key, _ in iter_children_of(value)]
+    if part in keys:
+        return part
+    text = str(part)
+    if text.startswith("["):
+        text = text[1:-1]
+        as_written = [key for key in keys if repr(key) == text]
+        if as_written:
+            return as_written[0]
+    for key in keys:
+        if str(key) == text:
+            return key
+    if isinstance(value, (list, tuple)) and text.startswith("-") and text[1:].isdecimal():
+        return keys[int(text)]
+    raise KeyError(part)
+
+
+def _resolve(node: Any, path: Any, verb: str) -> tuple[tuple, list[Any]]:
+    """The path in its own keys, and the values along it, the root first."""
+    parts = _parse(path, verb) if isinstance(path, str) else list(path)
+    found: tuple = ()
+    values = [node]
+    for part in parts:
+        try:
+            key = _step(values[-1], part)
+        except (KeyError, IndexError):
+            raise _not_found(node, path, found, values[-1], part, verb) from None
+        found = (*found, key)
+        values.append(dict(iter_children_of(values[-1]))[key])
+    return found, values
+
+
+def get_path(node: Any, path: str | tuple) -> Any:
+    """What stands at a path below `node`: a module, a Variable, a container, any attribute.
+
+    Args:
+        node: an object graph, or a State.
+        path: `'blocks.3.attn'`, `'blocks[3].attn'` or `('blocks', 3, 'attn')`; '' is `node`.
+            An index and its text name the same place, negative indices count from the end.
+
+    Raises:
+        PathError: (a LookupError) nothing is there; with the part that was not found and the
+            nearest names.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> nnx.get_path(model, "layers.0.kernel").shape
+        (2, 3)
+        >>> try:
+        ...     nnx.get_path(model, "layers.0.kernal")
+        ... except LookupError as error:
+        ...     print(str(error).replace(", a Linear", ",\\n  a Linear"))
+        nnx.get_path: there is no 'kernal' in `Sequential.layers[0]`,
+          a Linear (path 'layers.0.kernal'). Did you mean 'kernel'?
+        Cure: it has 'bias', 'in_features', 'kernel', 'out_features'.
+    """
+    return _resolve(node, path, "get_path")[1][-1]
+
+
+def set_path(node: Any, path: str | tuple, value: Any) -> None:
+    """Put `value` in the place of what stands at a path: the assignment, by name.
+
+    `nnx.set_path(model, 'blocks.3.attn', new)` is `model.blocks[3].attn = new`. Shared modules are
+    replaced in this one place only. To write a Variable's value, `nnx.get_path(…).value = x`.
+
+    Raises:
+        PathError: nothing is there, or it stands in a tuple or another immutable container.
+
+    Example:
+        >>> from refax import nnx
+        >>> rngs = nnx.Rngs(0)
+        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=rngs), nnx.Linear(2, 2, rngs=rngs))
+        >>> for name, module in model.named_modules():
+        ...     if isinstance(module, nnx.Linear):
+        ...         nnx.set_path(model, name, nnx.LoRALinear(module, rank=1, rngs=rngs))
+        >>> type(model.layers[1]).__name__
+        'LoRALinear'
+    """
+    keys, values = _resolve(node, path, "set_path")
+    if not keys:
+        raise PathError(
+            "nnx.set_path: an empty path is the object itself, which cannot be replaced.\n"
+            "Cure: assign the new object to your own name for it."
+        )
+    parent, key = values[-2], keys[-1]
+    if isinstance(parent, Pytree):
+        setattr(parent, key, value)
+    elif isinstance(parent, (list, dict, State)):
+        parent[key] = value
+    else:
+        raise PathError(
+            f"nnx.set_path: {_place(node, keys[:-1])} is a {type(parent).__name__}, whose parts "
+            f"cannot be replaced.\nCure: replace it as a whole, at {dotted_name(keys[:-1])!r}."
+        )
+
+
+def _place(node: Any, path: tuple) -> str:
+    return f"`{path_string(path, type(node).__name__)}`"
+
+
+def _not_found(node: Any, asked: Any, found: tuple, value: Any, part: Any, verb: str) -> PathError:
+    children = [str(key) for key, _ in iter_children_of(value)]
+    near = suggest(part, children)
+    if not near:  # not misspelt: perhaps it is further down
+        below = (dotted_name((*found, *p)) for p, _ in iter_graph(value) if p and p[-1] == part)
+        near = next((f" Did you mean {name!r}?" for name in below), "")
+    shown = asked if isinstance(asked, str) else tuple(asked)
+    has = ", ".join(map(repr, children[:12])) + (", ..." if len(children) > 12 else "")
+    return PathError(
+        f"nnx.{verb}: there is no {part!r} in {_place(node, found)}, "
+        f"a {type(value).__name__} (path {shown!r}).{near}\n"
+        f"Cure: it has {has or f'no parts, it is {describe_value(value)}'}."
+    )

@@ -1,0 +1,39 @@
+"""Reads of Variables that a traced function did not get as arguments: they become constants.
+
+A later write to such a Variable is not seen by the compiled program, which in a library of
+references is a trap. So `nnx.jit` collects these reads while it traces, and compares at each call.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+from jax.core import Tracer
+
+Reads = dict[int, tuple[weakref.ref, Any]]  # by id: the Variable, and the value that was read
+
+
+class _Collecting(threading.local):
+    def __init__(self) -> None:
+        self.reads: list[Reads] = []
+
+
+COLLECTING = _Collecting()
+
+
+def outer_read(variable: Any) -> None:
+    """A Variable is read whose reads are watched (or that has hooks)."""
+    reads = COLLECTING.reads
+    if reads and not isinstance(variable._value, Tracer):
+        reads[-1].setdefault(id(variable), (weakref.ref(variable), variable._value))
+
+
+def written_since(reads: Reads) -> Any | None:
+    """A Variable that has another value than when it was read, if there is one."""
+    for reference, value in reads.values():
+        variable = reference()
+        if variable is not None and variable._value is not value:
+            return variable
+    return None

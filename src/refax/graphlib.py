@@ -1,0 +1,29 @@
+"""The verbs on object graphs under one name: `nnx.graph`, `nnx.graphlib`. No code."""
+
+from .graph.graphdef import GraphDef as GraphDef
+from .graph.iteration import find_duplicates as find_duplicates
+from .graph.iteration import iter_children as iter_children
+from .graph.iteration import iter_graph as iter_graph
+from .graph.iteration import iter_modules as iter_modules
+from .graph.state import State as State
+from .graph.variable import Variable as Variable
+from .graph.verbs import call as call
+from .graph.verbs import clone as clone
+from .graph.verbs import flatten as flatten
+from .graph.verbs import graphdef as graphdef
+from .graph.verbs import merge as merge
+from .graph.verbs import pop as pop
+from .graph.verbs import pure as pure
+from .graph.verbs import recursive_map as recursive_map
+from .graph.verbs import split as split
+from .graph.verbs import state as state
+from .graph.verbs import unflatten as unflatten
+from .graph.verbs import update as update
+from .graph.verbs import variables as variables
+from .lift.contexts import merge_context as merge_context
+from .lift.contexts import split_context as split_context
+from .lift.contexts import update_context as update_context
+from .lift.tree_states import NodeStates as NodeStates
+from .lift.tree_states import from_tree as from_tree
+from .lift.tree_states import to_tree as to_tree
+from .transforms.bound import cached_partial as cached_partial

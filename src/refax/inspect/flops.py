@@ -1,0 +1,85 @@
+"""Floating-point operations of a recorded call, as XLA's cost analysis counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..graph.variable import Param
+from ..graph.verbs import clone, graphdef, merge, split, state
+from ..graph.watch import is_array
+from ..lift.arguments import is_object
+from ..transforms.jit import jit
+from .calls import Call, describe, traceable
+
+
+class FlopCounter:
+    """Counts each distinct call once: 200 equal blocks are lowered as one."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, int | None] = {}
+
+    def count(self, call: Call, method: str, *, vjp: bool) -> int | None:
+        """The operations of the call (and of its vjp, if asked); None where XLA does not tell."""
+        shapes = tuple(map(describe, jax.tree.leaves(state(call.module))))
+        key = (graphdef(call.module), shapes, describe((call.args, call.kwargs)), method, vjp)
+        if key not in self._known:
+            self._known[key] = _count(call, method, vjp)
+        return self._known[key]
+
+
+def _count(call: Call, method: str, vjp: bool) -> int | None:
+    values, put = traceable((call.args, call.kwargs))
+
+    def forward(module: Any, values: list[Any]) -> Any:
+        args, kwargs = put(values)
+        return getattr(module, method)(*args, **kwargs)
+
+    function = _with_vjp(forward) if vjp else _arrays_of(forward)
+    try:
+        cost: Any = jit(function).lower(call.module, values).cost_analysis()
+    except (TypeError, ValueError, NotImplementedError, RuntimeError):
+        return None  # there is no reverse mode of it, or no analysis on this platform
+    if isinstance(cost, (list, tuple)):  # one for each device, in some releases
+        cost = cost[0] if cost else None
+    return int(cost["flops"]) if cost and cost.get("flops", -1) >= 0 else None
+
+
+def _arrays_of(forward: Callable) -> Callable:
+    return lambda module, values: [
+        x for x in jax.tree.leaves(forward(module, values)) if is_array(x)
+    ]
+
+
+def _is_float(x: Any) -> bool:
+    return is_array(x) and jnp.issubdtype(x.dtype, jnp.inexact)
+
+
+def _is_float_param(path: tuple, x: Any) -> bool:
+    return isinstance(x, Param) and all(map(_is_float, jax.tree.leaves(x._value)))
+
+
+def _with_vjp(forward: Callable) -> Callable:
+    """`forward`, and its vjp with respect to Params and floating-point inputs."""
+
+    def function(module: Any, values: list[Any]) -> Any:
+        definition, params, rest = split(module, _is_float_param, ...)
+        floats = {i: x for i, x in enumerate(values) if _is_float(x)}
+
+        def of_floats(params: Any, floats: dict[int, Any]) -> tuple[list[Any], Any]:
+            # Objects are copied: here is another trace level, where they may be written.
+            inputs = [
+                floats[i] if i in floats else clone(x) if is_object(x) else x
+                for i, x in enumerate(values)
+            ]
+            module = merge(definition, params, rest)
+            outputs = [x for x in jax.tree.leaves(forward(module, inputs)) if _is_float(x)]
+            return outputs, jax.tree.leaves(state(module))
+
+        outputs, backward, after = jax.vjp(of_floats, params, floats, has_aux=True)
+        return outputs, backward([jnp.ones_like(x) for x in outputs]), after
+
+    return function

@@ -1,0 +1,233 @@
+"""Forward hooks: functions that run before or after a Module is called, for one object at a time.
+
+A hooked object changes its class, to a subclass made once for each class, whose `__call__` runs the
+hooks; the hooks themselves are its static attribute `_refax_hooks`. So a call of an object without
+hooks costs nothing, and everything that knows classes and static attributes knows hooks: `nnx.jit`
+traces anew where a hook was added, the objects inside a transform have them, so have clones and
+copies (and pickles, where the function can be pickled), and `nnx.split`/`nnx.merge` keep them. The
+last hook that is removed takes the attribute and the class along.
+
+Hooks are compared by identity, not by what they do: two recorders that append to two lists are two
+hooks, also while both lists are empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
+
+from ..graph.filters import Filter, to_predicate
+from ..graph.iteration import iter_graph
+from ..graph.module import Module, new_pytree
+
+_HOOKS = "_refax_hooks"
+
+
+class Hook:
+    """A function, and whether it runs before the call."""
+
+    __slots__ = ("before", "function")
+
+    def __init__(self, function: Callable, before: bool):
+        self.function = function
+        self.before = before
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", repr(self.function))
+        return f"<hook {'before' if self.before else 'after'}: {name}>"
+
+
+class HookHandle:
+    """One hook on one object: `remove()` takes it off, as does the end of a `with` block."""
+
+    __slots__ = ("_hook", "_module")
+
+    def __init__(self, module: Module, hook: Hook):
+        self._module = module
+        self._hook = hook
+
+    def remove(self) -> None:
+        """Take the hook off; nothing happens if it is off already."""
+        _set_hooks(self._module, [h for h in hooks_of(self._module) if h is not self._hook])
+
+    def __enter__(self) -> HookHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def hooks_of(module: Module) -> tuple[Hook, ...]:
+    return vars(module).get(_HOOKS, ())
+
+
+def add_hook(module: Module, hook: Hook) -> HookHandle:
+    """Put a hook on a Module.
+
+    Raises:
+        TypeError: what is hooked is no Module, or has no `__call__`.
+    """
+    if not is_callable_module(module):
+        raise TypeError(
+            f"A forward hook needs a Module with a `__call__`, got {type(module).__name__}.\n"
+            "Cure: hook the layer that is called."
+        )
+    _set_hooks(module, [*hooks_of(module), hook])
+    return HookHandle(module, hook)
+
+
+def is_callable_module(value: Any) -> bool:
+    return isinstance(value, Module) and callable(value)
+
+
+def _set_hooks(module: Module, hooks: list[Hook]) -> None:
+    hooked = vars(module).get(_HOOKS) is not None
+    if hooks:
+        setattr(module, _HOOKS, tuple(hooks))
+        if not hooked:
+            setattr(module, "__class__", _hooked_class(type(module)))  # noqa: B010 - pyright
+    elif hooked:
+        delattr(module, _HOOKS)
+        setattr(module, "__class__", type(module).__base__)  # noqa: B010
+
+
+@functools.cache
+def _hooked_class(cls: Any) -> type:
+    """The subclass of `cls` whose call runs the hooks."""
+    call = cls.__call__
+
+    @functools.wraps(call)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hooks = hooks_of(self)
+        for hook in hooks:
+            if hook.before and (changed := hook.function(self, args, kwargs)) is not None:
+                args, kwargs = changed
+        output = call(self, *args, **kwargs)
+        for hook in hooks:
+            if not hook.before:
+                changed = hook.function(self, args, kwargs, output)
+                output = output if changed is None else changed
+        return output
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        return _new_hooked, (cls,), self.__getstate__()
+
+    body = {
+        "__slots__": (),
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "__call__": __call__,
+        "__reduce_ex__": __reduce_ex__,
+    }
+    return types.new_class(cls.__name__, (cls,), exec_body=lambda space: space.update(body))
+
+
+def _new_hooked(cls: type) -> Any:
+    return new_pytree(_hooked_class(cls))
+
+
+def add_forward_hook(module: Module, fn: Callable[..., Any]) -> HookHandle:
+    """Run `fn(module, args, kwargs, output)` after each call of `module`.
+
+    What `fn` returns replaces the output, unless it is None. Inside a transform the hook is part of
+    what is traced: it sees tracers and runs when JAX traces; a hook that was added makes `nnx.jit`
+    trace again. `sow` is the way to get values out of one.
+
+    Args:
+        module: the object; other objects of its class are not concerned.
+        fn: the hook.
+
+    Returns:
+        A handle with `remove()`, which is a context manager, too.
+
+    Raises:
+        TypeError: `module` cannot be called.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> with nnx.add_forward_hook(layer, lambda m, args, kwargs, y: y * 0):
+        ...     float(layer(jnp.ones(2)).sum())
+        0.0
+    """
+    return add_hook(module, Hook(fn, before=False))
+
+
+def add_forward_pre_hook(module: Module, fn: Callable[..., Any]) -> HookHandle:
+    """Run `fn(module, args, kwargs)` before each call of `module`.
+
+    What it returns, unless it is None, is the (args, kwargs) to call with. The rest is as in
+    `nnx.add_forward_hook`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> handle = nnx.add_forward_pre_hook(layer, lambda m, args, kwargs: print(args[0].shape))
+        >>> _ = layer(jnp.ones(2))
+        (2,)
+        >>> handle.remove()
+    """
+    return add_hook(module, Hook(fn, before=True))
+
+
+@contextlib.contextmanager
+def forward_hooks(
+    model: Any,
+    fn: Callable[..., Any] | None = None,
+    *,
+    pre: Callable[..., Any] | None = None,
+    filter: Filter = ...,
+) -> Iterator[None]:
+    """Hooks on every Module below that can be called, for the length of a `with` block.
+
+    Args:
+        model: a Module, or a container of them; itself included.
+        fn: runs after each call, see `nnx.add_forward_hook`.
+        pre: runs before each call, see `nnx.add_forward_pre_hook`.
+        filter: which Modules: a type, `nnx.PathContains`, a function (path, module) → bool ….
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> def show(module, args, kwargs, output):
+        ...     print(type(module).__name__, output.shape)
+        >>> with nnx.forward_hooks(model, show):
+        ...     _ = model(jnp.ones(2))
+        Linear (3,)
+        Sequential (3,)
+    """
+    hooks = [Hook(f, before) for f, before in ((pre, True), (fn, False)) if f is not None]
+    with hooked(((m, hook) for _, m in callable_modules(model, filter) for hook in hooks)):
+        yield
+
+
+def callable_modules(model: Any, filter: Filter = ...) -> list[tuple[tuple, Module]]:
+    """(path, Module) of every Module below that can be called and that the filter matches."""
+    matches = to_predicate(filter)
+    return [
+        (path, cast(Module, value))
+        for path, value in iter_graph(model)
+        if is_callable_module(value) and matches(path, value)
+    ]
+
+
+@contextlib.contextmanager
+def hooked(pairs: Iterable[tuple[Module, Hook]]) -> Iterator[None]:
+    """Each Module with its hook, for the length of a `with` block."""
+    with contextlib.ExitStack() as stack:
+        for module, hook in pairs:
+            stack.enter_context(add_hook(module, hook))
+        yield
+
+
+def remove_hooks(model: Any) -> None:
+    """Take every hook off every Module below."""
+    for _, module in callable_modules(model):
+        _set_hooks(module, [])

@@ -1,0 +1,278 @@
+"""`tabulate`: a model as a table, a row for each Module that a call of it calls."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..graph.errors import suggest
+from ..graph.filters import Filter, to_predicate
+from ..graph.iteration import iter_children_of, iter_graph
+from ..graph.module import Module
+from ..graph.representation import bytes_text, count
+from ..graph.variable import RngState, Variable
+from ..graph.watch import is_array
+from .calls import Call, describe, trace_calls
+from .flops import FlopCounter
+
+_CALL_COLUMNS = ("path", "type", "inputs", "outputs", "flops", "vjp_flops")
+
+
+@dataclass
+class Row:
+    """A row of the table: one call of one Module.
+
+    `own` has, by the name of a Variable type, a line for each Variable of the Module itself;
+    `totals` (elements, bytes) of all Variables at and below its path, each counted at one path.
+    """
+
+    path: tuple
+    type: str
+    inputs: str
+    outputs: str
+    flops: int | None = None
+    vjp_flops: int | None = None
+    own: dict[str, list[str]] = field(default_factory=dict)
+    totals: dict[str, tuple[int, int]] = field(default_factory=dict)
+    depth: int = 0
+    repeats: int = 1
+
+    @property
+    def name(self) -> str:
+        return "/".join(map(str, self.path))
+
+
+def tabulate(
+    obj: Module,
+    *input_args: Any,
+    depth: int | None = None,
+    method: str = "__call__",
+    row_filter: Callable[[Row], bool] | None = None,
+    columns: Sequence[str] | None = None,
+    variable_types: Filter = ...,
+    collapse: bool = False,
+    table_kwargs: Mapping[str, Any] | None = None,
+    column_kwargs: Mapping[str, Any] | None = None,
+    console_kwargs: Mapping[str, Any] | None = None,
+    compute_flops: bool = False,
+    compute_vjp_flops: bool = False,
+    **input_kwargs: Any,
+) -> str:
+    """A table of the Modules that `obj(*input_args, **input_kwargs)` calls, in the order of calls.
+
+    It comes from one abstract trace: nothing is computed and `obj` stays as it is. A row has the
+    Module's path and type, the dtypes and shapes of its inputs and outputs, its own Variables by
+    type, and the size of all at and below its path. A Variable that is reached in several ways is
+    counted at its first path and marked as shared elsewhere. In a scan or vmap, inputs and outputs
+    are those of one step; Variables are shown as they are held, stacked.
+
+    Args:
+        obj: the model; its arrays may be `jax.ShapeDtypeStruct`s.
+        *input_args: arrays, `jax.ShapeDtypeStruct`s, objects such as `nnx.Rngs`, or anything else
+            that the method takes.
+        depth: how many Modules down to show; all by default.
+        method: the name of the method that is called.
+        row_filter: which rows to show, as a function of a row with the attributes `path`, `type`,
+            `inputs`, `outputs`, `flops`, `vjp_flops`, `own` and `totals`.
+        columns: which columns to show, of path, type, inputs, outputs, flops, vjp_flops and the
+            names of Variable types; all by default.
+        variable_types: a filter; what it leaves out is neither shown nor counted.
+        collapse: show rows that differ only in an index of their paths as one.
+        table_kwargs, column_kwargs, console_kwargs: for `rich.table.Table`, its `add_column` and
+            `rich.console.Console`. For colours: `console_kwargs={"force_terminal": True}`.
+        compute_flops: count the floating-point operations of each call, by XLA's analysis, which
+            counts the body of a loop once. Where it tells nothing, the table shows "-".
+        compute_vjp_flops: the same with the backward pass added, with respect to the Params and
+            the floating-point inputs.
+        **input_kwargs: keyword arguments of the method.
+
+    Raises:
+        TypeError: `obj` is no Module, or has no such method.
+        ValueError: a column that does not exist.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+        >>> table = nnx.tabulate(model, jnp.ones((2, 3)), columns=("type", "outputs", "Param"))
+        >>> "kernel: float32[3,4]" in table, "16 (64 B)" in table
+        (True, True)
+    """
+    if not isinstance(obj, Module) or not callable(getattr(obj, method, None)):
+        raise TypeError(
+            f"nnx.tabulate: {type(obj).__name__} has no method `{method}`.\n"
+            "Cure: give a Module, and with method=... the name of one of its methods."
+        )
+    with_flops = compute_flops or compute_vjp_flops
+    calls = trace_calls(obj, method, input_args, input_kwargs, keep_modules=with_flops)
+    variables = _VariablesByModule(obj, calls, to_predicate(variable_types))
+    counter = FlopCounter()
+    rows = []
+    for number, call in enumerate(calls):
+        row = variables.row(call)
+        called = method if number == 0 else "__call__"
+        if compute_flops:
+            row.flops = counter.count(call, called, vjp=False)
+        if compute_vjp_flops:
+            row.vjp_flops = counter.count(call, called, vjp=True)
+        if (depth is None or row.depth <= depth) and (row_filter is None or row_filter(row)):
+            rows.append(row)
+    if collapse:
+        rows = _collapse(rows)
+    totals = variables.totals(())
+    hidden = {"flops": not compute_flops, "vjp_flops": not compute_vjp_flops}
+    known = [c for c in (*_CALL_COLUMNS, *sorted(totals)) if not hidden.get(c)]
+    for name in columns or ():
+        if name not in known:
+            raise ValueError(
+                f"nnx.tabulate: there is no column {name!r}.{suggest(name, known)}\n"
+                f"Cure: choose from {', '.join(known)}."
+            )
+    shown = list(columns) if columns is not None else known
+    title = f"{type(obj).__name__} Summary"
+    return _render(rows, shown, totals, title, table_kwargs, column_kwargs, console_kwargs)
+
+
+class _VariablesByModule:
+    """Whose each Variable is: of the nearest Module above it that was called."""
+
+    def __init__(self, model: Module, calls: Iterable[Call], matches: Callable[..., bool]):
+        visited = list(iter_graph(model))
+        self.modules = {path for path, node in visited if isinstance(node, Module)}
+        first = {id(v): path for path, v in visited if isinstance(v, Variable)}
+        self.own: dict[tuple, dict[str, list[str]]] = {}
+        self.sizes: dict[tuple, dict[str, list[int]]] = {}
+        for path, node in visited:
+            for key, child in iter_children_of(node):
+                if not (isinstance(child, Variable) or is_array(child)):
+                    continue
+                place = (*path, key)
+                home = first.get(id(child), place)
+                if not matches(place, child):
+                    continue
+                kind = _column_of(child)
+                module = self._module_above(place)
+                name = "/".join(map(str, place[len(module) :]))
+                line = f"{name}: {describe(child)}"
+                if home != place:
+                    line += f" (shared with {'/'.join(map(str, home))})"
+                else:
+                    self._count(place, kind, child)
+                self.own.setdefault(module, {}).setdefault(kind, []).append(line)
+
+    def _module_above(self, path: tuple) -> tuple:
+        while path not in self.modules:
+            path = path[:-1]
+        return path
+
+    def _count(self, place: tuple, kind: str, value: Any) -> None:
+        elements, size = count([value._value if isinstance(value, Variable) else value])
+        for length in range(len(place)):
+            total = self.sizes.setdefault(place[:length], {}).setdefault(kind, [0, 0])
+            total[0] += elements
+            total[1] += size
+
+    def totals(self, path: tuple) -> dict[str, tuple[int, int]]:
+        return {kind: (n, size) for kind, (n, size) in self.sizes.get(path, {}).items()}
+
+    def row(self, call: Call) -> Row:
+        inputs = [describe(x) for x in call.args]
+        inputs += [f"{k}: {describe(x)}" for k, x in call.kwargs.items() if x is not None]
+        return Row(
+            call.path,
+            call.type,
+            "\n".join(inputs),
+            describe(call.outputs),
+            own=self.own.get(call.path, {}),
+            totals=self.totals(call.path),
+            depth=sum(call.path[:length] in self.modules for length in range(len(call.path))),
+        )
+
+
+def _column_of(leaf: Any) -> str:
+    if isinstance(leaf, RngState):  # keys and counts: one column
+        return "RngState"
+    return type(leaf).__name__ if isinstance(leaf, Variable) else "Array"
+
+
+def _collapse(rows: list[Row]) -> list[Row]:
+    """Rows that differ in indices only as one, with the range of each index that varies."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        pattern = tuple("#" if isinstance(key, int) else key for key in row.path)
+        own = tuple((kind, *lines) for kind, lines in row.own.items())
+        looks = (row.type, row.inputs, row.outputs, row.flops, row.vjp_flops, own)
+        groups.setdefault((pattern, looks, tuple(row.totals.items())), []).append(row)
+    collapsed = []
+    for alike in groups.values():
+        first = alike[0]
+        first.repeats = len(alike)
+        first.path = tuple(
+            keys[0] if len(set(keys)) == 1 else f"{min(keys)}…{max(keys)}"
+            for keys in zip(*(row.path for row in alike), strict=True)
+        )
+        collapsed.append(first)
+    return collapsed
+
+
+def _size(total: tuple[int, int]) -> str:
+    return f"{total[0]:,} ({bytes_text(total[1])})"
+
+
+def _cell(row: Row, column: str) -> str:
+    if column == "path":
+        return row.name
+    if column == "type":
+        return row.type if row.repeats == 1 else f"{row.type} ×{row.repeats}"
+    if column in ("inputs", "outputs"):
+        return getattr(row, column)
+    if column in ("flops", "vjp_flops"):
+        number = getattr(row, column)
+        return "-" if number is None else f"{number:,}"
+    # Keys and counts of random streams look alike everywhere: their size says enough.
+    lines = list(row.own.get(column, ())) if column != "RngState" else []
+    if column in row.totals:
+        lines += ["", _size(row.totals[column])] if lines else [_size(row.totals[column])]
+    return "\n".join(lines)
+
+
+def _render(
+    rows: list[Row],
+    columns: list[str],
+    totals: dict[str, tuple[int, int]],
+    title: str,
+    table_kwargs: Mapping[str, Any] | None,
+    column_kwargs: Mapping[str, Any] | None,
+    console_kwargs: Mapping[str, Any] | None,
+) -> str:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        raise ImportError("nnx.tabulate needs rich.\nCure: pip install rich.") from None
+
+    everything = sum(n for n, _ in totals.values()), sum(size for _, size in totals.values())
+    table = Table(
+        **{
+            "title": title,
+            "caption": f"Total: {_size(everything)}",
+            "show_lines": True,
+            "show_footer": True,
+            **(table_kwargs or {}),
+        }
+    )
+    footers = {column: _size(totals[column]) for column in columns if column in totals}
+    labelled = next((c for c in reversed(columns) if c not in footers), None)
+    for column in columns:
+        footer = "Total" if column == labelled else footers.get(column, "")
+        table.add_column(column, **{"footer": footer, "no_wrap": True, **(column_kwargs or {})})
+    for row in rows:
+        table.add_row(*(Text(_cell(row, column)) for column in columns))
+    # As wide as the table needs: a string has no terminal that it would have to fit in.
+    options = {"width": 400, "force_terminal": False, **(console_kwargs or {})}
+    text = io.StringIO()
+    Console(**{"file": text, **options}).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))

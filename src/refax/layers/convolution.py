@@ -1,0 +1,370 @@
+"""Conv and ConvTranspose: the same affine map of a small window, at every place of a grid.
+
+Arrays are laid out (*batch, *spatial, features), kernels (*spatial, in, out).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..graph.module import Module
+from ..graph.rngs import Rngs
+from ..graph.variable import Param
+from . import dtypes
+from .linear import default_bias_init, default_kernel_init
+from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, product_options
+from .windows import NAMED, Padding, Pads, PerAxis, canonical_padding, per_axis
+
+# Paddings with values of the input, as `jnp.pad` calls them.
+_CONTINUED = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+
+Ints = tuple[int, ...]
+
+
+class _Strided(NamedTuple):
+    """A convolution, without batch axes and bias: all that its program depends on."""
+
+    strides: Ints
+    padding: str | Pads
+    input_dilation: Ints
+    kernel_dilation: Ints
+    groups: int
+    options: tuple[tuple[str, Any], ...]
+    conv_general_dilated: Callable[..., Any]
+
+    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # The distance from the first to the last place that the kernel looks at.
+        spans = [d * (k - 1) for d, k in zip(self.kernel_dilation, kernel.shape)]
+        pads = named = self.padding
+        if named in _CONTINUED:
+            sides = [(span // 2, span - span // 2) for span in spans]
+            x = jnp.pad(x, [(0, 0), *sides, (0, 0)], mode=_CONTINUED[named])
+            pads = [(0, 0)] * len(spans)
+        elif named == "CAUSAL":
+            pads = [(span, 0) for span in spans]
+        elif isinstance(named, str):  # `lax` resolves a name only where the input is not dilated
+            sizes = [d * (n - 1) + 1 for d, n in zip(self.input_dilation, x.shape[1:])]
+            pads = lax.padtype_to_pads(sizes, [n + 1 for n in spans], self.strides, named)
+        return self.conv_general_dilated(
+            x,
+            kernel,
+            self.strides,
+            pads,
+            lhs_dilation=self.input_dilation,
+            rhs_dilation=self.kernel_dilation,
+            dimension_numbers=_dimension_numbers(len(spans)),
+            feature_group_count=self.groups,
+            **dict(self.options),
+        )
+
+
+class _FractionallyStrided(NamedTuple):
+    """The same for a transposed convolution."""
+
+    strides: Ints
+    padding: str | Pads
+    kernel_dilation: Ints
+    transpose_kernel: bool
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        axes, padding = len(self.strides), self.padding
+        crop: list[slice] = []
+        if padding == "CIRCULAR":
+            # Continue x by more than an output inside it can depend on, and crop the rest.
+            padding, sides = "SAME", [(0, 0)]
+            windows = (d * (k - 1) + 1 for d, k in zip(self.kernel_dilation, kernel.shape))
+            for window, step, size in zip(windows, self.strides, x.shape[1:]):
+                more = math.ceil(window / step)
+                sides.append((more, more))
+                # Of an odd overlap a transposed kernel has the larger half before, not after.
+                odd = self.transpose_kernel and window > step and (window - step) % 2
+                crop.append(slice(more * step + odd, (more + size) * step + odd))
+            x = jnp.pad(x, [*sides, (0, 0)], mode="wrap")
+        y = lax.conv_transpose(
+            x,
+            kernel,
+            self.strides,
+            padding,
+            rhs_dilation=self.kernel_dilation,
+            dimension_numbers=_dimension_numbers(axes),
+            transpose_kernel=self.transpose_kernel,
+            **dict(self.options),
+        )
+        return y[:, *crop] if crop else y
+
+
+def _dimension_numbers(axes: int) -> lax.ConvDimensionNumbers:
+    spatial = range(axes)
+    arrays = (0, axes + 1, *(i + 1 for i in spatial))
+    return lax.ConvDimensionNumbers(arrays, (axes + 1, axes, *spatial), arrays)
+
+
+def _apply(
+    how: _Strided | _FractionallyStrided,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+) -> jax.Array:
+    batch = x.shape[: x.ndim - kernel.ndim + 1]
+    if mask is not None:
+        kernel = kernel * mask.astype(kernel.dtype)
+    y = how(x.reshape(math.prod(batch), *x.shape[len(batch) :]), kernel)
+    if bias is not None:
+        y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+    return y.reshape(*batch, *y.shape[1:])
+
+
+# One compiled call where the operations one by one would be several; inlined into a trace.
+_apply_compiled = partial(jax.jit, static_argnums=0, inline=True)(_apply)
+
+
+class Convolution(Module):
+    """What Conv and ConvTranspose have in common: parameters, options, checks, batch axes."""
+
+    use_bias: bool = True
+    mask: Any = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: lax.PrecisionLike = None
+    promote_dtype = staticmethod(dtypes.promote_dtype)
+    preferred_element_type: DTypeLike | None = None
+
+    def _make(
+        self,
+        features: tuple[int, int],
+        kernel_size: int | Sequence[int],
+        channels: tuple[int, int],
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """Set the attributes that `arguments`, those of `__init__`, say; draw the parameters."""
+        keep_options(self, arguments)
+        name = type(self).__name__
+        axes = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        self.in_features, self.out_features = features
+        self.kernel_size = axes
+        self.strides = per_axis(name, "strides", arguments["strides"], len(axes))
+        dilation = arguments["kernel_dilation"]
+        self.kernel_dilation = per_axis(name, "kernel_dilation", dilation, len(axes))
+        shape = (*axes, *channels)
+        if self.mask is not None and np.shape(self.mask) != shape:
+            raise ValueError(
+                f"{name}: mask has the shape {np.shape(self.mask)}, but the kernel has {shape}."
+            )
+        rngs, dtype = arguments["rngs"], self.param_dtype
+        kernel = arguments["kernel_init"](rngs.params(), shape, dtype)
+        self.kernel = Param(kernel, **arguments["kernel_metadata"])
+        self.bias = None
+        if self.use_bias:
+            bias = arguments["bias_init"](rngs.params(), features[1:], dtype)
+            self.bias = Param(bias, **arguments["bias_metadata"])
+
+    def _options(self, out_sharding: Any = None) -> tuple[tuple[str, Any], ...]:
+        return product_options(self.precision, self.preferred_element_type, out_sharding)
+
+    def _call(
+        self, inputs: Any, how: _Strided | _FractionallyStrided, compiled: bool = True
+    ) -> jax.Array:
+        kernel = self.kernel.value
+        bias = None if self.bias is None else self.bias.value
+        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        axes = len(self.kernel_size)
+        if kernel.ndim != axes + 2:
+            raise ValueError(
+                f"{type(self).__name__}: the kernel has the shape {kernel.shape}, not (*kernel_size"
+                ", in, out): this is a stack of layers.\nCure: call it inside nnx.vmap or nnx.scan."
+            )
+        if x.ndim <= axes or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"{type(self).__name__}: the input has the shape {x.shape}, but it must be (*batch,"
+                f" *spatial, features) with {axes} spatial axes (kernel_size={self.kernel_size}) "
+                f"and in_features={self.in_features}."
+            )
+        mask = None if self.mask is None else dtypes.as_array(self.mask)
+        return (_apply_compiled if compiled else _apply)(how, x, kernel, bias, mask)
+
+
+class Conv(Convolution):
+    """A convolution: y[n, o] = Σ_j x[n·stride + j·dilation - low, i]·W[j, i, o] + b[o].
+
+    It is the correlation that neural networks call so: the kernel is not flipped. n and j run over
+    as many spatial axes as `kernel_size` has entries; `low` is the padding before x.
+
+    Shapes: `(*batch, *spatial, in_features)` → `(*batch, *spatial', out_features)`, with any number
+    of batch axes, also none. Attributes: `kernel` W (*kernel_size, in_features //
+    feature_group_count, out_features), `bias` b (out_features,) or None.
+
+    Args:
+        in_features, out_features: sizes of the last axis of x and of y.
+        kernel_size: sizes of the window; an int is one spatial axis.
+        strides: step of the window, for each axis or for all.
+        padding: 'SAME', 'VALID' (none), 'CIRCULAR' (x is periodic), 'REFLECT' (x is mirrored at
+            its ends), 'CAUSAL' (one spatial axis, only before: y[n] sees x up to n), or numbers:
+            an int, one int for each axis, or pairs (low, high).
+        input_dilation: step between the places at which x is put, with zeros in between.
+        kernel_dilation: step between the places that the kernel looks at ("atrous").
+        feature_group_count: the features are cut in so many groups that do not see each other.
+        mask: an array of the shape of W, that W is multiplied by.
+        conv_general_dilated: computes the product, in place of `jax.lax.conv_general_dilated`.
+        use_bias, dtype, param_dtype, precision, kernel_init, bias_init, promote_dtype,
+            preferred_element_type, rngs, kernel_metadata, bias_metadata: as for `nnx.Linear`.
+
+    Raises:
+        ValueError: arguments that do not fit each other, or the number of spatial axes.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> layer = nnx.Conv(3, 16, kernel_size=(3, 3), strides=2, rngs=nnx.Rngs(0))
+        >>> layer.kernel.shape, layer(jnp.ones((8, 28, 28, 3))).shape
+        ((3, 3, 3, 16), (8, 14, 14, 16))
+    """
+
+    feature_group_count: int = 1
+    conv_general_dilated = staticmethod(lax.conv_general_dilated)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        strides: PerAxis = 1,
+        *,
+        padding: Padding = "SAME",
+        input_dilation: PerAxis = 1,
+        kernel_dilation: PerAxis = 1,
+        feature_group_count: int = 1,
+        use_bias: bool = True,
+        mask: Any = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = default_kernel_init,
+        bias_init: Initializer = default_bias_init,
+        conv_general_dilated: Callable[..., Any] = lax.conv_general_dilated,
+        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        preferred_element_type: DTypeLike | None = None,
+        rngs: Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        if in_features % feature_group_count or out_features % feature_group_count:
+            raise ValueError(
+                f"Conv: feature_group_count={feature_group_count} does not divide in_features="
+                f"{in_features} and out_features={out_features}."
+            )
+        channels = (in_features // feature_group_count, out_features)
+        self._make((in_features, out_features), kernel_size, channels, locals())
+        axes = len(self.kernel_size)
+        named = (*NAMED, *_CONTINUED, *(("CAUSAL",) if axes == 1 else ()))
+        self.padding = canonical_padding("Conv", padding, axes, named)
+        self.input_dilation = per_axis("Conv", "input_dilation", input_dilation, axes)
+
+    def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
+        """Convolve x.
+
+        Args:
+            inputs: x (*batch, *spatial, in_features).
+            out_sharding: the sharding of y, on a mesh with explicit axes.
+
+        Raises:
+            ValueError: x has too few axes, or its last axis has another size.
+        """
+        how = _Strided(
+            self.strides,
+            self.padding,
+            self.input_dilation,
+            self.kernel_dilation,
+            self.feature_group_count,
+            self._options(out_sharding),
+            self.conv_general_dilated,
+        )
+        return self._call(inputs, how, self.conv_general_dilated is lax.conv_general_dilated)
+
+
+class ConvTranspose(Convolution):
+    """A transposed, or fractionally strided, convolution: each x[n] adds a window to y.
+
+    y[n·stride + (k-1-j)·dilation - low, o] += x[n, i]·W[j, i, o], then + b[o], for a window of k
+    places. With `transpose_kernel`, W has the axes (j, o, i) and is not flipped, so that it is the
+    transpose, and the derivative, of the Conv from o to i with the same W.
+
+    Shapes: `(*batch, *spatial, in_features)` → `(*batch, *spatial', out_features)`, where 'SAME'
+    and 'CIRCULAR' give spatial' = spatial·stride. Attributes: `kernel` W (*kernel_size,
+    in_features, out_features), or with `transpose_kernel` (*kernel_size, out_features,
+    in_features); `bias` b (out_features,) or None.
+
+    Args:
+        in_features, out_features: sizes of the last axis of x and of y.
+        kernel_size: sizes of the window; an int is one spatial axis.
+        strides: step of the window over y, for each axis or for all.
+        padding: 'SAME', 'VALID', 'CIRCULAR' (x is periodic), or numbers as for `nnx.Conv`: with
+            zeros around x, after the zeros that the strides put in between.
+        kernel_dilation: step between the places that the kernel looks at.
+        mask: an array of the shape of W, that W is multiplied by.
+        transpose_kernel: see above.
+        use_bias, dtype, param_dtype, precision, kernel_init, bias_init, promote_dtype,
+            preferred_element_type, rngs, kernel_metadata, bias_metadata: as for `nnx.Linear`.
+
+    Raises:
+        ValueError: arguments that do not fit the number of spatial axes.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> layer = nnx.ConvTranspose(16, 3, kernel_size=(3, 3), strides=2, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((8, 14, 14, 16))).shape
+        (8, 28, 28, 3)
+    """
+
+    transpose_kernel: bool = False
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        strides: PerAxis = None,
+        *,
+        padding: Padding = "SAME",
+        kernel_dilation: PerAxis = None,
+        use_bias: bool = True,
+        mask: Any = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = default_kernel_init,
+        bias_init: Initializer = default_bias_init,
+        transpose_kernel: bool = False,
+        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        preferred_element_type: DTypeLike | None = None,
+        rngs: Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        features = (in_features, out_features)
+        channels = (out_features, in_features) if transpose_kernel else features
+        self._make(features, kernel_size, channels, locals())
+        named = ("SAME", "VALID", "CIRCULAR")
+        self.padding = canonical_padding("ConvTranspose", padding, len(self.kernel_size), named)
+
+    def __call__(self, inputs: Any) -> jax.Array:
+        """Map x (*batch, *spatial, in_features).
+
+        Raises:
+            ValueError: x has too few axes, or its last axis has another size.
+        """
+        how = _FractionallyStrided(
+            self.strides, self.padding, self.kernel_dilation, self.transpose_kernel, self._options()
+        )
+        return self._call(inputs, how)

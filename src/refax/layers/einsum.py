@@ -1,0 +1,177 @@
+"""Einsum: a product of the input and a kernel, as an equation says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from ..graph.module import Module
+from ..graph.rngs import Rngs
+from ..graph.variable import Param
+from . import dtypes
+from .linear import default_bias_init, default_kernel_init
+from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, product_options
+
+
+def _product(
+    equation: str,
+    einsum_op: Callable[..., Any],
+    options: tuple[tuple[str, Any], ...],
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
+    sizes = _check_sizes(equation, x.shape, kernel.shape)
+    y = einsum_op(equation, x, kernel, **dict(options))
+    if bias is None:
+        return y
+    # The bias varies along the axes that the output has from the kernel.
+    head, _, tail = equation.partition("->")[2].partition("...")
+    wanted = tuple(sizes[label] for label in head + tail if label in sizes)
+    if bias.shape != wanted:
+        raise ValueError(
+            f"Einsum: the bias has the shape {bias.shape}, but the axes that the output of "
+            f"{equation!r} has from the kernel (shape {kernel.shape}) have the sizes {wanted}.\n"
+            f"Cure: bias_shape={wanted}."
+        )
+    ones = [1] * (y.ndim - len(head) - len(tail))
+    shape = [sizes.get(c, 1) for c in head] + ones + [sizes.get(c, 1) for c in tail]
+    return y + bias.reshape(shape)
+
+
+# One compiled call; a warm one neither parses the equation nor looks for an order of contraction.
+_product_compiled = partial(jax.jit, static_argnums=(0, 1, 2), inline=True)(_product)
+
+
+def _check_sizes(equation: str, x: tuple[int, ...], kernel: tuple[int, ...]) -> dict[str, int]:
+    """The size of each label of the kernel, which are those of the input where it has them."""
+    operands, _, _ = equation.partition("->")
+    of_x, of_kernel = operands.split(",")
+    sizes = _sizes("kernel", of_kernel, kernel, equation)
+    for label, size in _sizes("input", of_x, x, equation).items():
+        if sizes.get(label, size) != size:
+            raise ValueError(
+                f"Einsum: in {equation!r} the axis {label} has size {size} in the input (shape "
+                f"{x}), but {sizes[label]} in the kernel (shape {kernel})."
+            )
+    return sizes
+
+
+def _sizes(which: str, labels: str, shape: tuple[int, ...], equation: str) -> dict[str, int]:
+    head, dots, tail = labels.partition("...")
+    named = len(head) + len(tail)
+    if len(shape) < named or (len(shape) > named and not dots):
+        raise ValueError(
+            f"Einsum: in {equation!r} the {which} has {'at least ' if dots else ''}{named} axes, "
+            f"but its shape is {shape}."
+        )
+    return dict(zip(head, shape)) | dict(zip(tail[::-1], shape[::-1]))
+
+
+def _canonical(equation: str | None) -> str | None:
+    """The equation without blanks.
+
+    Raises:
+        ValueError: it does not have the form 'input,kernel->output'.
+    """
+    if equation is None:
+        return None
+    equation = equation.replace(" ", "")
+    operands, arrow, _ = equation.partition("->")
+    if not arrow or operands.count(",") != 1:
+        raise ValueError(
+            f"Einsum: einsum_str={equation!r} must name the input, the kernel and the output.\n"
+            "Cure: as in '...i,io->...o'."
+        )
+    return equation
+
+
+class Einsum(Module):
+    """The product of the input x and a kernel W that an equation says: einsum(x, W) + b.
+
+    Attributes: `kernel` W (kernel_shape), `bias` b (bias_shape) or None. The bias has those axes of
+    the output that the kernel has too, in the order of the output: in 'nta,hab->nthb', (h, b).
+
+    Args:
+        einsum_str: 'x,W->y' as in `jnp.einsum`, with `...` where wanted; None if each call says.
+        kernel_shape: shape of W.
+        bias_shape: shape of b; by default there is no b.
+        einsum_op: computes the product, in place of `jnp.einsum`.
+        dtype, param_dtype, precision, kernel_init, bias_init, promote_dtype,
+            preferred_element_type, rngs, kernel_metadata, bias_metadata: as for `nnx.Linear`.
+
+    Raises:
+        ValueError: the equation does not have the form 'x,W->y'.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> heads = nnx.Einsum("nta,hab->nthb", (8, 2, 4), (8, 4), rngs=nnx.Rngs(0))
+        >>> heads(jnp.ones((16, 11, 2))).shape
+        (16, 11, 8, 4)
+    """
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: lax.PrecisionLike = None
+    promote_dtype = staticmethod(dtypes.promote_dtype)
+    einsum_op = staticmethod(jnp.einsum)
+    preferred_element_type: DTypeLike | None = None
+
+    def __init__(
+        self,
+        einsum_str: str | None,
+        kernel_shape: Sequence[int],
+        bias_shape: Sequence[int] | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = default_kernel_init,
+        bias_init: Initializer = default_bias_init,
+        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        einsum_op: Callable[..., Any] = jnp.einsum,
+        preferred_element_type: DTypeLike | None = None,
+        rngs: Rngs,
+        kernel_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        keep_options(self, locals())
+        self.einsum_str = _canonical(einsum_str)
+        kernel = kernel_init(rngs.params(), tuple(kernel_shape), param_dtype)
+        self.kernel = Param(kernel, **kernel_metadata)
+        self.bias = None
+        if bias_shape is not None:
+            bias = bias_init(rngs.params(), tuple(bias_shape), param_dtype)
+            self.bias = Param(bias, **bias_metadata)
+
+    def __call__(
+        self, inputs: Any, einsum_str: str | None = None, out_sharding: Any = None
+    ) -> jax.Array:
+        """einsum(x, W) + b.
+
+        Args:
+            inputs: x.
+            einsum_str: an equation for this call, in place of the layer's.
+            out_sharding: the sharding of the result, on a mesh with explicit axes.
+
+        Raises:
+            ValueError: there is no equation, or the shapes of x, W and b do not fit it.
+        """
+        equation = self.einsum_str if einsum_str is None else _canonical(einsum_str)
+        if equation is None:
+            raise ValueError(
+                "Einsum: there is no equation.\nCure: give einsum_str to the layer or to the call."
+            )
+        kernel = self.kernel.value
+        bias = None if self.bias is None else self.bias.value
+        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        options = product_options(self.precision, self.preferred_element_type, out_sharding)
+        product = _product_compiled if self.einsum_op is jnp.einsum else _product
+        return product(equation, self.einsum_op, options, x, kernel, bias)

@@ -1,0 +1,215 @@
+"""GroupNorm and InstanceNorm: normalization within one example, by groups of features or each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ..graph.rngs import Rngs
+from . import dtypes, initializers
+from .normalization import Axes, Normalization, normalize, positive_axes, scale_and_shift
+from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+from .standardize import Averaging, standardize
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
+def _normalize_groups(
+    x: jax.Array,
+    mask: jax.Array | None,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    groups: tuple[int, int],  # their number and size: the two axes that the last one becomes
+    how: Averaging,
+    dtype: Any,
+) -> jax.Array:
+    shape = (*x.shape[:-1], *groups)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, x.shape).reshape(shape)
+    grouped = x.astype(dtypes.widest(x.dtype, dtype)).reshape(shape)
+    y = standardize(grouped, mask, how)[0].reshape(x.shape)
+    return scale_and_shift(y, scale, bias, (x.ndim - 1,), dtype)
+
+
+class GroupNorm(Normalization):
+    """Normalizes groups of features: y = (x - mean) / √(var + ε) · scale + bias.
+
+    The features are cut into `num_groups` runs of `group_size` neighbours. Mean and variance are
+    those of one group in one example, over all positions.
+
+    Shapes: `(batch, ..., num_features)` → the same.
+    Attributes: `scale`, `bias` (num_features,) or None.
+
+    Args:
+        num_features: number of features, the size of the last axis.
+        num_groups: number of groups; None with `group_size`.
+        group_size: features in a group; in place of `num_groups`.
+        epsilon: ε.
+        reduction_axes: the axes that the statistics are computed over, the last among them, which
+            stands for the features of a group. By default all but the first: give them for an input
+            with several batch axes.
+        dtype, use_bias, use_scale, axis_name, …: as for `nnx.LayerNorm`.
+
+    Raises:
+        ValueError: the groups do not divide the features; or not one of `num_groups` and
+            `group_size` is given.
+
+    Paper: Wu and He, "Group Normalization" (2018), arXiv:1803.08494.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> norm = nnx.GroupNorm(4, num_groups=2, rngs=nnx.Rngs(0))
+        >>> norm(jnp.array([[1.0, 3.0, 10.0, 50.0]])).round(3).tolist()
+        [[-1.0, 1.0, -1.0, 1.0]]
+    """
+
+    reduction_axes: Axes | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int | None = 32,
+        group_size: int | None = None,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = initializers.zeros,
+        scale_init: Initializer = initializers.ones,
+        reduction_axes: Axes | None = None,
+        axis_name: str | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        rngs: Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        keep_options(self, locals())
+        self.num_features = num_features
+        self.num_groups, self.group_size = _groups(num_features, num_groups, group_size)
+        self.epsilon = epsilon
+        self.scale = self._make_parameter(use_scale, scale_init, rngs, scale_metadata)
+        self.bias = self._make_parameter(use_bias, bias_init, rngs, bias_metadata)
+
+    def __call__(self, x: Any, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalize x (batch, ..., num_features).
+
+        Args:
+            x: the input.
+            mask: booleans that broadcast to x: which elements count for mean and variance.
+
+        Raises:
+            ValueError: x has another number of features.
+        """
+        x, scale, bias, dtype = self._arrays(x)
+        self._find_feature_axes(x, -1)
+        axes = tuple(range(1, x.ndim)) or (0,)
+        if self.reduction_axes is not None:
+            axes = positive_axes(self.reduction_axes, x.ndim)
+            if axes[-1:] != (x.ndim - 1,):
+                raise ValueError(
+                    f"GroupNorm: reduction_axes={self.reduction_axes} lacks the last axis of the "
+                    f"input (shape {x.shape}), whose groups are what is normalized."
+                )
+        how = self._averaging((*axes[:-1], x.ndim))  # of a group: the axis after that of the groups
+        groups = self.num_groups, self.group_size
+        return _normalize_groups(x, mask, scale, bias, groups, how, dtype)
+
+
+def _groups(features: int, number: int | None, size: int | None) -> tuple[int, int]:
+    """The number of groups and their size, from one of them."""
+    if (number is None) == (size is None):
+        raise ValueError(
+            f"GroupNorm takes one of num_groups and group_size, got num_groups={number} and "
+            f"group_size={size}.\nCure: GroupNorm({features}, num_groups=None, group_size=…): "
+            "num_groups is 32 by default."
+        )
+    name, given = ("num_groups", number) if size is None else ("group_size", size)
+    assert given is not None
+    if given < 1 or features % given:
+        raise ValueError(f"GroupNorm: {name}={given} does not divide num_features={features}.")
+    return (given, features // given) if size is None else (features // given, given)
+
+
+class InstanceNorm(Normalization):
+    """Normalizes each feature over the positions: y = (x - mean) / √(var + ε) · scale + bias.
+
+    Mean and variance are those of one feature in one example.
+
+    Shapes: `(batch, ..., num_features)` → the same.
+    Attributes: `scale`, `bias` (num_features,) or None.
+
+    Args:
+        num_features: number of features.
+        epsilon: ε.
+        feature_axes: the feature axes; the statistics are computed over all others but the first.
+            With several, `num_features` is the product of their sizes.
+        dtype, use_bias, use_scale, axis_name, …: as for `nnx.LayerNorm`.
+
+    Paper: Ulyanov, Vedaldi and Lempitsky, "Instance Normalization: The Missing Ingredient for Fast
+    Stylization" (2016), arXiv:1607.08022.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> norm = nnx.InstanceNorm(2, rngs=nnx.Rngs(0))
+        >>> norm(jnp.array([[[1.0, 10.0], [3.0, 50.0]]])).round(3).tolist()
+        [[[-1.0, -1.0], [1.0, 1.0]]]
+    """
+
+    feature_axes: Axes = -1
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = initializers.zeros,
+        scale_init: Initializer = initializers.ones,
+        feature_axes: Axes = -1,
+        axis_name: str | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        rngs: Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+    ):
+        keep_options(self, locals())
+        self.num_features = num_features
+        self.epsilon = epsilon
+        self.scale = self._make_parameter(use_scale, scale_init, rngs, scale_metadata)
+        self.bias = self._make_parameter(use_bias, bias_init, rngs, bias_metadata)
+
+    def __call__(self, x: Any, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalize x (batch, ..., num_features).
+
+        Args:
+            x: the input.
+            mask: booleans that broadcast to x: which elements count for mean and variance.
+
+        Raises:
+            ValueError: x has another number of features; or its first axis is a feature axis.
+        """
+        x, scale, bias, dtype = self._arrays(x)
+        features = self._find_feature_axes(x, self.feature_axes)
+        if 0 in features:
+            raise ValueError(
+                f"InstanceNorm: feature_axes={self.feature_axes} has the first axis of the input "
+                f"(shape {x.shape}) among them, which is the batch.\nCure: an input with a batch "
+                "axis, x[None]."
+            )
+        how = self._averaging(tuple(i for i in range(1, x.ndim) if i not in features))
+        return normalize(x, mask, scale, bias, how, features, dtype)

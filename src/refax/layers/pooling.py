@@ -1,0 +1,154 @@
+"""Pooling: a mean, maximum or minimum over each window of a grid.
+
+Arrays are laid out (*batch, *spatial, features), with any number of batch axes, also none; there
+are as many spatial axes as the window has. In `nnx.Sequential`: `functools.partial(nnx.max_pool,
+window_shape=(2, 2), strides=(2, 2))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import dtypes
+from .windows import Padding, Pads, PerAxis, canonical_padding, per_axis
+
+# Window, strides and padding, for all axes of an array.
+Layout = tuple[tuple[int, ...], tuple[int, ...], str | Pads]
+
+
+def _lay_out(
+    x: jax.Array, window_shape: Sequence[int], strides: PerAxis, padding: Padding
+) -> Layout:
+    axes = len(window_shape)
+    batch = x.ndim - axes - 1
+    if batch < 0:
+        raise ValueError(
+            f"pooling: the input has the shape {x.shape}, but it must be (*batch, *spatial, "
+            f"features) with {axes} spatial axes (window_shape={tuple(window_shape)})."
+        )
+    pads = canonical_padding("pooling", padding, axes)
+    if not isinstance(pads, str):
+        pads = ((0, 0),) * batch + pads + ((0, 0),)
+    strides = per_axis("pooling", "strides", strides, axes)
+    ones = (1,) * batch
+    return (*ones, *window_shape, 1), (*ones, *strides, 1), pads
+
+
+def pool(
+    inputs: Any,
+    init: Any,
+    reduce_fn: Callable[[Any, Any], Any],
+    window_shape: Sequence[int],
+    strides: PerAxis,
+    padding: Padding,
+) -> jax.Array:
+    """Reduce each window by any function of two numbers.
+
+    JAX knows the derivative for the functions `jax.lax.add`, `max` and `min`, each with its neutral
+    element as `init`.
+
+    Args:
+        inputs: x (*batch, *spatial, features).
+        init: what the reduction of each window begins with, and what padding holds.
+        reduce_fn: (number, number) → number, as in `jax.lax.reduce_window`.
+        window_shape: sizes of the window, one for each spatial axis.
+        strides: step of the window, for each axis or for all; None is 1.
+        padding: 'SAME', 'VALID' (none), or numbers as for `nnx.Conv`.
+
+    Raises:
+        ValueError: x has too few axes; strides or padding have other lengths than the window.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax, jax.numpy as jnp
+        >>> nnx.pool(jnp.arange(1.0, 5.0)[:, None], 1.0, jax.lax.mul, (2,), 2, "VALID").tolist()
+        [[2.0], [12.0]]
+    """
+    x = dtypes.as_array(inputs)
+    return lax.reduce_window(x, init, reduce_fn, *_lay_out(x, window_shape, strides, padding))
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+def _average(x: jax.Array, layout: Layout, axes: int, count_include_pad: bool) -> jax.Array:
+    # As for the normalization layers: many numbers are added in at least float32.
+    wide = dtypes.widest(x.dtype)
+    zero = np.zeros((), wide)
+    y = lax.reduce_window(x.astype(wide), zero, lax.add, *layout)
+    if count_include_pad:
+        y = y / np.prod(layout[0], dtype=wide)
+    else:
+        batch = x.ndim - axes - 1
+        ones = jnp.ones((*(1,) * batch, *x.shape[batch:-1], 1), wide)
+        y = y / lax.reduce_window(ones, zero, lax.add, *layout)
+    return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else y
+
+
+def avg_pool(
+    inputs: Any,
+    window_shape: Sequence[int],
+    strides: PerAxis = None,
+    padding: Padding = "VALID",
+    count_include_pad: bool = True,
+) -> jax.Array:
+    """The mean of each window.
+
+    Args:
+        count_include_pad: whether padding counts, as zeros; otherwise each mean is that of the
+            elements of x in its window.
+        inputs, window_shape, strides, padding: as for `nnx.pool`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> nnx.avg_pool(jnp.ones((8, 28, 28, 3)), (2, 2), (2, 2)).shape
+        (8, 14, 14, 3)
+    """
+    x = dtypes.as_array(inputs)
+    layout = _lay_out(x, window_shape, strides, padding)
+    return _average(x, layout, len(window_shape), count_include_pad)
+
+
+@partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _extreme(x: jax.Array, reduce_fn: Callable[..., Any], layout: Layout) -> jax.Array:
+    least, greatest = -np.inf, np.inf
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        least, greatest = jnp.iinfo(x.dtype).min, jnp.iinfo(x.dtype).max
+    init = np.asarray(least if reduce_fn is lax.max else greatest, x.dtype)
+    return lax.reduce_window(x, init, reduce_fn, *layout)
+
+
+def max_pool(
+    inputs: Any, window_shape: Sequence[int], strides: PerAxis = None, padding: Padding = "VALID"
+) -> jax.Array:
+    """The maximum of each window; padding never is one. Arguments: as for `nnx.pool`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> nnx.max_pool(jnp.array([1, 3, 2, 5])[:, None], (2,), 2).tolist()
+        [[3], [5]]
+    """
+    x = dtypes.as_array(inputs)
+    return _extreme(x, lax.max, _lay_out(x, window_shape, strides, padding))
+
+
+def min_pool(
+    inputs: Any, window_shape: Sequence[int], strides: PerAxis = None, padding: Padding = "VALID"
+) -> jax.Array:
+    """The minimum of each window; padding never is one. Arguments: as for `nnx.pool`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> nnx.min_pool(jnp.array([1, 3, 2, 5])[:, None], (2,), 2).tolist()
+        [[1], [2]]
+    """
+    x = dtypes.as_array(inputs)
+    return _extreme(x, lax.min, _lay_out(x, window_shape, strides, padding))

@@ -1,0 +1,302 @@
+"""Stack: n blocks of one structure as one scanned layer, compiled as one block."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import jax
+import numpy as np
+
+from .._jax_compat import TRACE
+from ..graph.errors import describe_value
+from ..graph.module import Module, Pytree, new_pytree
+from ..graph.rngs import Rngs, RngStream
+from ..graph.spmd import PARTITION_NAME
+from ..graph.statics import static_key, static_value
+from ..graph.variable import Param
+from ..lift.arguments import is_object, stops
+from ..lift.axis_names import AxisName
+from ..lift.closures import reads_objects
+from ..transforms.carry import Carry
+from ..transforms.prefixes import StateAxes
+from ..transforms.remat import remat as rematerialized
+from ..transforms.scan import scan
+from ..transforms.vmap import vmap
+from .options import keep_options
+from .stacking import check_own, put_block, stack_blocks, take_blocks
+
+# An object passed to the call goes from block to block, as it would in a loop over a list. Its
+# parameters do not: what is carried is kept for the way back once a block.
+_PASSED_ON = StateAxes({Param: None, ...: Carry})
+
+
+class Stack(Module):
+    """n blocks of one structure, one after the other: `for block in blocks: x = block(x)`.
+
+    The blocks are one object, `blocks`, each Variable of which has a leading axis of size n; a
+    `nnx.scan` goes over it. So a program has one block in it, and takes about as long to compile,
+    whatever n is. Everything else is as in a loop over a list of blocks: each has its own
+    parameters, its own random streams, its own statistics and caches, which it updates.
+
+    Args:
+        make_block: makes one block: a class or function that is called with `rngs` (by name if it
+            has a parameter of that name, by position else; without arguments if `rngs` is None).
+            A block takes x (any pytree) and returns the next x, of the same shapes and dtypes.
+        n: the number of blocks.
+        rngs: block i is made with part i of `rngs.fork(splits=n)`.
+        remat: True to compute the inside of each block again on the way back, instead of keeping
+            it; or what of it to keep, a policy such as `jax.checkpoint_policies.dots_saveable`.
+        unroll: how many blocks one step of the loop runs, as in `jax.lax.scan`.
+        outputs: blocks return (x, y); the call returns (x, ys), the ys stacked.
+        per_block: arguments of the call (names, or positions, where x is 0) with a leading axis
+            of size n, of which each block gets its own part. Every block gets all of the others.
+        transform_metadata: `{nnx.PARTITION_NAME: name}` names the leading axis in the `sharding`
+            annotations of the parameters; it is None there otherwise.
+
+    Raises:
+        ValueError: (of the call) a block returns another form than it got.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> class Block(nnx.Module):
+        ...     def __init__(self, features, rngs):
+        ...         self.norm = nnx.LayerNorm(features, rngs=rngs)
+        ...         self.linear = nnx.Linear(features, features, rngs=rngs)
+        ...
+        ...     def __call__(self, x):
+        ...         return x + self.linear(nnx.relu(self.norm(x)))
+        >>> stack = nnx.Stack(lambda rngs: Block(8, rngs), 4, rngs=nnx.Rngs(0))
+        >>> stack.blocks.linear.kernel.shape, stack(jnp.ones((2, 8))).shape
+        ((4, 8, 8), (2, 8))
+        >>> stack[3].linear.kernel.shape, len(stack[:2]), len(stack.to_list())
+        ((8, 8), 2, 4)
+    """
+
+    remat: bool | Callable[..., bool] = False
+    unroll: int | bool = 1
+    outputs: bool = False
+    per_block: Sequence[str | int] = ()
+    partition_name: str | None = None
+
+    def __init__(
+        self,
+        make_block: Callable[..., Any],
+        n: int,
+        *,
+        rngs: Rngs | RngStream | None = None,
+        remat: bool | Callable[..., bool] = False,
+        unroll: int | bool = 1,
+        outputs: bool = False,
+        per_block: Sequence[str | int] = (),
+        transform_metadata: Mapping[str, Any] | None = None,
+    ):
+        self._set_options(remat, unroll, outputs, per_block, transform_metadata)
+        if n < 0:
+            raise ValueError(f"Stack: n={n}, but a number of blocks is not negative.")
+        self.n = n
+        make = functools.partial(_make, make_block)
+        given = () if rngs is None else (rngs.fork(splits=n),)
+        self.blocks = vmap(make, axis_size=n, transform_metadata=self._metadata)(*given)
+        if not isinstance(self.blocks, Pytree):
+            raise TypeError(
+                f"Stack: make_block returned {describe_value(self.blocks)}, not a block.\n"
+                "Cure: return a Module."
+            )
+
+    @classmethod
+    def from_list(cls, blocks: Iterable[Any], **options: Any) -> Stack:
+        """The Stack of these blocks, with copies of their values. Keywords as for `Stack`.
+
+        Raises:
+            ValueError: blocks that differ in more than the values of their arrays, or that share
+                a Variable; with the path.
+
+        Example:
+            >>> from refax import nnx
+            >>> rngs = nnx.Rngs(0)
+            >>> stack = nnx.Stack.from_list([nnx.Linear(2, 2, rngs=rngs) for _ in range(3)])
+            >>> stack.blocks.kernel.shape
+            (3, 2, 2)
+        """
+        blocks = list(blocks)
+        if not blocks:
+            raise ValueError(
+                "Stack.from_list: no block was given, so there is nothing to take the structure "
+                "from.\nCure: nnx.Stack(make_block, 0, rngs=rngs)."
+            )
+        self = new_pytree(cls)
+        self._set_options(**options)
+        self.n = len(blocks)
+        self.blocks = stack_blocks(blocks, AxisName(self.partition_name))
+        return self
+
+    def _set_options(
+        self,
+        remat: Any = False,
+        unroll: Any = 1,
+        outputs: bool = False,
+        per_block: Sequence[str | int] = (),
+        transform_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        per_block = tuple(per_block)
+        partition_name = (transform_metadata or {}).get(PARTITION_NAME)
+        keep_options(self, locals())
+
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        return {PARTITION_NAME: self.partition_name}
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """x after all blocks; with `outputs`, (x, what the blocks returned beside it, stacked).
+
+        Args:
+            x: any pytree of arrays.
+            *args, **kwargs: for every block. Arrays and objects may differ from call to call; the
+                rest (`deterministic=True`, a Python number) is static, as in a plain call. What
+                blocks do to the state of an object, such as `rngs`, the next block sees.
+        """
+        leaves = jax.tree.leaves((args, kwargs), is_leaf=stops)
+        # A function that reads objects may see others at the next call: no program of it is kept.
+        reads = any(reads_objects(x) for x in leaves if not _is_dynamic(x))
+        arguments = jax.tree.map(
+            lambda x: x if _is_dynamic(x) else _Static(x), (args, kwargs), is_leaf=stops
+        )
+
+        def axis(path: Any, leaf: Any) -> Any:
+            name = path[1].idx + 1 if path[0].idx == 0 else path[1].key
+            if name not in self.per_block:
+                return _PASSED_ON if is_object(leaf) else None
+            if not stops(leaf) and np.shape(leaf)[:1] != (self.n,):
+                where = jax.tree_util.keystr(path[2:])
+                raise ValueError(
+                    f"Stack: the argument {name!r}{where} is {describe_value(leaf)}, but it is in "
+                    f"per_block, so its first axis must be that of the {self.n} blocks."
+                )
+            return 0
+
+        axes = jax.tree_util.tree_map_with_path(axis, arguments, is_leaf=stops)
+        # Where no loop is left, XLA would find the two computations equal and keep the first.
+        unrolled = self.unroll is True or self.n <= self.unroll
+        run = scan(
+            functools.partial(_step) if reads else _step,
+            length=self.n,
+            unroll=self.unroll,
+            in_axes=(0, Carry, axes, None),
+            out_axes=(Carry, 0) if self.outputs else Carry,
+            transform_metadata=self._metadata,
+        )
+        return run(self.blocks, x, arguments, _Static((self.outputs, self.remat, unrolled)))
+
+    def vmap(self, f: Callable[[Any], Any]) -> Any:
+        """`f(block)` of every block, as one `nnx.vmap`; results are stacked, changes are kept.
+
+        Example:
+            >>> from refax import nnx
+            >>> stack = nnx.Stack(
+            ...     lambda rngs: nnx.MultiHeadAttention(2, 8, decode=True, rngs=rngs),
+            ...     3,
+            ...     rngs=nnx.Rngs(0),
+            ... )
+            >>> stack.vmap(lambda attention: attention.init_cache((1, 16, 8)))
+            >>> stack.blocks.cached_key.shape
+            (3, 1, 16, 2, 4)
+        """
+        return vmap(f, axis_size=self.n, transform_metadata=self._metadata)(self.blocks)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(self.n))
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        """Block number `index`, or the Stack of a slice: new objects, with copies of the values.
+
+        What is done to them does not reach the Stack; to change a block, put it back:
+        `stack[3] = block`.
+        """
+        axis = AxisName(self.partition_name)
+        if not isinstance(index, slice):
+            return take_blocks(self.blocks, self._number(index), axis)
+        part = copy.copy(self)
+        part.n = len(range(self.n)[index])
+        part.blocks = take_blocks(self.blocks, index, axis)
+        return part
+
+    def __setitem__(self, index: SupportsIndex, block: Any) -> None:
+        """Give block number `index` the values of `block`, which must be like the others."""
+        put_block(self.blocks, self._number(index), block, AxisName(self.partition_name))
+
+    def _number(self, index: SupportsIndex) -> int:
+        number = operator.index(index)
+        if not -self.n <= number < self.n:
+            raise IndexError(f"Stack: there is no block {number}, it has {self.n} blocks.")
+        return number % self.n
+
+    def to_list(self) -> list[Any]:
+        """The blocks, each an object of its own with a copy of its values."""
+        return list(self)
+
+
+def _make(make_block: Callable[..., Any], *rngs: Any) -> Any:
+    try:
+        by_name = "rngs" in inspect.signature(make_block).parameters
+    except (TypeError, ValueError):  # built in, without a signature
+        by_name = False
+    block = make_block(rngs=rngs[0]) if rngs and by_name else make_block(*rngs)
+    check_own(block, lambda variable: variable._trace is TRACE.value)
+    return block
+
+
+@jax.tree_util.register_static
+class _Static:
+    """A static value among arrays: a pytree without leaves, compared as static attributes are."""
+
+    def __init__(self, value: Any):
+        self.key = static_key(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def _is_dynamic(value: Any) -> bool:
+    return stops(value) or isinstance(value, (jax.Array, np.ndarray, np.generic))
+
+
+def _step(block: Any, x: Any, arguments: Any, options: _Static) -> Any:
+    """One block, as the body of the scan."""
+    outputs, remat, prevent_cse = static_value(options.key)
+
+    def call(block: Any, x: Any, arguments: Any) -> Any:
+        args, kwargs = jax.tree.map(
+            lambda leaf: static_value(leaf.key) if isinstance(leaf, _Static) else leaf,
+            arguments,
+            is_leaf=lambda leaf: isinstance(leaf, _Static) or stops(leaf),
+        )
+        return block(x, *args, **kwargs)
+
+    if remat is not False:
+        policy = None if remat is True else remat
+        call = rematerialized(call, policy=policy, prevent_cse=prevent_cse)
+    result = call(block, x, arguments)
+    if outputs and not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            f"Stack: outputs=True, but the block returned {describe_value(result)}.\n"
+            "Cure: return (x, y), or make the Stack with outputs=False."
+        )
+    if not outputs and isinstance(result, tuple) and not isinstance(x, tuple):
+        raise TypeError(
+            f"Stack: the block returned a tuple of {len(result)}, but was given one "
+            f"{describe_value(x)}, and each block gets what the one before returned.\n"
+            "Cure: if it is (x, y), with y for the caller, make the Stack with outputs=True."
+        )
+    return result

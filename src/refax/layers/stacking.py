@@ -1,0 +1,132 @@
+"""Blocks of one structure as one block, whose arrays have a leading axis; and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..graph.errors import describe_value, path_string
+from ..graph.graphdef import GraphDef
+from ..graph.names import named_variables
+from ..graph.variable import Variable, set_raw_value
+from ..graph.verbs import flatten, unflatten, update
+from ..lift.axis_names import AxisName
+from ..lift.places import outline
+
+_SHARE = (
+    "Cure: pass what is shared to the call, stack(x, shared); or give each block a copy of its own "
+    "(nnx.clone)."
+)
+
+
+def stack_blocks(blocks: Sequence[Any], axis: AxisName) -> Any:
+    """One block with the values of all, stacked; `axis` is the name of the new axis."""
+    _check_unshared(blocks)
+    graphdef, leaves = flatten(blocks[0])
+    columns = [[_value(leaf)] for leaf in leaves]
+    for i, block in enumerate(blocks[1:], 1):
+        others = _alike(blocks[0], "block 0", block, f"block {i}")
+        for column, value in zip(columns, others, strict=True):
+            column.append(value)
+    stacked = [
+        _with_value(leaf, jax.tree.map(lambda *x: jnp.stack(x), *column))
+        for leaf, column in zip(leaves, columns, strict=True)
+    ]
+    variables = [leaf for leaf in stacked if isinstance(leaf, Variable)]
+    axis.add(variables, [0] * len(variables))
+    return unflatten(graphdef, stacked)
+
+
+def take_blocks(stacked: Any, index: int | slice, axis: AxisName) -> Any:
+    """The block at an index, or the stacked blocks of a slice, as new objects."""
+    graphdef, leaves = flatten(stacked)
+    if not isinstance(index, slice):
+        variables = [leaf for leaf in leaves if isinstance(leaf, Variable)]
+        axis.remove(variables, [0] * len(variables), graphdef)
+    return unflatten(
+        graphdef, [_with_value(v, jax.tree.map(lambda x: x[index], _value(v))) for v in leaves]
+    )
+
+
+def put_block(stacked: Any, index: int, block: Any, axis: AxisName) -> None:
+    """Write the values of a block into the stacked ones, in place."""
+    present = take_blocks(stacked, index, axis)
+    values = _alike(present, "the Stack's blocks", block, "the new block")
+    graphdef, leaves = flatten(stacked)
+    written = [
+        _with_value(leaf, jax.tree.map(lambda x, y: x.at[index].set(y), _value(leaf), value))
+        for leaf, value in zip(leaves, values, strict=True)
+    ]
+    update(stacked, unflatten(graphdef, written))
+
+
+def _value(leaf: Any) -> Any:
+    return leaf._value if isinstance(leaf, Variable) else leaf
+
+
+def _with_value(leaf: Any, value: Any) -> Any:
+    """A leaf that `flatten` made, with another value."""
+    if not isinstance(leaf, Variable):
+        return value
+    set_raw_value(leaf, value)
+    return leaf
+
+
+def _alike(expected: Any, name: str, block: Any, other_name: str) -> list[Any]:
+    """The values of `block`; raises if it differs from `expected` in more than those."""
+    (graphdef, leaves), (other, others) = flatten(expected), flatten(block)
+    for place, was, now in _differences(graphdef, leaves, other, others):
+        raise ValueError(
+            "Stack: the blocks must be alike but for the values of their arrays, and "
+            f"`{place}` is {was} in {name} but {now} in {other_name}.\n"
+            "Cure: make them alike, or keep blocks that are not in a plain list."
+        )
+    return [_value(leaf) for leaf in others]
+
+
+def _differences(
+    graphdef: GraphDef, leaves: list[Any], other: GraphDef, others: list[Any]
+) -> Iterator[tuple[str, str, str]]:
+    """(place, what is there, what is there in the other) of what differs; the values do not."""
+    if graphdef != other:
+        old, new = outline(graphdef, ["block"]), outline(other, ["block"])
+        for place in {**old, **new}:
+            if old.get(place) != new.get(place):
+                yield place, old.get(place, "nothing"), new.get(place, "nothing")
+        unseen = "the order of its attributes, or what a function closes over"
+        yield "block", "one thing", f"another ({unseen})"
+    for path, leaf, same in zip(graphdef.paths.leaves, leaves, others, strict=True):
+        was, now = (jax.tree.map(_form, _value(x)) for x in (leaf, same))
+        if was != now:
+            yield path_string(path, "block"), f"{was}", f"{now}"
+
+
+def _form(x: Any) -> str:
+    return describe_value(jax.typeof(x))
+
+
+def check_own(block: Any, is_own: Callable[[Variable], bool]) -> None:
+    """Raise if a block that is being made holds a Variable from outside."""
+    for name, variable in named_variables(block):
+        if not is_own(variable):
+            raise ValueError(
+                f"Stack: make_block returned a block whose `{name}` is a "
+                f"{type(variable).__name__} from outside, but in a Stack each block has its own.\n"
+                f"{_SHARE}"
+            )
+
+
+def _check_unshared(blocks: Sequence[Any]) -> None:
+    owner: dict[int, tuple[int, str]] = {}
+    for i, block in enumerate(blocks):
+        for name, variable in named_variables(block):
+            first, first_name = owner.setdefault(id(variable), (i, name))
+            if first != i:
+                raise ValueError(
+                    f"Stack.from_list: the {type(variable).__name__} at `blocks[{i}].{name}` is "
+                    f"that at `blocks[{first}].{first_name}`, but in a Stack each block has its "
+                    f"own.\n{_SHARE}"
+                )

@@ -1,0 +1,46 @@
+"""The arguments that say how a window slides over a grid: those of convolution and of pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PerAxis = int | Sequence[int] | None
+Pads = tuple[tuple[int, int], ...]
+Padding = str | int | Sequence[int | tuple[int, int]]
+
+NAMED = ("SAME", "VALID", "SAME_LOWER")  # those that `jax.lax` itself knows
+
+
+def per_axis(owner: str, name: str, value: PerAxis, axes: int) -> tuple[int, ...]:
+    """One integer for each spatial axis: an int is that for all of them, None is 1."""
+    value = 1 if value is None else value
+    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(values) != axes:
+        raise ValueError(
+            f"{owner}: {name}={value} has {len(values)} entries for {axes} spatial axes."
+        )
+    return values
+
+
+def canonical_padding(
+    owner: str, padding: Padding, axes: int, named: tuple[str, ...] = NAMED
+) -> str | Pads:
+    """A name among `named`, or a pair (low, high) for each spatial axis.
+
+    Raises:
+        ValueError: it is neither of them, nor an int, nor as many ints or pairs as axes.
+    """
+    if isinstance(padding, str):
+        if padding not in named:
+            raise ValueError(
+                f"{owner}: padding={padding!r} is none of {', '.join(map(repr, named))}."
+            )
+        return padding
+    entries = (padding,) * axes if isinstance(padding, int) else tuple(padding)
+    pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in entries]
+    if len(pairs) != axes or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            f"{owner}: padding={padding} does not fit {axes} spatial axes.\nCure: one of "
+            f"{', '.join(map(repr, named))}, an int, or {axes} ints or pairs (low, high)."
+        )
+    return tuple((low, high) for low, high in pairs)

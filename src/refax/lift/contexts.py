@@ -1,0 +1,197 @@
+"""Contexts: several `split`s and `merge`s that know of each other.
+
+`split_context` numbers the objects that its splits meet. What an earlier split of the same context
+met is not in the States of a later one, and `merge_context` puts the same object into both places.
+
+`update_context` keeps that up over a function that is traced: what is split outside, merged inside,
+changed, split inside and merged outside again comes back as changes to the objects outside. It is
+the lift (`lift/inside.py`) in the user's own hands, for code that drives a JAX transform itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from ..graph import errors
+from ..graph.filters import Filter
+from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE, GraphDef
+from ..graph.state import from_flat_state, iter_leaves
+from ..graph.variable import Variable
+from ..graph.verbs import split
+from ..graph.walk import walk
+from .write_back import give_structure
+
+_WITH_IDENTITY = (VARIABLE, OBJECT, LIST, DICT)
+
+
+@jax.tree_util.register_static
+class ContextGraphDef(NamedTuple):
+    """A GraphDef, and which objects of a context its records are. Static, like a GraphDef."""
+
+    graphdef: GraphDef
+    numbers: tuple[int | None, ...]  # by record
+    elsewhere: frozenset[int]  # the leaves that an earlier split of the context has
+    returns: bool  # from inside an update context: it describes the objects outside
+
+
+class _Side:
+    """The objects that one side of a context knows, by number."""
+
+    def __init__(self) -> None:
+        self.objects: dict[int, Any] = {}
+        self.numbers: dict[int, int] = {}  # by id; the objects are alive in the other dict
+        self.split: set[int] = set()  # numbers that a split gave out
+
+    def add(self, number: int, obj: Any) -> None:
+        self.objects[number] = obj
+        self.numbers[id(obj)] = number
+
+
+class Context:
+    """What the context managers give: `split` and `merge`, as `nnx.split` and `nnx.merge`."""
+
+    def __init__(self) -> None:
+        self._outside, self._inside = _Side(), _Side()
+        self._count = 0
+
+    def split(self, node: Any, /, *filters: Filter) -> Any:
+        """(graphdef, state, …), the States without what earlier splits of the context gave."""
+        graphdef, *states = split(node, *filters)
+        walked = walk((node,))
+        returns = any(id(obj) in self._inside.numbers for obj in walked.objects)
+        side = self._inside if returns else self._outside
+        earlier = set(side.split)
+        numbers: list[int | None] = []
+        for record, obj in zip(graphdef.records, walked.objects, strict=True):
+            number = None
+            if record[0] in _WITH_IDENTITY:
+                number = side.numbers.get(id(obj))
+                if number is None:
+                    number, self._count = self._count, self._count + 1
+                    side.add(number, obj)
+                side.split.add(number)
+            numbers.append(number)
+        cells = [n for n, r in zip(numbers, graphdef.records, strict=True) if r[0] == VARIABLE]
+        elsewhere = frozenset(i for i, number in enumerate(cells) if number in earlier)
+        hidden = {graphdef.paths.leaves[i] for i in elsewhere}
+        if hidden:
+            states = [
+                from_flat_state([(p, x) for p, x in iter_leaves(s) if p not in hidden])
+                for s in states
+            ]
+        return (ContextGraphDef(graphdef, tuple(numbers), elsewhere, returns), *states)
+
+    def merge(self, graphdef: ContextGraphDef, state: Mapping, /, *states: Mapping) -> Any:
+        """The object; objects that the context knows are taken, and given what has changed."""
+        if not isinstance(graphdef, ContextGraphDef):
+            raise TypeError(
+                f"merge takes what `split` of a context returned, got "
+                f"{errors.describe_value(graphdef)}.\nCure: nnx.merge takes a plain GraphDef."
+            )
+        shape, numbers, elsewhere, returns = graphdef
+        side = self._outside if returns else self._inside
+        known = [None if n is None else side.objects.get(n) for n in numbers]
+        values = {path: x for tree in (state, *states) for path, x in iter_leaves(tree)}
+        cells = [
+            obj for obj, record in zip(known, shape.records, strict=True) if record[0] == VARIABLE
+        ]
+        leaves: list[Any] = []
+        for i, path in enumerate(shape.paths.leaves):
+            leaf = cells[i] if i in elsewhere else values.pop(path, None)
+            if leaf is None:
+                raise errors.leaf_missing(path, 0)
+            leaves.append(leaf._value if isinstance(leaf, Variable) else leaf)
+        if values:
+            raise ValueError(
+                f"merge: the State has `{errors.path_string(next(iter(values)))}`, which is not "
+                "in the GraphDef.\nCure: merge the States that were split with it."
+            )
+        objects = give_structure(shape, known, leaves)
+        for number, obj in zip(numbers, objects, strict=True):
+            if number is not None:
+                side.add(number, obj)
+        return objects[shape.roots[0]]
+
+
+class _Open(threading.local):
+    def __init__(self) -> None:
+        self.by_tag: dict[str, list[Context]] = {}
+
+
+_OPEN = _Open()
+
+
+@contextlib.contextmanager
+def split_context(tag: str | None = None) -> Iterator[Context]:
+    """Splits that share: `with nnx.split_context() as ctx: graphdef, state = ctx.split(node)`.
+
+    Args:
+        tag: of the `nnx.update_context` around it, whose context it is then.
+
+    Example:
+        >>> from refax import nnx
+        >>> shared = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        >>> a, b = nnx.Dict(x=shared), nnx.Dict(y=shared)
+        >>> with nnx.split_context() as ctx:
+        ...     (def_a, state_a), (def_b, state_b) = ctx.split(a), ctx.split(b)
+        >>> with nnx.merge_context() as ctx:
+        ...     a, b = ctx.merge(def_a, state_a), ctx.merge(def_b, state_b)
+        >>> a.x is b.y, len(state_b)
+        (True, 0)
+    """
+    yield Context() if tag is None else _open_context(tag)
+
+
+@contextlib.contextmanager
+def merge_context(tag: str | None = None, inner: bool | None = None) -> Iterator[Context]:
+    """Merges that share: see `nnx.split_context`.
+
+    Args:
+        tag: of the `nnx.update_context` around it, whose context it is then.
+        inner: accepted; the context knows by itself on which side a GraphDef was made.
+    """
+    yield Context() if tag is None else _open_context(tag)
+
+
+@contextlib.contextmanager
+def update_context(tag: str) -> Iterator[Context]:
+    """Changes made inside a transform of JAX, brought back to the objects outside.
+
+    Also a decorator of a function. Inside, `nnx.split_context(tag)` and `nnx.merge_context(tag)`
+    are this context.
+
+    Example:
+        >>> import jax
+        >>> from refax import nnx
+        >>> @jax.jit
+        ... def grow(graphdef, state):
+        ...     node = ctx.merge(graphdef, state)
+        ...     node.itself = node
+        ...     return ctx.split(node)
+        >>> node = nnx.Dict(a=nnx.Param(1.0))
+        >>> with nnx.update_context("grow") as ctx:
+        ...     _ = ctx.merge(*grow(*ctx.split(node)))
+        >>> node.itself is node
+        True
+    """
+    contexts = _OPEN.by_tag.setdefault(tag, [])
+    contexts.append(Context())
+    try:
+        yield contexts[-1]
+    finally:
+        contexts.pop()
+
+
+def _open_context(tag: str) -> Context:
+    if not _OPEN.by_tag.get(tag):
+        raise ValueError(
+            f"There is no update context {tag!r} here; open: "
+            f"{', '.join(repr(t) for t, c in _OPEN.by_tag.items() if c) or 'none'}.\n"
+            f"Cure: with nnx.update_context({tag!r}): …"
+        )
+    return _OPEN.by_tag[tag][-1]

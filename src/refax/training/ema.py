@@ -1,0 +1,171 @@
+"""EMA: an exponential moving average of a model's Variables, kept beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from ..graph.errors import describe_value, path_string
+from ..graph.filters import Filter
+from ..graph.module import Pytree
+from ..graph.plan import plan_for
+from ..graph.rebuild import rebuild
+from ..graph.state import iter_leaves, map_state
+from ..graph.variable import OptState, Param, Variable, make_variable, set_raw_value
+from ..graph.verbs import state as state_of
+from ..graph.verbs import update as update_node
+from .placement import beside
+
+M = TypeVar("M")
+
+
+class EMA(Pytree):
+    """An exponential moving average of Variables: average ← decay · average + (1 − decay) · value.
+
+    It starts from the present values, with the full weight of an average. With `zero_debias` they
+    have no weight, and the average is Σ wₜ valueₜ / Σ wₜ over the updates alone: what an average
+    that starts at zero is after the bias correction of Kingma & Ba (2015), also for a `decay` that
+    changes. Variables that hold no floating-point numbers, such as counts, take the newest value.
+
+    Args:
+        params: the model (or a State of it) whose Variables are averaged; read, not kept.
+        decay: a number in [0, 1], or a schedule: a function of the count of updates made so far.
+        only: which Variables: any filter. `nnx.Param` by default; `...` takes the running
+            statistics of normalization layers in as well.
+        zero_debias: see above.
+        dtype: of the averages; None for that of each Variable. With a decay near 1 an average in
+            bfloat16 stands still, since a step is less than half a unit in its last place:
+            give jnp.float32.
+
+    Attributes:
+        params: the averages, a State of Variables of the same types and metadata.
+        step: how many updates were made, a uint32 scalar.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> ema = nnx.EMA(model, decay=0.9)
+        >>> model.bias += 1.0
+        >>> ema.update(model)
+        >>> with ema.swap(model):
+        ...     averaged = float(model.bias[0])
+        >>> round(averaged, 4), float(model.bias[0])
+        (0.1, 1.0)
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        decay: float | Callable[[jax.Array], Any],
+        *,
+        only: Filter = Param,
+        zero_debias: bool = False,
+        dtype: Any = None,
+    ):
+        if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
+            raise ValueError(
+                f"nnx.EMA: decay must lie in [0, 1], got {decay!r}.\n"
+                "Cure: the share of the average that is kept in an update, such as 0.999."
+            )
+
+        def start(path: tuple, leaf: Any) -> Variable:
+            if not isinstance(leaf, Variable):
+                raise TypeError(
+                    f"nnx.EMA averages Variables; `{path_string(path)}` is "
+                    f"{describe_value(leaf)}.\nCure: keep it in a Variable, or leave it out with "
+                    "`only`."
+                )
+            kind = dtype if _is_inexact(leaf) else None  # a copy: the model may be donated
+            value = jax.tree.map(lambda x: jnp.array(x, kind, copy=True), leaf._value)
+            return make_variable(type(leaf), value, leaf._metadata)
+
+        self.decay = decay
+        self.only = tuple(only) if isinstance(only, list) else only
+        self.params = map_state(start, state_of(params, self.only))
+        settle = beside(self.params)
+        self.step = OptState(settle(jnp.array(0, jnp.uint32)))
+        self._weight = OptState(settle(jnp.array(0.0 if zero_debias else 1.0, float)))
+
+    def update(self, updates: Any) -> None:
+        """Take in the present values of the model (or of a State of it).
+
+        Raises:
+            ValueError: a path that only one of the two has, or another shape.
+        """
+        cells, given = self._pairs(updates)
+        decay = self.decay(self.step.value) if callable(self.decay) else self.decay
+        rate = 1 - decay  # of a Python float: exact to float64
+        weight: Any = self._weight.value
+        weight = weight + rate * (1 - weight)
+        share = rate / weight
+        self.step.value = self.step.value + jnp.uint32(1)  # refuses an EMA of an outer trace
+        self._weight.value = weight
+        for path, cell in cells.items():
+            new = given[path]._value
+            if _is_inexact(cell):
+                wide = jnp.promote_types(cell._value.dtype, jnp.float32)
+                average = cell._value.astype(wide)
+                average += share.astype(wide) * (new.astype(wide) - average)
+                new = average.astype(cell._value.dtype)
+            set_raw_value(cell, new)
+
+    def apply_to(self, model: M) -> M:
+        """A model like this one that has the averages as its Variables, now and after updates.
+
+        It shares everything else with `model`: what is not averaged is the same Variable.
+        """
+        cells, _ = self._pairs(model)
+        plan = plan_for((model,))
+        paths = plan.graphdef.paths.leaves
+        leaves = [*plan.variables, *plan.gather()[len(plan.variables) :]]
+        mixed = [cells.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
+        return rebuild(plan.graphdef, mixed)[0]
+
+    @contextmanager
+    def swap(self, model: M) -> Iterator[M]:
+        """Within the `with` block the model itself has the averages, in its own dtypes.
+
+        On leaving it, also by an error, what is averaged gets its values from before back; all
+        else that the block changed stays.
+        """
+        cells, _ = self._pairs(model)
+        before = state_of(model, self.only)
+
+        def averaged(path: tuple, leaf: Any) -> Variable:
+            cast = jax.tree.map(lambda a, x: a.astype(x.dtype), cells[path]._value, leaf._value)
+            return make_variable(type(leaf), cast, leaf._metadata)
+
+        update_node(model, map_state(averaged, before))
+        try:
+            yield model
+        finally:
+            update_node(model, before)
+
+    def _pairs(self, model: Any) -> tuple[dict, dict]:
+        """The averages and what they are averages of, by path."""
+        cells = dict(iter_leaves(self.params))
+        given = dict(iter_leaves(state_of(model, self.only)))
+        other = [*[p for p in cells if p not in given], *[p for p in given if p not in cells]]
+        if other:
+            who, not_who = ("EMA", "model") if other[0] in cells else ("model", "EMA")
+            raise ValueError(
+                f"nnx.EMA: the {who} has `{path_string(other[0])}`, the {not_who} has not.\n"
+                "Cure: make a new EMA when parameters were added or removed."
+            )
+        for path, cell in cells.items():
+            ours, theirs = describe_value(cell._value), describe_value(given[path]._value)
+            if ours.partition("[")[2] != theirs.partition("[")[2]:
+                raise ValueError(
+                    f"nnx.EMA: the average of `{path_string(path)}` is {ours}, the model has "
+                    f"{theirs}.\nCure: make a new EMA when parameters were resized."
+                )
+        return cells, given
+
+
+def _is_inexact(cell: Variable) -> bool:
+    dtype = getattr(cell._value, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)

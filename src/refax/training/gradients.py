@@ -1,0 +1,89 @@
+"""Gradients as an optimizer is given them, checked against its parameters and brought to one form.
+
+A State as `nnx.grad` returns it is passed on as it is. A Module, a State of plain arrays and a pure
+dict are matched by path, so metadata that has changed since the gradients were made does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from ..graph.errors import describe_value, path_string
+from ..graph.filters import Filter
+from ..graph.module import Pytree
+from ..graph.state import State, iter_leaves, map_state
+from ..graph.variable import Variable, make_variable
+from ..graph.verbs import state as state_of
+
+_CURE = (
+    "Cure: differentiate with the filter that the optimizer was made with: "
+    "nnx.grad(loss, argnums=nnx.DiffState(0, wrt)) and nnx.Optimizer(model, tx, wrt=wrt)."
+)
+
+
+def _raw(leaf: Any) -> Any:
+    return leaf._value if isinstance(leaf, Variable) else leaf
+
+
+def gradients_like(params: State, grads: Any, wrt: Filter) -> State:
+    """The gradients as a State of the very structure of `params`.
+
+    Raises:
+        TypeError: not a State, a Module or a nested dict.
+        ValueError: a path too few or too many, or another shape; the path is named.
+    """
+    if isinstance(grads, Pytree):
+        grads = state_of(grads, wrt)
+    if not isinstance(grads, Mapping):
+        raise TypeError(
+            f"The gradients must be a State, got {describe_value(grads)}.\n"
+            "Cure: pass what nnx.grad(loss)(model) returns; nnx.value_and_grad returns a pair, "
+            "(loss, grads)."
+        )
+    if isinstance(grads, State) and jax.tree.structure(grads) == jax.tree.structure(params):
+        if all(map(_same_shape, jax.tree.leaves(params), jax.tree.leaves(grads))):
+            return grads
+    given = {path: leaf for path, leaf in iter_leaves(grads) if leaf is not None}
+    wanted = dict(iter_leaves(params))
+    if given.keys() != wanted.keys():
+        raise ValueError(_other_paths(wanted, given))
+    for path, param in wanted.items():
+        if not _same_shape(_raw(param), _raw(given[path])):
+            raise ValueError(
+                f"The parameter `{path_string(path)}` is "
+                f"{describe_value(_raw(param))}, its gradient {describe_value(_raw(given[path]))}."
+                "\nCure: pass the gradients of this very model, at its present sizes."
+            )
+    return map_state(lambda path, param: with_value(param, _raw(given[path])), params)
+
+
+def _same_shape(a: Any, b: Any) -> bool:
+    return getattr(a, "shape", None) == getattr(b, "shape", None)
+
+
+def with_value(param: Any, value: Any) -> Any:
+    """`value` in a cell like `param`, or bare if that is a bare array."""
+    if not isinstance(param, Variable):
+        return value
+    return make_variable(type(param), value, param._metadata)
+
+
+def _other_paths(wanted: dict, given: dict) -> str:
+    missing = [p for p in wanted if p not in given]
+    unknown = [p for p in given if p not in wanted]
+    parts = []
+    if missing:
+        parts.append(f"has no gradient for `{path_string(missing[0])}`{_more(missing)}")
+    if unknown:
+        parts.append(
+            f"has a gradient for `{path_string(unknown[0])}`{_more(unknown)}, which is not "
+            "optimized"
+        )
+    return f"The State of gradients {' and '.join(parts)}.\n{_CURE}"
+
+
+def _more(paths: list) -> str:
+    return f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""

@@ -1,0 +1,81 @@
+"""What an optimizer says when it is given the wrong things."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import jax
+
+from ..graph.errors import describe_value, path_string
+from ..graph.state import State, iter_leaves
+from ..graph.variable import Variable
+from ..graph.verbs import state as state_of
+
+GRADIENTS_ONLY = (
+    "Optimizer.update takes the model and the gradients, and got one of them.\n"
+    "Cure: optimizer.update(model, grads); an optimizer that holds its model, and is updated with "
+    "the gradients only, is nnx.ModelAndOptimizer."
+)
+MODEL_IS_HELD = (
+    "ModelAndOptimizer.update takes the gradients only, since it holds its model.\n"
+    "Cure: optimizer.update(grads); an optimizer that is updated with the model and the gradients "
+    "is nnx.Optimizer."
+)
+SWAPPED = (
+    "Optimizer.update got a State as the model and a Module as the gradients.\n"
+    "Cure: the model comes first: optimizer.update(model, grads)."
+)
+
+
+def no_transformation(tx: Any) -> TypeError:
+    return TypeError(
+        f"nnx.Optimizer takes an optax gradient transformation as tx, got {describe_value(tx)}.\n"
+        "Cure: nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)."
+    )
+
+
+def no_parameters(model: Any, wrt: Any) -> ValueError:
+    types = Counter(type(leaf).__name__ for _, leaf in iter_leaves(state_of(model)))
+    found = ", ".join(f"{count} {name}" for name, count in sorted(types.items())) or "nothing"
+    return ValueError(
+        f"nnx.Optimizer: wrt={wrt!r} matches nothing in the {type(model).__name__}, which has "
+        f"{found}; so there is nothing to optimize.\n"
+        "Cure: give a filter that matches some of these, or make the optimizer after the layers "
+        "that it is for were added."
+    )
+
+
+def explain(error: Exception, opt_state: Any, params: State) -> None:
+    """Add to an error of the transformation where its state does not fit the parameters."""
+    wanted = dict(iter_leaves(params))
+    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, State))
+    for state in (s for s in states if isinstance(s, State)):
+        kept = dict(iter_leaves(state))
+        cells = {path: leaf for path, leaf in kept.items() if isinstance(leaf, Variable)}
+        for path, cell in cells.items():
+            if path not in wanted:
+                where = f"keeps a state for `{path_string(path)}`, which the model does not have"
+            elif describe_shape(cell) != describe_shape(wanted[path]):
+                where = (
+                    f"keeps {describe_shape(cell)} for `{path_string(path)}`, which is "
+                    f"{describe_shape(wanted[path])}"
+                )
+            else:
+                continue
+            break
+        else:
+            # A leaf that is no Variable stands for a part that is masked.
+            new = [p for p in wanted if not any(p[: i + 1] in kept for i in range(len(p)))]
+            if not new:
+                continue
+            where = f"keeps nothing for `{path_string(new[0])}`, which the model has"
+        error.add_note(
+            f"Optimizer.update: the optimizer {where}.\nCure: make a new optimizer when parameters "
+            "were added, removed or resized, and update the model that it was made for."
+        )
+        return
+
+
+def describe_shape(leaf: Any) -> str:
+    return str(getattr(leaf._value if isinstance(leaf, Variable) else leaf, "shape", None))

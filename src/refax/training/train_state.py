@@ -1,0 +1,111 @@
+"""TrainState: what a step of training in plain JAX takes and returns, as one pytree."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+from typing_extensions import dataclass_transform
+
+from ..graph.graphdef import GraphDef
+from ..graph.module import Pytree
+from ..graph.module import dataclass as pytree_dataclass
+from ..graph.state import State, merge_state
+from ..graph.verbs import call
+from .gradients import gradients_like
+from .placement import beside
+
+
+@dataclass_transform()
+@pytree_dataclass
+class TrainState(Pytree):
+    """A GraphDef, parameters and an optimizer's state, for steps written as pure functions.
+
+    It is a JAX pytree: pass it to plain `jax.jit` and return the new one. A subclass adds fields by
+    annotations, with no decorator.
+
+    Attributes:
+        graphdef: the structure of the model.
+        params: the State that is optimized.
+        opt_state: the state of `tx`.
+        step: how many gradients were applied, an integer scalar.
+        tx: an optax gradient transformation.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax, jax.numpy as jnp, optax
+        >>> graphdef, params = nnx.split(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), nnx.Param)
+        >>> state = nnx.TrainState.create(graphdef, params=params, tx=optax.adam(1e-3))
+        >>> @jax.jit
+        ... def step(state, x):
+        ...     def loss(params):
+        ...         y, _ = state.apply(params)(x)
+        ...         return (y**2).mean()
+        ...
+        ...     return state.apply_gradients(jax.grad(loss)(state.params))
+        >>> int(step(state, jnp.ones((4, 2))).step)
+        1
+    """
+
+    graphdef: GraphDef
+    params: State
+    opt_state: Any
+    step: jax.Array
+    tx: Any
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        pytree_dataclass(cls)
+
+    @classmethod
+    def create(
+        cls, graphdef: GraphDef, *, params: State, tx: Any, step: int = 0, **fields: Any
+    ) -> Self:
+        """A new state with `opt_state = tx.init(params)`; `fields` are those of a subclass."""
+        settle = beside(params)
+        opt_state = jax.tree.map(settle, tx.init(params))
+        count = settle(jnp.asarray(step))
+        return cls(
+            graphdef=graphdef, params=params, opt_state=opt_state, step=count, tx=tx, **fields
+        )
+
+    def apply(self, *states: State | str) -> Any:
+        """Call the model: `y, (graphdef, state) = train_state.apply("params", batch_stats)(x)`.
+
+        Args:
+            *states: together the State of the model: States, or names of fields.
+        """
+        given = [getattr(self, s) if isinstance(s, str) else s for s in states]
+        return call((self.graphdef, merge_state(*given)))
+
+    def apply_gradients(self, grads: State, **kwargs: Any) -> Self:
+        """The state after one update of the parameters.
+
+        Args:
+            grads: gradients of the structure of `params`.
+            **kwargs: new values of fields (`batch_stats=…`); others go to the transformation
+                (`value=loss`), if it takes any.
+
+        Raises:
+            ValueError: gradients of another structure or shape; the path is named.
+        """
+        names = {field.name for field in dataclasses.fields(self)}
+        extra = {name: value for name, value in kwargs.items() if name not in names}
+        grads = gradients_like(self.params, grads, ...)
+        tx: Any = optax.with_extra_args_support(self.tx) if extra else self.tx
+        updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra)
+        return self.replace(
+            **{
+                "params": optax.apply_updates(self.params, updates),
+                "opt_state": opt_state,
+                "step": self.step + 1,
+                **{name: value for name, value in kwargs.items() if name in names},
+            }
+        )
+
+    def replace(self, **fields: Any) -> Self:
+        """The same state with other values of some fields."""
+        return dataclasses.replace(self, **fields)
