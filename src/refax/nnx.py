@@ -157,6 +157,9 @@ from .layers.masks import make_attention_mask as make_attention_mask
 from .layers.masks import make_causal_mask as make_causal_mask
 from .layers.normalization import LayerNorm as LayerNorm
 from .layers.normalization import RMSNorm as RMSNorm
+from .layers.pooling import AvgPool as AvgPool
+from .layers.pooling import MaxPool as MaxPool
+from .layers.pooling import MinPool as MinPool
 from .layers.pooling import avg_pool as avg_pool
 from .layers.pooling import max_pool as max_pool
 from .layers.pooling import min_pool as min_pool

@@ -402,3 +402,18 @@ def test_gradient_of_min_pool_at_a_tie_agrees_with_the_peer(peer: Any) -> None:
         return jax.grad(lambda x: min_pool(x, (3,)).sum())(x)
 
     np.testing.assert_array_equal(grad(nnx.min_pool), grad(peer.min_pool))
+
+
+@pytest.mark.parametrize("name", ["max_pool", "min_pool", "avg_pool"])
+def test_pooling_layers_are_the_functions(name):
+    layer_type = getattr(nnx, "".join(map(str.title, name.split("_"))))
+    layer = nnx.Sequential(layer_type([2, 2], strides=(2, 1), padding=[1, (0, 1)]))
+    function = getattr(nnx, name)
+    expected = function(IMAGES, (2, 2), (2, 1), ((1, 1), (0, 1)))
+    np.testing.assert_array_equal(nnx.jit(layer)(IMAGES), expected)
+    assert jax.tree.leaves(nnx.state(layer)) == []
+
+
+def test_average_pooling_layer_can_leave_padding_out():
+    layer = nnx.AvgPool((2, 2), padding="SAME", count_include_pad=False)
+    np.testing.assert_allclose(layer(jnp.ones((3, 3, 1))), jnp.ones((3, 3, 1)), rtol=1e-6)

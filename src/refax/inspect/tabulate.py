@@ -44,6 +44,9 @@ class Row:
         return "/".join(map(str, self.path))
 
 
+_MANY_ROWS = 100
+
+
 def tabulate(
     obj: Module,
     *input_args: Any,
@@ -52,7 +55,7 @@ def tabulate(
     row_filter: Callable[[Row], bool] | None = None,
     columns: Sequence[str] | None = None,
     variable_types: Filter = ...,
-    collapse: bool = False,
+    collapse: bool | None = None,
     table_kwargs: Mapping[str, Any] | None = None,
     column_kwargs: Mapping[str, Any] | None = None,
     console_kwargs: Mapping[str, Any] | None = None,
@@ -79,7 +82,8 @@ def tabulate(
         columns: which columns to show, of path, type, inputs, outputs, flops, vjp_flops and the
             names of Variable types; all by default.
         variable_types: a filter; what it leaves out is neither shown nor counted.
-        collapse: show rows that differ only in an index of their paths as one.
+        collapse: show rows that differ only in an index of their paths as one; by default where
+            there are more than 100 rows.
         table_kwargs, column_kwargs, console_kwargs: for `rich.table.Table`, its `add_column` and
             `rich.console.Console`. For colours: `console_kwargs={"force_terminal": True}`.
         compute_flops: count the floating-point operations of each call, by XLA's analysis, which
@@ -119,7 +123,7 @@ def tabulate(
             row.vjp_flops = counter.count(call, called, vjp=True)
         if (depth is None or row.depth <= depth) and (row_filter is None or row_filter(row)):
             rows.append(row)
-    if collapse:
+    if len(rows) > _MANY_ROWS if collapse is None else collapse:
         rows = _collapse(rows)
     totals = variables.totals(())
     hidden = {"flops": not compute_flops, "vjp_flops": not compute_vjp_flops}

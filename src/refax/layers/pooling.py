@@ -1,8 +1,7 @@
 """Pooling: a mean, maximum or minimum over each window of a grid.
 
 Arrays are laid out (*batch, *spatial, features), with any number of batch axes, also none; there
-are as many spatial axes as the window has. In `nnx.Sequential`: `functools.partial(nnx.max_pool,
-window_shape=(2, 2), strides=(2, 2))`.
+are as many spatial axes as the window has.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..graph.module import Module
 from . import dtypes
 from .windows import Padding, Pads, PerAxis, canonical_padding, per_axis
 
@@ -152,3 +152,54 @@ def min_pool(
     """
     x = dtypes.as_array(inputs)
     return _extreme(x, lax.min, _lay_out(x, window_shape, strides, padding))
+
+
+class _Pool(Module):
+    """Base of the pooling layers: the arguments of a pooling function, kept."""
+
+    def __init__(
+        self, window_shape: Sequence[int], strides: PerAxis = None, padding: Padding = "VALID"
+    ):
+        self.window_shape = tuple(window_shape)
+        self.strides = strides if isinstance(strides, int | None) else tuple(strides)
+        self.padding = padding if isinstance(padding, str | int) else tuple(padding)
+
+
+class MaxPool(_Pool):
+    """`nnx.max_pool` as a layer, for `nnx.Sequential`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> nnx.MaxPool((2, 2), strides=2)(jnp.ones((8, 28, 28, 3))).shape
+        (8, 14, 14, 3)
+    """
+
+    def __call__(self, inputs: Any) -> jax.Array:
+        return max_pool(inputs, self.window_shape, self.strides, self.padding)
+
+
+class MinPool(_Pool):
+    """`nnx.min_pool` as a layer; arguments as for `nnx.MaxPool`."""
+
+    def __call__(self, inputs: Any) -> jax.Array:
+        return min_pool(inputs, self.window_shape, self.strides, self.padding)
+
+
+class AvgPool(_Pool):
+    """`nnx.avg_pool` as a layer; arguments as for `nnx.avg_pool`."""
+
+    def __init__(
+        self,
+        window_shape: Sequence[int],
+        strides: PerAxis = None,
+        padding: Padding = "VALID",
+        count_include_pad: bool = True,
+    ):
+        super().__init__(window_shape, strides, padding)
+        self.count_include_pad = count_include_pad
+
+    def __call__(self, inputs: Any) -> jax.Array:
+        return avg_pool(
+            inputs, self.window_shape, self.strides, self.padding, self.count_include_pad
+        )
