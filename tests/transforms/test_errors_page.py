@@ -2,72 +2,40 @@
 
 import ast
 import functools
-import re
 import textwrap
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 import refax
+from tests.pages import preamble_of, run, sections_of, shown
 
 SOURCE = Path(refax.__file__).parent
-PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
-BLOCK = re.compile(r"```(\w+)\n(.*?)```\n", re.DOTALL)
-
-
-class Section(NamedTuple):
-    title: str
-    wrong: str
-    message: str
-    right: str
-
-
-def sections() -> Iterator[Section]:
-    for part in re.split(r"^### ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
-        title, _, body = part.partition("\n")
-        blocks = BLOCK.findall(body)
-        assert [kind for kind, _ in blocks] == ["python", "text", "python"], title
-        yield Section(title, *(text for _, text in blocks))
-
-
-SECTIONS = list(sections())
-PREAMBLE = BLOCK.search(PAGE.read_text())[2]
-
-
-def run(code: str) -> None:
-    names: dict[str, Any] = {}
-    exec(compile(PREAMBLE, "preamble.py", "exec"), names)
-    exec(compile(code, "example.py", "exec"), names)
+SECTIONS = list(sections_of("errors.md"))
+PREAMBLE = preamble_of("errors.md")
 
 
 @functools.cache
 def error_of(code: str) -> BaseException | None:
     try:
-        run(code)
+        run(PREAMBLE, code)
     except (Exception, AssertionError) as error:
         return error
     return None
-
-
-def printed(error: BaseException) -> str:
-    text = error.args[0] if isinstance(error, KeyError) else str(error)
-    return re.sub(r"0x[0-9a-f]+", "0x…", f"{type(error).__name__}: {text}\n")
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
 def test_the_message_is_the_one_that_is_printed(section):
     error = error_of(section.wrong)
     assert error is not None, "the wrong code ran"
-    assert printed(error) == section.message
+    assert f"{shown(error)}\n" == section.message
     assert "Cure: " in section.message
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
 def test_the_right_code_runs(section):
-    run(section.right)
+    run(PREAMBLE, section.right)
 
 
 def test_titles_are_unique():

@@ -1,0 +1,22 @@
+"""docs/mistakes.md: what the ten commonest mistakes print, and the code that was meant."""
+
+import pytest
+
+from tests.pages import preamble_of, printed_by, run, sections_of
+
+SECTIONS = list(sections_of("mistakes.md"))
+PREAMBLE = preamble_of("mistakes.md")
+
+
+def test_there_are_ten():
+    assert [s.title.split(".")[0] for s in SECTIONS] == [str(n) for n in range(1, 11)]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
+def test_what_is_printed_is_on_the_page(section):
+    assert printed_by(PREAMBLE, section.wrong) == section.message
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)
+def test_the_right_code_runs(section):
+    run(PREAMBLE, section.right)
