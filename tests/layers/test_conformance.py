@@ -94,6 +94,33 @@ def test_under_jit_it_gives_what_it_gives_eagerly(case: Case) -> None:
     assert_close(as_state, eager)
 
 
+def stacked(case: Case) -> tuple[list[Any], Any]:
+    """Three layers with parameters of their own, and the same three as one with a leading axis."""
+    layers = [case.make(nnx) for _ in range(3)]
+    for i, layer in enumerate(layers):
+        nnx.update(layer, jax.tree.map(lambda x, i=i: x * (1 + i / 4), nnx.state(layer, nnx.Param)))
+    states = [nnx.state(layer) for layer in layers]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return layers, nnx.merge(nnx.graphdef(layers[0]), together)
+
+
+@each_case
+@pytest.mark.parametrize("transform", [nnx.vmap, nnx.scan])
+def test_a_stack_of_layers_is_as_many_layers(case: Case, transform: Any) -> None:
+    layers, stack = stacked(case)
+    inputs = inputs_of(case)
+    axes = (0, *(None for _ in inputs))
+    f = transform(lambda layer, *x: layer(*x, **case.call), in_axes=axes, out_axes=0)
+    actual = f(stack, *inputs)
+    expected = np.stack([np.asarray(layer(*inputs, **case.call)) for layer in layers])
+    assert_close(actual, expected.astype(np.float64))
+    states = [nnx.state(layer, nnx.Not(nnx.RngState)) for layer in layers]
+    for after, *each in zip(
+        *map(jax.tree.leaves, (nnx.state(stack, nnx.Not(nnx.RngState)), *states))
+    ):
+        assert_close(after, np.stack(each).astype(np.float64))
+
+
 @each_with_dtype
 def test_dtype_is_that_of_the_result(case: Case) -> None:
     layer = case.make(nnx, dtype=jnp.bfloat16)
