@@ -32,7 +32,7 @@ class MLP(NamedTuple):
 
 
 class GPT(NamedTuple):
-    """A decoder-only transformer, small enough for the dispatch to show."""
+    """A decoder-only transformer, by default small enough for the dispatch to show."""
 
     layers: int = 12
     width: int = 16
@@ -40,9 +40,23 @@ class GPT(NamedTuple):
     vocabulary: int = 32
     length: int = 8
     batch: int = 1
+    dropout: float = 0.0  # of what attention and MLP add to the stream
+    scanned: bool = False  # the blocks are one, with stacked weights, in a loop
 
-    name = property(lambda self: f"GPT of {self.layers}")
-    leaves = property(lambda self: 16 * self.layers + 5)
+    leaves = property(lambda self: 16 * (1 if self.scanned else self.layers) + 5)
+
+    @property
+    def name(self) -> str:
+        name = f"{'scanned ' * self.scanned}GPT of {self.layers}"
+        if self.width != GPT().width:
+            name += f" (width {self.width})"
+        return name + ", dropout" * bool(self.dropout)
+
+
+# A size as people train it on a CPU: the work of XLA shows, and not the dispatch.
+REAL = GPT(12, width=128, heads=4, vocabulary=256, length=64, batch=4)
+# One sequence, for which all sides draw the same dropout masks.
+REAL_DROPOUT = REAL._replace(length=256, batch=1, dropout=0.1)
 
 
 Size = MLP | GPT
@@ -93,10 +107,15 @@ def shapes(size: Size) -> Params:
         "up": {"kernel": (width, 4 * width), "bias": (4 * width,)},
         "down": {"kernel": (4 * width, width), "bias": (width,)},
     }
+    if size.scanned:
+        stacked = jax.tree.map(lambda shape: (size.layers, *shape), block, is_leaf=_is_shape)
+        blocks: Params = {"blocks": stacked}
+    else:
+        blocks = {i: block for i in range(size.layers)}
     return {
         "embed": {"embedding": (size.vocabulary, width)},
         "position": {"embedding": (size.length, width)},
-        "blocks": {i: block for i in range(size.layers)},
+        "blocks": blocks,
         "norm": norm,
         "head": {"kernel": (width, size.vocabulary)},
     }
@@ -157,19 +176,48 @@ def mlp(p: Params, x: jax.Array) -> jax.Array:
     return x
 
 
-def gpt(p: Params, tokens: jax.Array) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def gpt_block(
+    rate: float, p: Params, x: jax.Array, mask: jax.Array, keys: jax.Array | None = None
+) -> jax.Array:
+    h = attention(p["attention"], layer_norm(p["norm1"], x), mask)
+    x = x + (h if keys is None else dropout(h, rate, keys[0]))
+    h = linear(p["down"], jax.nn.gelu(linear(p["up"], layer_norm(p["norm2"], x))))
+    return x + (h if keys is None else dropout(h, rate, keys[1]))
+
+
+def gpt(size: GPT, p: Params, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
     length = tokens.shape[1]
     x = p["embed"]["embedding"][tokens] + p["position"]["embedding"][:length]
     mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
-    for block in p["blocks"].values():
-        x = x + attention(block["attention"], layer_norm(block["norm1"], x), mask)
-        h = jax.nn.gelu(linear(block["up"], layer_norm(block["norm2"], x)))
-        x = x + linear(block["down"], h)
+
+    def step(x: jax.Array, block: Params) -> tuple[jax.Array, None]:
+        return gpt_block(0.0, block, x, mask), None
+
+    if size.scanned:
+        x, _ = jax.lax.scan(step, x, p["blocks"]["blocks"])
+    else:
+        for i, block in p["blocks"].items():
+            x = gpt_block(size.dropout, block, x, mask, None if keys is None else keys[i])
     return layer_norm(p["norm"], x) @ p["head"]["kernel"]
 
 
-def apply_of(size: Size) -> Callable[[Params, jax.Array], jax.Array]:
-    return mlp if isinstance(size, MLP) else gpt
+def dropout_keys(size: Size, step: jax.Array) -> tuple[jax.Array, ...]:
+    """The keys of a step, (blocks, 2): two of each block's own stream, as NNX draws them."""
+    if isinstance(size, MLP) or not size.dropout:
+        return ()
+    fold = jax.random.fold_in
+    streams = jax.vmap(lambda i: fold(jax.random.key(1), i))(jnp.arange(size.layers))
+    draw = jax.vmap(jax.vmap(fold, (None, 0)), (0, None))
+    return (draw(streams, 2 * step + jnp.arange(2)),)
+
+
+def apply_of(size: Size) -> Callable[..., jax.Array]:
+    """(params, x, the dropout keys if there are to be any) → outputs."""
+    return mlp if isinstance(size, MLP) else functools.partial(gpt, size)
 
 
 class Flat:
@@ -189,9 +237,10 @@ class Flat:
         self, params: tuple, state: tuple, x: jax.Array, y: jax.Array
     ) -> tuple[jax.Array, tuple, tuple]:
         apply, loss_function = apply_of(self.size), loss_of(self.size)
-        tree = self._params.unflatten(params)
-        loss, grads = jax.value_and_grad(lambda p: loss_function(apply(p, x), y))(tree)
-        updates, adam = ADAM.update(grads, self._state.unflatten(state), tree)
+        tree, adam = self._params.unflatten(params), self._state.unflatten(state)
+        keys = dropout_keys(self.size, adam[0].count)
+        loss, grads = jax.value_and_grad(lambda p: loss_function(apply(p, x, *keys), y))(tree)
+        updates, adam = ADAM.update(grads, adam, tree)
         new = optax.apply_updates(tree, updates)
         return loss, tuple(jax.tree.leaves(new)), tuple(jax.tree.leaves(adam))
 
@@ -222,17 +271,42 @@ def nnx_classes(nnx: Any) -> dict[type, Callable[[Any], Any]]:
             self.norm2 = nnx.LayerNorm(width, rngs=rngs)
             self.up = nnx.Linear(width, 4 * width, rngs=rngs)
             self.down = nnx.Linear(4 * width, width, rngs=rngs)
-            self.dropout = nnx.Dropout(0.0)  # for train() and eval() to have something to set
+            # For train() and eval() to have something to set, if nothing else.
+            self.dropout = nnx.Dropout(size.dropout, rngs=rngs if size.dropout else None)
 
         def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
             x = x + self.dropout(self.attention(self.norm1(x), mask=mask))
             return x + self.dropout(self.down(jax.nn.gelu(self.up(self.norm2(x)))))
 
+    class Looped(nnx.Module):
+        def __init__(self, size: GPT, rngs: Any):
+            make = nnx.vmap(lambda rngs: Block(size, rngs), in_axes=0, out_axes=0)
+            self.layers = size.layers
+            self.blocks = nnx.split_rngs(splits=size.layers)(make)(rngs)
+
+        def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+            step = nnx.scan(
+                lambda x, block: block(x, mask),
+                in_axes=(nnx.Carry, 0),
+                out_axes=nnx.Carry,
+                length=self.layers,
+            )
+            return step(x, self.blocks)
+
+    def stack(size: GPT, rngs: Any) -> Any:
+        if hasattr(nnx, "Stack"):  # refax has it as a layer
+            return nnx.Stack(lambda rngs: Block(size, rngs), size.layers, rngs=rngs)
+        return Looped(size, rngs)
+
     class Gpt(nnx.Module):
         def __init__(self, size: GPT, rngs: Any):
             self.embed = nnx.Embed(size.vocabulary, size.width, rngs=rngs)
             self.position = nnx.Embed(size.length, size.width, rngs=rngs)
-            self.blocks = nnx.List([Block(size, rngs) for _ in range(size.layers)])
+            if size.scanned:
+                self.blocks = stack(size, rngs)
+            else:
+                self.blocks = nnx.List([Block(size, rngs) for _ in range(size.layers)])
+            self.scanned = size.scanned
             self.norm = nnx.LayerNorm(size.width, rngs=rngs)
             self.head = nnx.Linear(size.width, size.vocabulary, use_bias=False, rngs=rngs)
 
@@ -240,11 +314,14 @@ def nnx_classes(nnx: Any) -> dict[type, Callable[[Any], Any]]:
             length = tokens.shape[1]
             x = self.embed(tokens) + self.position(jnp.arange(length))
             mask = jnp.tril(jnp.ones((1, 1, length, length), bool))
-            for block in self.blocks:
+            for block in (self.blocks,) if self.scanned else self.blocks:
                 x = block(x, mask)
             return self.head(self.norm(x))
 
-    return {MLP: lambda size: Mlp(size, nnx.Rngs(0)), GPT: lambda size: Gpt(size, nnx.Rngs(0))}
+    return {
+        MLP: lambda size: Mlp(size, nnx.Rngs(0)),
+        GPT: lambda size: Gpt(size, nnx.Rngs(0, dropout=1)),
+    }
 
 
 def nnx_model(nnx: Any, size: Size) -> Any:
@@ -299,18 +376,32 @@ def equinox_classes() -> dict[type, Callable[[Any], Any]]:
             self.norm2 = eqx.nn.LayerNorm(width, eps=_EPSILON)
             self.up = eqx.nn.Linear(width, 4 * width, key=key)
             self.down = eqx.nn.Linear(4 * width, width, key=key)
-            self.dropout = eqx.nn.Dropout(0.0)
+            self.dropout = eqx.nn.Dropout(size.dropout)
+
+        def __call__(self, x: jax.Array, mask: jax.Array, keys: Any = (None, None)) -> jax.Array:
+            h = jax.vmap(self.norm1)(x)
+            x = x + self.dropout(self.attention(h, h, h, mask=mask), key=keys[0])
+            h = jax.nn.gelu(jax.vmap(self.up)(jax.vmap(self.norm2)(x)))
+            return x + self.dropout(jax.vmap(self.down)(h), key=keys[1])
+
+    class Looped(eqx.Module):
+        blocks: Any
+
+        def __init__(self, size: GPT):
+            self.blocks = eqx.filter_vmap(lambda _: Block(size))(jnp.arange(size.layers))
 
         def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-            h = jax.vmap(self.norm1)(x)
-            x = x + self.dropout(self.attention(h, h, h, mask=mask))
-            h = jax.nn.gelu(jax.vmap(self.up)(jax.vmap(self.norm2)(x)))
-            return x + self.dropout(jax.vmap(self.down)(h))
+            arrays, rest = eqx.partition(self.blocks, eqx.is_array)
+
+            def step(x: jax.Array, arrays: Any) -> tuple[jax.Array, None]:
+                return eqx.combine(arrays, rest)(x, mask), None
+
+            return jax.lax.scan(step, x, arrays)[0]
 
     class Gpt(eqx.Module):
         embed: Any
         position: Any
-        blocks: list[Block]
+        blocks: Any
         norm: Any
         head: Any
 
@@ -318,19 +409,24 @@ def equinox_classes() -> dict[type, Callable[[Any], Any]]:
             width = size.width
             self.embed = eqx.nn.Embedding(size.vocabulary, width, key=key)
             self.position = eqx.nn.Embedding(size.length, width, key=key)
-            self.blocks = [Block(size) for _ in range(size.layers)]
+            self.blocks = (
+                Looped(size) if size.scanned else [Block(size) for _ in range(size.layers)]
+            )
             self.norm = eqx.nn.LayerNorm(width, eps=_EPSILON)
             self.head = eqx.nn.Linear(width, size.vocabulary, use_bias=False, key=key)
 
-        def __call__(self, tokens: jax.Array) -> jax.Array:
-            return jax.vmap(self._sequence)(tokens)
+        def __call__(self, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+            return jax.vmap(self._sequence, (0, None))(tokens, keys)
 
-        def _sequence(self, tokens: jax.Array) -> jax.Array:
+        def _sequence(self, tokens: jax.Array, keys: jax.Array | None) -> jax.Array:
             length = len(tokens)
             x = jax.vmap(self.embed)(tokens) + jax.vmap(self.position)(jnp.arange(length))
             mask = jnp.tril(jnp.ones((length, length), bool))
-            for block in self.blocks:
-                x = block(x, mask)
+            if isinstance(self.blocks, Looped):
+                x = self.blocks(x, mask)
+            else:
+                for i, block in enumerate(self.blocks):
+                    x = block(x, mask) if keys is None else block(x, mask, keys[i])
             return jax.vmap(self.head)(jax.vmap(self.norm)(x))
 
     return {MLP: Mlp, GPT: Gpt}
@@ -347,22 +443,31 @@ def equinox_with_weights(model: Any, params: Params) -> Any:
     """An Equinox module with these weights in the place of its own."""
     import equinox as eqx
 
-    projections = {"query": "query_proj", "key": "key_proj", "value": "value_proj"}
+    renamed = {
+        "query": "query_proj",
+        "key": "key_proj",
+        "value": "value_proj",
+        "out": "output_proj",
+    }
     paths, values = [], []
     for path, value in jax.tree_util.tree_leaves_with_path(params):
-        *keys, name = (projections.get(entry.key, entry.key) for entry in path)
-        if keys[-1:] == ["out"]:
-            keys[-1] = "output_proj"
-            value = value.reshape(-1, value.shape[-1])  # (heads, size, width) → (in, out)
-        elif name == "kernel":
-            value = value.reshape(len(value), -1)  # (width, heads, size) → (in, out)
-        if name == "kernel":
-            value = value.T
-        elif name == "bias":
-            value = value.reshape(-1)
+        *keys, name = [renamed.get(entry.key, entry.key) for entry in path]
+        convert = functools.partial(_equinox_weight, name, keys[-1:] == ["output_proj"])
+        stacked = keys[:2] == ["blocks", "blocks"]
         paths.append([*keys, "bias" if name == "bias" else "weight"])
-        values.append(jnp.array(value))
+        values.append(jnp.array(jax.vmap(convert)(value) if stacked else convert(value)))
     return eqx.tree_at(lambda m: [functools.reduce(_step, p, m) for p in paths], model, values)
+
+
+def _equinox_weight(name: Any, out: bool, value: jax.Array) -> jax.Array:
+    """A weight in the shape that Equinox has it in."""
+    if name == "bias":
+        return value.reshape(-1)
+    if name != "kernel":
+        return value
+    if out:
+        return value.reshape(-1, value.shape[-1]).T  # (heads, size, width)
+    return value.reshape(len(value), -1).T  # (width, heads, size)
 
 
 def equinox_model(size: Size) -> Any:

@@ -8,7 +8,20 @@ from typing import Any
 import jax
 
 from .harness import Bound, Row, Work
-from .models import ADAM, GPT, MLP, Flat, Size, equinox_model, inputs, loss_of, nnx_model
+from .models import (
+    ADAM,
+    GPT,
+    MLP,
+    REAL,
+    REAL_DROPOUT,
+    Flat,
+    Size,
+    dropout_keys,
+    equinox_model,
+    inputs,
+    loss_of,
+    nnx_model,
+)
 
 
 def rows() -> Iterator[Row]:
@@ -16,8 +29,12 @@ def rows() -> Iterator[Row]:
     yield from (Eval(MLP(30), 1.5), Eval(GPT(12), 1.15), Eval(GPT(48), 1.15))
     for size in (MLP(10), GPT(12), MLP(400)):
         yield from (Train(size, donate=False), Train(size, donate=True))
+    yield from (Eval(SCANNED, 1.5), Train(SCANNED, donate=False))
+    yield from (Train(size, donate=False, slow=True) for size in (REAL, REAL_DROPOUT))
     yield JitAgain()
-    # Later: eval and train step of the scanned GPT (nnx.Stack) beside a hand-written lax.scan.
+
+
+SCANNED = GPT(12, scanned=True)
 
 
 class Call(Row):
@@ -103,7 +120,8 @@ def train_step_of_equinox(size: Size) -> Callable:
 
     def train_step(batch: tuple, model: Any, state: Any) -> tuple[jax.Array, Any, Any]:
         x, y = batch
-        loss, grads = eqx.filter_value_and_grad(lambda m: loss_function(m(x), y))(model)
+        keys = dropout_keys(size, state[0].count)
+        loss, grads = eqx.filter_value_and_grad(lambda m: loss_function(m(x, *keys), y))(model)
         updates, state = ADAM.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
         return loss, eqx.apply_updates(model, updates), state
 
@@ -123,8 +141,8 @@ class Train(Row):
     checked = 4
     tolerance = 2e-3  # adam divides by small numbers: four steps of rounding
 
-    def __init__(self, size: Size, donate: bool):
-        self.size, self.donate, self.slow = size, donate, size.layers > 30
+    def __init__(self, size: Size, donate: bool, slow: bool = False):
+        self.size, self.donate, self.slow = size, donate, slow or size.layers > 30
         kind = "donating" if donate else "warm"
         self.name = f"{kind} train step, {size.name} + adam, {3 * size.leaves + 1} leaves"
         self.batch = inputs(size)

@@ -1,20 +1,27 @@
-"""Rows for programs: how long a train step takes to trace and lower, and what memory it needs."""
+"""Rows for programs: what a train step takes to trace, lower and compile, and what comes of it."""
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from .harness import Bound, Row, Work
-from .models import ADAM, GPT, Flat, equinox_model, inputs, nnx_model
-from .rows_calls import adam_of_equinox, train_step_of_equinox, train_step_of_nnx
+from .models import ADAM, GPT, REAL, REAL_DROPOUT, Flat, equinox_model, inputs, nnx_model
+from .rows_calls import SCANNED, adam_of_equinox, train_step_of_equinox, train_step_of_nnx
 
 
 def rows() -> Iterator[Row]:
     yield Lower(GPT(12))
     yield Lower(GPT(48), slow=True)
+    yield Lower(SCANNED)
+    for size in (GPT(12), GPT(24), SCANNED, REAL, REAL_DROPOUT):
+        yield CompileTime(size)
+    for size in (REAL, REAL_DROPOUT):
+        yield from (Temporaries(size), Instructions(size))
     yield PeakMemory(GPT(12))
 
 
@@ -53,6 +60,77 @@ class Lower(Row):
         model = equinox_model(self.size)
         state, step = adam_of_equinox(model), train_step_of_equinox(self.size)
         return lambda: eqx.filter_jit(_fresh(step)).lower(self.batch, model, state)
+
+
+class Program(NamedTuple):
+    """What XLA made of a train step, and the seconds it took, counted on all cores."""
+
+    compiled: Any
+    seconds: float
+
+
+@functools.cache
+def _program(size: GPT, side: str) -> Program | None:
+    """The program of a side, compiled once for all rows that ask about it."""
+    lower = Lower(size).side(side)
+    if lower is None:
+        return None
+    lowered = lower()
+    start = time.process_time()
+    compiled = lowered.compile()
+    seconds = time.process_time() - start
+    return Program(compiled.compiled if side == "equinox" else compiled, seconds)
+
+
+class OfProgram(Row):
+    """Base: a number that a compiled train step has; `rows_calls` checks what such steps do."""
+
+    gives_value = slow = True
+    min_rounds = 1
+    what: str
+
+    def __init__(self, size: GPT):
+        self.size = size
+        self.name = f"{self.what} a train step, {size.name}"
+
+    def number(self, program: Program) -> float:
+        raise NotImplementedError
+
+    def side(self, name: str) -> Work | None:
+        program = _program(self.size, name)
+        return None if program is None else lambda: self.number(program)
+
+
+class CompileTime(OfProgram):
+    """From StableHLO to machine code: XLA alone, in seconds of all cores, once."""
+
+    what = "compile"
+    bound = Bound(1.1)
+
+    def number(self, program: Program) -> float:
+        return program.seconds
+
+
+class Temporaries(OfProgram):
+    """The memory for what lives between the operations."""
+
+    what = "temporary memory of"
+    bound = Bound(1.05)
+    unit = "B"
+
+    def number(self, program: Program) -> float:
+        return program.compiled.memory_analysis().temp_size_in_bytes
+
+
+class Instructions(OfProgram):
+    """How many there are after optimization, those inside of fusions counted too."""
+
+    what = "instructions of"
+    bound = Bound(1.0)
+    unit = ""
+
+    def number(self, program: Program) -> float:
+        return program.compiled.as_text().count(" = ")
 
 
 class PeakMemory(Row):

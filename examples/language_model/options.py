@@ -2,11 +2,21 @@
 
 import argparse
 import dataclasses
-import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from common.command_line import (
+    Formatter,
+    OneLineParser,
+    amount,
+    byte_count,
+    count,
+    length,
+    positive,
+    share,
+    whole,
+)
 
 from .errors import DemoError, UsageError
 
@@ -151,45 +161,6 @@ def flag(name: str) -> str:
 # -- argparse ------------------------------------------------------------------------------------
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message} (--help lists the options)", file=sys.stderr)
-        sys.exit(2)
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Names the default where there is one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.help is None or isinstance(action.default, bool | None):
-            return action.help
-        if action.default is argparse.SUPPRESS:
-            return action.help
-        return action.help + " (default: %(default)r)"
-
-
-def _number(convert: Callable, accepts: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            value = convert(text.replace("_", ""))
-        except ValueError:
-            value = None
-        if value is None or not accepts(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return value
-
-    return read
-
-
-_count = _number(int, lambda n: n > 0, "a positive whole number")
-_whole = _number(int, lambda n: n >= 0, "a whole number, zero or more")
-_length = _number(int, lambda n: n >= 2, "a whole number, two or more")
-_byte_count = _number(int, lambda n: 1 <= n <= 256, "a whole number from 1 to 256")
-_positive = _number(float, lambda x: 0 < x < math.inf, "a positive number")
-_amount = _number(float, lambda x: 0 <= x < math.inf, "a number, zero or more")
-_share = _number(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
-
-
 def _path(text: str) -> str:
     return str(Path(text).expanduser().absolute())
 
@@ -201,12 +172,12 @@ def _prompt(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog="train_language_model.py",
         usage="%(prog)s [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
 
@@ -224,12 +195,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--resume", action="store_true", help="go on from the latest checkpoint")
     run.add_argument("--overwrite", action="store_true", help="delete the run in --out first")
-    add(run, "steps", _count, "N", "training steps; may be raised when resuming")
-    add(run, "stop_at", _count, "N", "stop at this step, to go on later with --resume")
-    add(run, "checkpoint_every", _count, "N", "steps between checkpoints; the last 3 are kept")
-    add(run, "eval_every", _count, "N", "steps between evaluations on held-out text")
-    add(run, "log_every", _count, "N", "steps between reports of the loss")
-    add(run, "seed", _whole, "N", "of the parameters, batches, dropout and the sample")
+    add(run, "steps", count, "N", "training steps; may be raised when resuming")
+    add(run, "stop_at", count, "N", "stop at this step, to go on later with --resume")
+    add(run, "checkpoint_every", count, "N", "steps between checkpoints; the last 3 are kept")
+    add(run, "eval_every", count, "N", "steps between evaluations on held-out text")
+    add(run, "log_every", count, "N", "steps between reports of the loss")
+    add(run, "seed", whole, "N", "of the parameters, batches, dropout and the sample")
 
     corpus = parser.add_argument_group("corpus")
     add(
@@ -239,33 +210,33 @@ def _parser() -> argparse.ArgumentParser:
         "PATH",
         "a text file, or a folder of them (default: Python's standard library)",
     )
-    add(corpus, "max_bytes", _count, "N", "read at most so much of it")
-    add(corpus, "eval_batches", _count, "N", "batches of held-out text to evaluate on")
+    add(corpus, "max_bytes", count, "N", "read at most so much of it")
+    add(corpus, "eval_batches", count, "N", "batches of held-out text to evaluate on")
 
     model = parser.add_argument_group("model")
-    add(model, "n_layers", _count, "N", "blocks of attention and perceptron")
-    add(model, "n_heads", _count, "N", "attention heads; must divide --d-model")
-    add(model, "d_model", _count, "N", "width of the model")
-    add(model, "context", _length, "N", "bytes that the model looks back at")
-    add(model, "dropout", _share, "P", "share of activations dropped in training")
+    add(model, "n_layers", count, "N", "blocks of attention and perceptron")
+    add(model, "n_heads", count, "N", "attention heads; must divide --d-model")
+    add(model, "d_model", count, "N", "width of the model")
+    add(model, "context", length, "N", "bytes that the model looks back at")
+    add(model, "dropout", share, "P", "share of activations dropped in training")
 
     training = parser.add_argument_group("training")
-    add(training, "batch_size", _count, "N", "texts, each of --context bytes, in a step")
-    add(training, "learning_rate", _positive, "X", "at its highest, for AdamW")
+    add(training, "batch_size", count, "N", "texts, each of --context bytes, in a step")
+    add(training, "learning_rate", positive, "X", "at its highest, for AdamW")
     add(
         training,
         "warmup_steps",
-        _whole,
+        whole,
         "N",
         "steps in which the rate rises, before it falls by a cosine (default: a tenth of --steps, "
         "at most 100)",
     )
-    add(training, "weight_decay", _amount, "X", "of matrices, not of biases and norms")
-    add(training, "clip_norm", _positive, "X", "largest norm of the gradients")
+    add(training, "weight_decay", amount, "X", "of matrices, not of biases and norms")
+    add(training, "clip_norm", positive, "X", "largest norm of the gradients")
 
     sample = parser.add_argument_group("sample")
     add(sample, "prompt", _prompt, "TEXT", "the text to go on from")
-    add(sample, "sample_bytes", _whole, "N", "bytes to write")
-    add(sample, "temperature", _amount, "X", "0 takes the likeliest byte always")
-    add(sample, "top_k", _byte_count, "N", "draw from the N likeliest bytes only")
+    add(sample, "sample_bytes", whole, "N", "bytes to write")
+    add(sample, "temperature", amount, "X", "0 takes the likeliest byte always")
+    add(sample, "top_k", byte_count, "N", "draw from the N likeliest bytes only")
     return parser

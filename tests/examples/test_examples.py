@@ -122,15 +122,15 @@ def test_the_autoencoder_needs_fewer_nats_than_independent_pixels(
 def test_the_recurrent_network_colours_unseen_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run("rnn_highlight_code", tmp_path, "--steps", "250", "--max-bytes", "1_000_000")
+    run("rnn_highlight_code", tmp_path, "--steps", "200", "--max-bytes", "800_000")
     output = capsys.readouterr().out
     _, network, three, one = numbers(output, "all")
-    assert network > 0.93
+    assert network > 0.9
     assert one < three < 0.7
     classes = example("rnn_highlight_code").CLASSES
     shares = [numbers(output, f"{name:<22}")[0] for name in classes]
     assert sum(shares) == pytest.approx(1, abs=0.005)  # eight shares, each rounded to 0.1 %
-    assert numbers(output, f"{'definition':<22}")[1] > 0.8  # tables of neighbours cannot
+    assert numbers(output, f"{'definition':<22}")[1] > 0.7  # tables of neighbours cannot
     assert pictures(tmp_path) == ["accuracy.png", "code.png"]
 
 
@@ -138,7 +138,7 @@ def test_the_recurrent_network_colours_unseen_code(
 def test_lora_learns_the_new_text_and_leaves_the_base_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run("finetune_lora", tmp_path, "--base-steps", "150", "--steps", "100")
+    run("finetune_lora", tmp_path, "--base-steps", "120", "--steps", "80")
     output = capsys.readouterr().out
     trained, share, new, _ = numbers(output, "LoRA, rank 8")
     none, _, before, _ = numbers(output, "base model  ")
@@ -167,14 +167,14 @@ def test_lora_begins_with_a_run_of_the_demo(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.slow
 def test_a_stack_learns_what_the_list_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run("stack_blocks", tmp_path, "--deepest", "4", "--steps", "10")
+    run("stack_blocks", tmp_path, "--blocks", "1", "3", "--d-model", "16", "--steps", "10")
     rows = re.findall(
         r"^ +(\d+) +([\d,]+)  (\w+) +([\d.]+) s +([\d.]+) ms +([\d.]+)(?: +at most (\S+))?$",
         capsys.readouterr().out,
         re.MULTILINE,
     )
     assert [(int(n), name) for n, _, name, *_ in rows] == [
-        (2, "list"), (2, "Stack"), (4, "list"), (4, "Stack")
+        (1, "list"), (1, "Stack"), (3, "list"), (3, "Stack")
     ]  # fmt: skip
     for listed, stacked in zip(rows[::2], rows[1::2]):
         assert listed[1] == stacked[1]  # parameters

@@ -1,4 +1,10 @@
-"""Scaled dot-product attention, as a function."""
+"""Scaled dot-product attention, as a function.
+
+Unlike normalization, this may be written as it is read: with another order of the axes, a merged
+product, an added mask or a rule for the softmax, XLA compiles the train step of a GPT no faster,
+and runs it as fast, to within the noise. `jax.nn.dot_product_attention` by itself takes half as
+long again to twice as long on a CPU.
+"""
 
 from __future__ import annotations
 
