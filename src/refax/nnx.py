@@ -173,8 +173,8 @@ from .layers.recurrent_cells import RNNCellBase as RNNCellBase
 from .layers.recurrent_cells import SimpleCell as SimpleCell
 from .layers.sequential import Identity as Identity
 from .layers.sequential import Sequential as Sequential
-from .layers.spectral_norm import SpectralNorm as SpectralNorm
 from .layers.stack import Stack as Stack
+from .layers.weight_norm import SpectralNorm as SpectralNorm
 from .layers.weight_norm import WeightNorm as WeightNorm
 from .lift.contexts import merge_context as merge_context
 from .lift.contexts import split_context as split_context

@@ -342,3 +342,20 @@ def test_threads_that_trace_at_the_same_time():
             assert model.count == 1
 
     run_in_threads(work)
+
+
+def test_an_array_in_a_tuple_is_seen_through_every_plan():
+    model, other = Node(pair=(jnp.array(1.0), "x")), Node()
+    read = nnx.jit(lambda model, other: model.pair[0] + 0.0)
+    state = nnx.state(model)  # one plan
+    assert read(model, other) == 1.0  # another
+    nnx.update(model, jax.tree.map(lambda x: x + 1.0, state))
+    assert model.pair[0] == 2.0 and read(model, other) == 2.0
+
+    @nnx.jit
+    def write(model, other):
+        model.pair = (model.pair[0] + 1.0, "x")
+
+    write(model, other)
+    assert model.pair[0] == 3.0 and nnx.state(model).pair[0] == 3.0
+    assert nnx.clone(model).pair[0] == 3.0

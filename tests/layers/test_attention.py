@@ -364,3 +364,18 @@ def test_combine_masks() -> None:
     with pytest.raises(ValueError, match=r"\(1, 1, 3, 3\), \(3, 3\)"):
         nnx.combine_masks(causal, jnp.ones((3, 3)))
     assert padding.shape == causal.shape
+
+
+def test_a_projection_can_be_replaced_by_any_layer():
+    class Twice(nnx.Module):
+        def __init__(self, layer):
+            self.layer = layer
+
+        def __call__(self, x):
+            return 2 * self.layer(x)
+
+    attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+    x = jnp.ones((1, 3, 8))
+    expected = 2 * attention(x)
+    attention.out = Twice(attention.out)
+    np.testing.assert_allclose(attention(x), expected, rtol=1e-6)

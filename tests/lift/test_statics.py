@@ -188,3 +188,24 @@ def test_an_untouched_value_stays_the_very_same_array():
     nnx.jit(lambda m: setattr(m, "new", nnx.Param(m.w * 2.0)))(model)
     del model.new
     assert all(a is b for a, b in zip(before, jax.tree.leaves(nnx.state(model)), strict=True))
+
+
+def test_tuples_are_compared_by_what_is_in_them():
+    def scaled(by):
+        return lambda x: x * by
+
+    @nnx.jit
+    def apply(model, x):
+        return model.functions[0](x)
+
+    def make(by, mark):
+        return Node(functions=nnx.static((scaled(by), mark)))
+
+    assert apply(make(2.0, 1), 3.0) == 6.0
+    with nnx.assert_max_traces(0):  # equal functions, made anew
+        assert apply(make(2.0, 1), 3.0) == 6.0
+    for by, mark in ((3.0, 1), (2.0, True), (2.0, 1.0)):
+        with pytest.raises(AssertionError, match="was traced 1 times"), nnx.assert_max_traces(0):
+            apply(make(by, mark), 3.0)
+    with pytest.raises(nnx.UnhashableStaticError, match="functions"):
+        apply(Node(functions=nnx.static(([1],))), 3.0)

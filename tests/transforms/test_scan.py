@@ -226,8 +226,9 @@ def test_the_second_call_neither_traces_nor_compiles():
     assert_warm(again, counted)
     assert counted.runs == 1
     run(layers, jnp.ones((5, 3)))
-    nnx.scan(counted.function, in_axes=(0, Carry), out_axes=Carry, unroll=2)(layers, x)
-    assert counted.runs == 3
+    for unroll in (2, True):  # True is not 1
+        nnx.scan(counted.function, in_axes=(0, Carry), out_axes=Carry, unroll=unroll)(layers, x)
+    assert counted.runs == 4
 
 
 def test_equal_lift_types_are_the_same_program():

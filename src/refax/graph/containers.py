@@ -12,6 +12,7 @@ from typing import TypeVar
 import jax
 
 from .errors import suggest
+from .graphdef import register_mapping
 
 T = TypeVar("T")
 
@@ -57,27 +58,11 @@ class Dict(dict[str, T]):
         return f"Dict({super().__repr__()})"
 
 
-def _flatten_list(items: List) -> tuple[tuple, None]:
-    return tuple(items), None
-
-
 def _list_keys(items: List) -> tuple[tuple, None]:
     return tuple((jax.tree_util.SequenceKey(i), x) for i, x in enumerate(items)), None
 
 
-def _flatten_dict(items: Dict) -> tuple[tuple, tuple]:
-    keys = tuple(sorted(items))
-    return tuple(items[k] for k in keys), keys
-
-
-def _dict_keys(items: Dict) -> tuple[tuple, tuple]:
-    keys = tuple(sorted(items))
-    return tuple((jax.tree_util.DictKey(k), items[k]) for k in keys), keys
-
-
 jax.tree_util.register_pytree_with_keys(
-    List, _list_keys, lambda _, items: List(items), _flatten_list
+    List, _list_keys, lambda _, items: List(items), lambda items: (tuple(items), None)
 )
-jax.tree_util.register_pytree_with_keys(
-    Dict, _dict_keys, lambda keys, values: Dict(zip(keys, values, strict=True)), _flatten_dict
-)
+register_mapping(Dict, lambda items: items, Dict)

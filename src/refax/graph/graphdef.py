@@ -35,6 +35,7 @@ from . import errors
 from .statics import static_key, static_value
 
 VARIABLE, OBJECT, LIST, DICT, TUPLE, PYTREE = range(6)
+WITH_IDENTITY = (VARIABLE, OBJECT, LIST, DICT)
 
 
 class _Leaf(Enum):
@@ -65,6 +66,26 @@ def sorted_keys(keys: Iterable[Any]) -> list[Any]:
         return sorted(keys)
     except TypeError:
         return sorted(keys, key=lambda k: (type(k).__name__, str(k)))
+
+
+def register_mapping(
+    cls: type, content: Callable[[Any], dict], make: Callable[[dict], Any]
+) -> None:
+    """Make a class of mappings known to JAX, flattened as JAX flattens a dict."""
+
+    def flatten(mapping: Any) -> tuple[tuple, tuple]:
+        items = content(mapping)
+        keys = tuple(sorted_keys(items))
+        return tuple([items[k] for k in keys]), keys
+
+    def flatten_with_keys(mapping: Any) -> tuple[tuple, tuple]:
+        children, keys = flatten(mapping)
+        return tuple(zip(map(jax.tree_util.DictKey, keys), children, strict=True)), keys
+
+    def unflatten(keys: tuple, children: Iterable[Any]) -> Any:
+        return make(dict(zip(keys, children, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
 class Paths(NamedTuple):
@@ -113,7 +134,9 @@ class GraphDef:
 
     def __reduce__(self) -> Any:
         # The type of a static (`function`, say) need not be picklable where the static itself is.
-        packed = tuple(_map_statics(_packed, record) for record in self.records)
+        packed = tuple(
+            _map_statics(lambda key: _Packed(static_value(key)), r) for r in self.records
+        )
         return (_unpickle, (self.roots, packed, self.arrays))
 
     def _unhashable(self) -> Exception:
@@ -150,69 +173,51 @@ class GraphDef:
 
     def leaf_numbers(self) -> tuple[dict[int, int], dict[int, int]]:
         """Record position → leaf number of Variables; → first leaf number of a record's LEAFs."""
-        variables: dict[int, int] = {}
-        for i, record in enumerate(self.records):
-            if record[0] == VARIABLE:
-                variables[i] = len(variables)
+        cells = [i for i, record in enumerate(self.records) if record[0] == VARIABLE]
+        variables = {record: leaf for leaf, record in enumerate(cells)}
         number, arrays = len(variables), {}
         for i, record in enumerate(self.records):
-            children = record_children(record)[1]
             arrays[i] = number
-            number += sum(child is LEAF for child in children)
+            number += sum(child is LEAF for child in record_children(record)[1])
         return variables, arrays
 
     def _find_paths(self) -> Paths:
-        records = self.records
-        variable_leaf, array_leaf = self.leaf_numbers()
-        nodes: list[tuple | None] = [None] * len(records)
-        leaves: list[tuple] = [()] * (len(variable_leaf) + self.arrays)
-        order: list[int] = []
+        nodes: dict[int, tuple] = {}
+        leaves: dict[int, tuple] = {}  # in the order in which they are met
         several = len(self.roots) > 1
-        stack: list[tuple[Any, tuple]] = [
-            (root, (i,) if several else ()) for i, root in enumerate(self.roots)
-        ]
-        stack.reverse()
-        while stack:
-            index, path = stack.pop()
-            if type(index) is not int:  # a LEAF, as (leaf number,)
-                leaves[index[0]] = path
-                order.append(index[0])
-                continue
-            if nodes[index] is not None:
-                continue
-            nodes[index] = path
-            if index in variable_leaf:
-                leaves[variable_leaf[index]] = path
-                order.append(variable_leaf[index])
-                continue
-            keys, children = record_children(records[index])
-            number, entries = array_leaf[index], {}
-            for key, child in zip(keys, children, strict=True):
-                if child is LEAF:
-                    entries[key] = (number,)
-                    number += 1
-                elif type(child) is int:
-                    entries[key] = child
-            for key in reversed(sorted_keys(entries)):
-                stack.append((entries[key], (*path, key)))
-        return Paths(tuple(nodes), tuple(leaves), tuple(order))  # type: ignore[arg-type]
+        starts = [(root, (i,) if several else ()) for i, root in enumerate(self.roots)]
+        for path, record, leaf in self._visit(starts):
+            if record is not None:
+                nodes.setdefault(record, path)
+            if leaf is not None:
+                leaves.setdefault(leaf, path)
+        by_record = tuple(nodes[i] for i in range(len(nodes)))
+        return Paths(by_record, tuple(leaves[i] for i in range(len(leaves))), tuple(leaves))
 
     def all_paths(self, start: int) -> Iterator[tuple[tuple, int]]:
         """Every (path, leaf number) from the record `start`, each node entered once per call.
 
         A node is entered by the same path as in `paths`: the first with sorted names.
         """
+        visited = self._visit([(start, ())])
+        return ((path, leaf) for path, _, leaf in visited if leaf is not None)
+
+    def _visit(
+        self, starts: list[tuple[Any, tuple]]
+    ) -> Iterator[tuple[tuple, int | None, int | None]]:
+        """(path, record, leaf number) depth first, of each node once, of a Variable every time."""
         variable_leaf, array_leaf = self.leaf_numbers()
         seen: set[int] = set()
-        stack: list[tuple[Any, tuple]] = [(start, ())]
+        stack = starts[::-1]
         while stack:
             index, path = stack.pop()
-            if type(index) is not int:
-                yield path, index[0]
+            if type(index) is not int:  # a LEAF, as (leaf number,)
+                yield path, None, index[0]
             elif index in variable_leaf:
-                yield path, variable_leaf[index]
+                yield path, index, variable_leaf[index]
             elif index not in seen:
                 seen.add(index)
+                yield path, index, None
                 keys, children = record_children(self.records[index])
                 number, entries = array_leaf[index], {}
                 for key, child in zip(keys, children, strict=True):
@@ -245,10 +250,6 @@ class _Packed(NamedTuple):
     """A static on its way through pickle."""
 
     value: Any
-
-
-def _packed(key: tuple) -> _Packed:
-    return _Packed(static_value(key))
 
 
 def _map_statics(f: Callable[[Any], Any], record: tuple) -> tuple:

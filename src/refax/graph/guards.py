@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain
-from operator import is_
+from operator import is_, methodcaller
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import jax
 from .graphdef import LEAF
 from .state import Epoch
 
+_values = methodcaller("values")
 # (container; None for a list, LEAF for a pytree, a dict's keys; items; whether inside a State)
 Guard = tuple[Any, Any, tuple, bool]
 
@@ -44,10 +45,6 @@ class _Snapshot:
         return all(map(is_, items, self.items)) and all(
             map(is_, chain.from_iterable(dicts), self.keys)
         )
-
-
-def _values(mapping: dict) -> Any:
-    return mapping.values()
 
 
 class Guards:

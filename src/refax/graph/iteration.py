@@ -65,6 +65,19 @@ def iter_children_of(value: Any) -> list[tuple[Any, Any]]:
     return [(key_name(k), x) for k, x in one_level_with_keys(value)]
 
 
+def is_mutable(value: Any) -> bool:
+    """Whether `set_child` can put something into it."""
+    return isinstance(value, (Pytree, list, dict, State))
+
+
+def set_child(holder: Any, key: Any, value: Any) -> None:
+    """Put `value` one level below."""
+    if isinstance(holder, Pytree):
+        setattr(holder, key, value)
+    else:
+        holder[key] = value
+
+
 def iter_graph(node: Any, /) -> Iterator[tuple[tuple, Any]]:
     """Every (path, value) below `node`, children before their parent, the root last with path ().
 

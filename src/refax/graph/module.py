@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from typing_extensions import dataclass_transform
 
 from .._jax_compat import TRACE
-from .errors import path_string, suggest
+from .errors import suggest
 from .trace_errors import mutation_error
-from .variable import Param, Perturbation, Variable
+from .variable import Param, Perturbation, Variable, variable_type_from_name
 from .watch import invalidate, keeps_structure
 
 T = TypeVar("T")
@@ -78,16 +78,6 @@ def class_marks(cls: type[Pytree]) -> Mapping[str, str]:
     return marks
 
 
-def hides_writes(cls: type[Pytree]) -> bool:
-    """Whether a `cached_property` writes attributes of the class past `__setattr__`."""
-    hides = cls.__dict__.get("_refax_hides_writes")
-    if hides is None:
-        members = (member for base in cls.__mro__ for member in vars(base).values())
-        hides = any(isinstance(member, functools.cached_property) for member in members)
-        cls._refax_hides_writes = hides
-    return hides
-
-
 def _find_class_marks(cls: type) -> dict[str, str]:
     marks: dict[str, str] = {}
     for name, hint in _annotations(cls):
@@ -134,10 +124,13 @@ class Pytree:
         "_refax_watch",
     )
     _refax_class_marks: typing.ClassVar[Mapping[str, str]]
-    _refax_hides_writes: typing.ClassVar[bool]
+    # Whether a `cached_property` writes attributes past `__setattr__`.
+    _refax_hides_writes: typing.ClassVar[bool] = False
 
     def __init_subclass__(cls, pytree: bool | str = True, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        members = (member for base in cls.__mro__ for member in vars(base).values())
+        cls._refax_hides_writes = any(isinstance(m, functools.cached_property) for m in members)
         if pytree:
             from .pytree import register
 
@@ -190,9 +183,9 @@ class Pytree:
         return represent(self)
 
     def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
-        from .representation import treescope_object
+        from .representation import treescope_constructor
 
-        return treescope_object(self, path, subtree_renderer)
+        return treescope_constructor(self, dict(vars(self)), path, subtree_renderer)
 
 
 # The slot descriptors, called as functions, go past `__setattr__` and its checks.
@@ -238,10 +231,7 @@ def dataclass(cls: Any = None, **options: Any) -> Any:
         >>> nnx.state(Scale(2.0))["factor"]
         2.0
     """
-    options = {"eq": False, "repr": False, **options}
-    if cls is None:
-        return lambda cls: dataclasses.dataclass(**options)(cls)
-    return dataclasses.dataclass(**options)(cls)
+    return dataclasses.dataclass(cls, **{"eq": False, "repr": False, **options})
 
 
 class Module(Pytree):
@@ -264,17 +254,13 @@ class Module(Pytree):
 
     def train(self, **attributes: Any) -> None:
         """Training mode everywhere below: `deterministic=False`, `use_running_average=False`."""
-        self.set_attributes(
-            **{"deterministic": False, "use_running_average": False, **attributes},
-            raise_if_not_found=False,
-        )
+        attributes = {"deterministic": False, "use_running_average": False, **attributes}
+        self.set_attributes(**attributes, raise_if_not_found=False)
 
     def eval(self, **attributes: Any) -> None:
         """Evaluation mode everywhere below: `deterministic=True`, `use_running_average=True`."""
-        self.set_attributes(
-            **{"deterministic": True, "use_running_average": True, **attributes},
-            raise_if_not_found=False,
-        )
+        attributes = {"deterministic": True, "use_running_average": True, **attributes}
+        self.set_attributes(**attributes, raise_if_not_found=False)
 
     def set_attributes(
         self, *filters: Any, raise_if_not_found: bool = True, **attributes: Any
@@ -365,21 +351,11 @@ class Module(Pytree):
             reduce_fn: (what is there, value) → what is kept; by default a growing tuple.
             init_fn: () → what is there before the first call.
         """
-        from .variable import variable_type_from_name
-
-        if isinstance(variable_type, str):
-            variable_type = variable_type_from_name(variable_type, allow_register=True)
-        attribute = sown_attribute(self, name)
-        existing = vars(self).get(attribute)
+        attribute, cls, existing = _recording("sow", self, name, variable_type)
         if existing is None:
-            setattr(self, attribute, variable_type(reduce_fn(init_fn(), value)))
-            return True
-        if not isinstance(existing, variable_type):
-            raise ValueError(
-                f"sow: `{type(self).__name__}.{name}` is a {type(existing).__name__}, not a "
-                f"{variable_type.__name__}.\nCure: sow under another name."
-            )
-        existing.value = reduce_fn(existing.value, value)
+            setattr(self, attribute, cls(reduce_fn(init_fn(), value)))
+        else:
+            existing.value = reduce_fn(existing.value, value)
         return True
 
     def perturb(
@@ -389,18 +365,24 @@ class Module(Pytree):
 
         The first call makes the Variable, with the shape and dtype of `value`.
         """
-        from .variable import variable_type_from_name
-
-        if isinstance(variable_type, str):
-            variable_type = variable_type_from_name(variable_type, allow_register=True)
-        attribute = sown_attribute(self, name)
-        if attribute not in vars(self):
-            setattr(self, attribute, variable_type(jax.tree.map(jnp.zeros_like, value)))
-        existing = vars(self)[attribute]
-        if not isinstance(existing, variable_type):
-            raise ValueError(
-                f"perturb: `{path_string((name,), type(self).__name__)}` is a "
-                f"{type(existing).__name__}, not a {variable_type.__name__}.\n"
-                "Cure: perturb under another name."
-            )
+        attribute, cls, existing = _recording("perturb", self, name, variable_type)
+        if existing is None:
+            existing = cls(jax.tree.map(jnp.zeros_like, value))
+            setattr(self, attribute, existing)
         return jax.tree.map(jnp.add, value, existing.value)
+
+
+def _recording(
+    verb: str, module: Module, name: str, variable_type: type[Variable] | str
+) -> tuple[str, type[Variable], Variable | None]:
+    """The attribute to record in, the type of its Variable, and what is there already."""
+    if isinstance(variable_type, str):
+        variable_type = variable_type_from_name(variable_type, allow_register=True)
+    attribute = sown_attribute(module, name)
+    existing = vars(module).get(attribute)
+    if existing is not None and not isinstance(existing, variable_type):
+        raise ValueError(
+            f"{verb}: `{type(module).__name__}.{name}` is a {type(existing).__name__}, not a "
+            f"{variable_type.__name__}.\nCure: {verb} under another name."
+        )
+    return attribute, variable_type, existing

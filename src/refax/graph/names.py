@@ -13,9 +13,8 @@ from typing import Any
 
 from .errors import StructureError, describe_value, path_string, suggest
 from .filters import Filter, to_predicate
-from .iteration import iter_children_of, iter_graph, visit
-from .module import Module, Pytree
-from .state import State
+from .iteration import is_mutable, iter_children_of, iter_graph, set_child, visit
+from .module import Module
 from .variable import Param, Variable
 
 _PLAIN = re.compile(r"[^.\[\]'\"]+")
@@ -177,15 +176,12 @@ def set_path(node: Any, path: str | tuple, value: Any) -> None:
             "Cure: assign the new object to your own name for it."
         )
     parent, key = values[-2], keys[-1]
-    if isinstance(parent, Pytree):
-        setattr(parent, key, value)
-    elif isinstance(parent, (list, dict, State)):
-        parent[key] = value
-    else:
+    if not is_mutable(parent):
         raise PathError(
             f"nnx.set_path: {_place(node, keys[:-1])} is a {type(parent).__name__}, whose parts "
             f"cannot be replaced.\nCure: replace it as a whole, at {dotted_name(keys[:-1])!r}."
         )
+    set_child(parent, key, value)
 
 
 def _place(node: Any, path: tuple) -> str:

@@ -6,26 +6,22 @@ references is a trap. So `nnx.jit` collects these reads while it traces, and com
 
 from __future__ import annotations
 
-import threading
 import weakref
 from typing import Any
 
 from jax.core import Tracer
 
+from .stack import Stack
+
 Reads = dict[int, tuple[weakref.ref, Any]]  # by id: the Variable, and the value that was read
 
 
-class _Collecting(threading.local):
-    def __init__(self) -> None:
-        self.reads: list[Reads] = []
-
-
-COLLECTING = _Collecting()
+COLLECTING = Stack()  # of Reads
 
 
 def outer_read(variable: Any) -> None:
     """A Variable is read whose reads are watched (or that has hooks)."""
-    reads = COLLECTING.reads
+    reads = COLLECTING.items
     if reads and not isinstance(variable._value, Tracer):
         reads[-1].setdefault(id(variable), (weakref.ref(variable), variable._value))
 

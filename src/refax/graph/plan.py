@@ -60,7 +60,7 @@ class Plan:
         self.variables = walked.variables
         self.arrays = walked.arrays
         self.constants = walked.constants
-        self.guards = Guards(walked.guards)
+        self.guards = Guards(walked.guards.get(0, ()))
         self.valid = True
         self.others: tuple = ()
         self.held: tuple = ()
@@ -94,33 +94,16 @@ class Plan:
         would keep that root alive as long as the first one lives.
         """
         held = []
-        for number in {*walked.guard_roots, *walked.array_roots} - {0}:
-            pairs = zip(walked.guards, walked.guard_roots, strict=True)
-            guards = Guards(g for g, r in pairs if r == number)
-            holding = _Holding(guards)
-            for i, ((container, key), r) in enumerate(
-                zip(self.arrays, walked.array_roots, strict=True)
-            ):
-                if r == number and container is not None:
+        for number in {*walked.guards, *walked.array_roots} - {0}:
+            holding = _Holding(Guards(walked.guards.get(number, ())))
+            for i, (container, key) in enumerate(self.arrays):
+                if walked.array_roots[i] == number and container is not None:
                     self.arrays[i] = (holding.keep(container), key)
-            owner = roots[number]
-            plans = owner._refax_plans
-            if plans is None:
-                plans = {}
-                set_object_plans(owner, plans)
-            plans["held", id(self)] = holding
+            _plans_of(roots[number])["held", id(self)] = holding
             held.append(weakref.ref(holding))
         self.held = tuple(held)
-        pairs = zip(walked.guards, walked.guard_roots, strict=True)
-        self.guards = Guards(g for g, r in pairs if r == 0)
 
-    def gather(self) -> list[Any]:
-        """The values of the leaves, in order."""
-        values = [v._value for v in self.variables]
-        if self.arrays:
-            for (container, key), constant in zip(self.arrays, self.constants, strict=True):
-                values.append(constant if container is None else container[key])
-        return values
+    bare, gather, leaves = Walk.bare, Walk.gather, Walk.leaves
 
     def place(self, leaf: int, value: Any) -> bool:
         """Put `value` into a leaf; False for one inside a tuple, which must be built anew."""
@@ -130,6 +113,7 @@ class Plan:
             return True
         container, key = self.arrays[number]
         if container is None:
+            self.constants[number] = value
             return False
         container[key] = value
         guards = self.guards
@@ -187,10 +171,8 @@ def plan_for(roots: tuple[Any, ...]) -> Plan:
     walked = walk(roots)
     plan = Plan(walked)
     plan.watch(walked)
-    if plans is None:
-        plans = {}
-        set_object_plans(owner, plans)
-    elif len(plans) >= _MAX_PLANS_PER_ROOT:
+    plans = _plans_of(owner)
+    if len(plans) >= _MAX_PLANS_PER_ROOT:
         plans.pop(next(iter(plans)), None)
     if len(roots) > 1:
         plan.others = tuple(
@@ -199,6 +181,13 @@ def plan_for(roots: tuple[Any, ...]) -> Plan:
         plan.hand_over(walked, roots)
     plans[key] = plan
     return plan
+
+
+def _plans_of(owner: Any) -> dict[Any, Any]:
+    plans = owner._refax_plans
+    if plans is None:
+        set_object_plans(owner, plans := {})
+    return plans
 
 
 class _Forget:

@@ -22,7 +22,7 @@ def _nested(node: Any) -> tuple[Plan, dict]:
     plan = plan_for((node,))
     if plan.nested is not None:
         return plan, plan.nested
-    tree = nest_leaves(plan.graphdef, [*plan.variables, *plan.gather()[len(plan.variables) :]])
+    tree = nest_leaves(plan.graphdef, plan.leaves())
     if not plan.arrays:  # bare arrays may be replaced without a change of structure
         plan.nested = tree
     return plan, tree

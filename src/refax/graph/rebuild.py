@@ -12,11 +12,25 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef, record_children
-from .module import new_pytree, set_object_marks
+from .graphdef import (
+    DICT,
+    LEAF,
+    LIST,
+    OBJECT,
+    PYTREE,
+    TUPLE,
+    VARIABLE,
+    WITH_IDENTITY,
+    GraphDef,
+    record_children,
+)
+from .module import Pytree, new_pytree, set_object_marks
+from .plan import Plan
 from .state import State, form_changed, state_over
 from .statics import static_value
 from .variable import Variable, make_variable
+from .walk import walk
+from .watch import keeps_structure
 
 
 def make_empty(record: tuple) -> Any:
@@ -131,3 +145,40 @@ def rebuild(graphdef: GraphDef, values: Sequence[Any]) -> list[Any]:
     for i, children in build(graphdef, objects, values[number:]):
         fill(objects[i], graphdef.records[i], children)
     return objects
+
+
+def has_content(obj: Any, record: tuple, children: Sequence[Any]) -> bool:
+    """Whether an object has this content already, so that plans which know it stay valid."""
+    kind = record[0]
+    if kind == OBJECT:
+        mapping = obj.__dict__
+        if type(obj) is not record[1] or dict(record[4]) != (obj._refax_marks or {}):
+            return False
+    elif kind == DICT:
+        mapping = obj._tree if isinstance(obj, State) else obj
+    elif kind == LIST:
+        return len(obj) == len(children) and all(map(_same, obj, children))
+    else:
+        return True
+    return tuple(mapping) == tuple(record[2]) and all(map(_same, mapping.values(), children))
+
+
+def _same(old: Any, new: Any) -> bool:
+    return old is new or (keeps_structure(old, new) and not hasattr(new, "dtype"))
+
+
+def renew_tuples(plan: Plan, roots: Sequence[Any]) -> None:
+    """An array inside a tuple changed: make the tuples anew, with the plan's current values."""
+    walked = walk(tuple(roots))
+    records = walked.graphdef.records
+    objects = [
+        obj if record[0] in WITH_IDENTITY else None
+        for record, obj in zip(records, walked.objects, strict=True)
+    ]
+    for i, children in build(walked.graphdef, objects, plan.bare()):
+        obj = objects[i]
+        if not has_content(obj, records[i], children):
+            fill(obj, records[i], children)
+            for ref in (isinstance(obj, Pytree) and obj._refax_watch) or ():
+                if (other := ref()) is not None and other is not plan:
+                    other.valid = False  # it has the values of before

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .errors import path_string
 from .graphdef import VARIABLE, GraphDef, record_children
 from .module import Pytree
 from .state import State
@@ -196,8 +197,6 @@ def represent(value: Any) -> str:
 def represent_graphdef(graphdef: GraphDef) -> str:
     lines = [f"GraphDef({len(graphdef.records)} nodes, {len(graphdef.paths.leaves)} leaves"]
     for path, record in zip(graphdef.paths.nodes, graphdef.records, strict=True):
-        from .errors import path_string
-
         if record[0] == VARIABLE:
             text = record[1].__name__
             if record[2]:
@@ -217,23 +216,11 @@ def represent_graphdef(graphdef: GraphDef) -> str:
     return "\n".join([*lines, ")"])
 
 
-def treescope_object(value: Any, path: Any, subtree_renderer: Any) -> Any:
+def treescope_constructor(
+    value: Any, attributes: dict[str, Any], path: Any, subtree_renderer: Any
+) -> Any:
     import treescope
 
     return treescope.repr_lib.render_object_constructor(
-        object_type=type(value),
-        attributes=dict(vars(value)),
-        path=path,
-        subtree_renderer=subtree_renderer,
-    )
-
-
-def treescope_variable(value: Any, path: Any, subtree_renderer: Any) -> Any:
-    import treescope
-
-    return treescope.repr_lib.render_object_constructor(
-        object_type=type(value),
-        attributes={"value": value._value, **dict(value._metadata)},
-        path=path,
-        subtree_renderer=subtree_renderer,
+        object_type=type(value), attributes=attributes, path=path, subtree_renderer=subtree_renderer
     )

@@ -7,7 +7,6 @@ split, stacked, mapped and saved as any Variable is.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from .errors import path_string
-from .filters import Filter, first_match, to_predicate
+from .filters import All, Filter, first_match, to_predicate
 from .iteration import iter_graph
 from .module import Pytree
 from .variable import RngCount, RngKey, Variable, set_raw_value
@@ -152,25 +151,18 @@ class Rngs(Pytree, _Samplers):
 
     def __getitem__(self, name: str) -> RngStream:
         streams = vars(self)
-        if name in streams:
-            return streams[name]
-        if "default" in streams:
-            return streams["default"]
-        raise _no_stream(name, self._streams())
+        if name not in streams and "default" not in streams:
+            raise _no_stream(name, self._streams())
+        return streams[name if name in streams else "default"]
 
     def __getattr__(self, name: str) -> RngStream:
         if name.startswith("_"):
             raise AttributeError(name)
-        streams = vars(self)
-        if "default" in streams:
-            return streams["default"]
-        raise _no_stream(name, self._streams())
+        return self[name]
 
     def __call__(self) -> jax.Array:
         """The next key of the stream `default`."""
-        if "default" not in vars(self):
-            raise _no_stream("default", self._streams())
-        return self.default()
+        return self["default"]()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._streams())
@@ -198,20 +190,21 @@ class Rngs(Pytree, _Samplers):
         """
         splits = splits if splits is not None else split
         forked = Rngs()
-        rules = None
-        if isinstance(splits, Mapping):
-            rules = [(to_predicate(f), n) for f, n in splits.items()]
         for name, stream in self._streams().items():
-            n = splits
-            if rules is not None:
-                match = first_match([p for p, _ in rules], (name,), stream.key)
-                n = rules[match][1] if match is not None else None
-            setattr(forked, name, stream.fork(splits=n))
+            setattr(forked, name, stream.fork(splits=_splits_of(splits, (name,), stream.key)))
         return forked
 
     def split(self, splits: Any) -> Rngs:
         """`fork(splits=…)`."""
         return self.fork(splits=splits)
+
+
+def _splits_of(splits: Any, path: tuple, key: Variable) -> Any:
+    """How many keys a stream is split into: what is given for all, or by the first filter."""
+    if not isinstance(splits, Mapping):
+        return splits
+    match = first_match(map(to_predicate, splits), path, key)
+    return None if match is None else list(splits.values())[match]
 
 
 def _no_stream(name: str, streams: Mapping[str, Any]) -> AttributeError:
@@ -290,7 +283,7 @@ def reseed(node: Any, /, *, policy: Any = None, **stream_keys: Any) -> None:
 
 
 def _renew(
-    node: Any, only: Filter, new_key: Callable[[jax.Array], jax.Array], split_to: tuple = ()
+    node: Any, only: Filter, new_key: Callable[..., jax.Array], split_to: tuple = ()
 ) -> SplitBackups:
     backups = SplitBackups()
     streams = [  # those that are split as wanted already stay as they are
@@ -304,9 +297,9 @@ def _renew(
                 f"split_rngs: the stream `{path_string(path)}` is split already, it has keys of "
                 f"shape {shape}.\nCure: leave it out with only=…, or restore it first."
             )
-    for _, stream in streams:
+    for path, stream in streams:
         key, count = stream.key.value, stream.count.value
-        fresh = new_key(stream())
+        fresh = new_key(stream(), (*path, "key"), stream.key)
         # Restoring keeps the count moved on by one: the next split gives other keys.
         backups.append((stream, key, count + jnp.uint32(1)))
         set_raw_value(stream.key, fresh)
@@ -346,7 +339,7 @@ def split_rngs(
             "Cure: leave one of them out."
         )
 
-    def new_key(key: jax.Array) -> jax.Array:
+    def new_key(key: jax.Array, *_: Any) -> jax.Array:
         keys = jax.random.split(key, splits)
         return keys.reshape(()) if squeeze else keys
 
@@ -362,24 +355,14 @@ def fork_rngs(node: Any = ..., /, *, only: Filter = ..., split: Any = None) -> A
         split: an int or shape to split, a mapping filter → int, shape or None.
     """
 
-    def renew(x: Any) -> SplitBackups:
-        if not isinstance(split, Mapping):
-            return _renew(x, only, _splitter(split))
-        backups, chosen = SplitBackups(), to_predicate(only)
-        filters = [to_predicate(f) for f in split]
-        for number, n in enumerate(split.values()):
+    if isinstance(split, Mapping):
+        only = All(only, tuple(split))
 
-            def matches(path: tuple, value: Any, number: int = number) -> bool:
-                return chosen(path, value) and first_match(filters, path, value) == number
+    def new_key(key: jax.Array, path: tuple, cell: Variable) -> jax.Array:
+        n = _splits_of(split, path, cell)
+        return key if n is None else jax.random.split(key, n)
 
-            backups += _renew(x, matches, _splitter(n))
-        return backups
-
-    return _function_or_decorator(node, renew)
-
-
-def _splitter(n: Any) -> Callable[[jax.Array], jax.Array]:
-    return lambda key: key if n is None else jax.random.split(key, n)
+    return _function_or_decorator(node, lambda x: _renew(x, only, new_key))
 
 
 def _function_or_decorator(node: Any, renew: Callable[[Any], SplitBackups]) -> Any:
@@ -389,8 +372,7 @@ def _function_or_decorator(node: Any, renew: Callable[[Any], SplitBackups]) -> A
     def decorator(f: Callable) -> Callable:
         @functools.wraps(f)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(renew([*args, *kwargs.values()]))
+            with renew([*args, *kwargs.values()]):
                 return f(*args, **kwargs)
 
         return wrapped

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .module import Pytree
-from .state import State, from_flat_state, iter_leaves
+from .state import State, map_state
 from .variable import Variable, with_metadata
 
 PARTITION_NAME = "partition_name"
@@ -79,19 +79,18 @@ def _spec_of(leaf: Any) -> PartitionSpec:
 
 def _map_variables(tree: Any, f: Callable[[Any], Any]) -> Any:
     """The same tree with each Variable's value replaced by `f(variable)`."""
-    if isinstance(tree, Variable):
-        return tree.replace(f(tree))
+
+    def mapped(x: Any) -> Any:
+        return x.replace(f(x)) if isinstance(x, Variable) else f(x)
+
     if isinstance(tree, Pytree):
         from .verbs import state
 
         tree = state(tree)
     if isinstance(tree, State):
-        pairs = iter_leaves(tree)
-        return from_flat_state(
-            [(p, x.replace(f(x)) if isinstance(x, Variable) else f(x)) for p, x in pairs]
-        )
+        return map_state(lambda _, x: mapped(x), tree)
     return jax.tree.map(
-        lambda x: _map_variables(x, f) if isinstance(x, (Variable, State, Pytree)) else f(x),
+        lambda x: _map_variables(x, f) if isinstance(x, (State, Pytree)) else mapped(x),
         tree,
         is_leaf=lambda x: isinstance(x, (Variable, State, Pytree)),
     )

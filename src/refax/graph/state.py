@@ -14,9 +14,9 @@ import jax
 
 from .errors import GraphError, not_exhaustive, path_string, suggest
 from .filters import Filter, first_match, to_predicate
-from .graphdef import sorted_keys
+from .graphdef import register_mapping, sorted_keys
 from .traversals import unflatten_mapping
-from .variable import Variable
+from .variable import Variable, raw
 
 Path = tuple[Any, ...]
 
@@ -176,23 +176,7 @@ def state_over(tree: dict) -> State:
     return self
 
 
-def _flatten(state: State) -> tuple[tuple, tuple]:
-    tree = state._tree
-    keys = tuple(sorted_keys(tree))
-    return tuple([tree[k] for k in keys]), keys
-
-
-def _flatten_with_keys(state: State) -> tuple[tuple, tuple]:
-    tree = state._tree
-    keys = tuple(sorted_keys(tree))
-    return tuple([(jax.tree_util.DictKey(k), tree[k]) for k in keys]), keys
-
-
-def _unflatten(keys: tuple, values: Iterable[Any]) -> State:
-    return state_over(dict(zip(keys, values, strict=True)))
-
-
-jax.tree_util.register_pytree_with_keys(State, _flatten_with_keys, _unflatten, _flatten)
+register_mapping(State, lambda state: state._tree, state_over)
 
 
 class FlatState(Mapping[Path, Any]):
@@ -290,10 +274,15 @@ def nest(pairs: Iterable[tuple[Path, Any]]) -> dict:
     return top
 
 
+def one_or_all(states: Iterable[State]) -> Any:
+    """The only one of several States, or the tuple of them."""
+    states = tuple(states)
+    return states[0] if len(states) == 1 else states
+
+
 def to_pure_dict(state: Mapping, extract_fn: Callable[[Any], Any] | None = None) -> dict:
     """Nested dicts of plain values, with no Variables: what checkpoint libraries like best."""
-    extract = extract_fn or (lambda x: x._value if isinstance(x, Variable) else x)
-    return nest((path, extract(leaf)) for path, leaf in iter_leaves(state))
+    return nest((path, (extract_fn or raw)(leaf)) for path, leaf in iter_leaves(state))
 
 
 def replace_by_pure_dict(
@@ -304,16 +293,11 @@ def replace_by_pure_dict(
     Raises:
         GraphError: a path that the State does not have.
     """
-
-    def default_replace(old: Any, new: Any) -> Any:
-        return old.replace(new) if isinstance(old, Variable) else new
-
-    replace = replace_fn or default_replace
+    replace = replace_fn or (lambda old, new: old.replace(new) if old is not raw(old) else new)
     flat = dict(to_flat_state(state))
-    given = restore_int_paths(pure)
     pairs = [
         (path if path in flat or path[-1] != "value" else path[:-1], value)
-        for path, value in iter_leaves(given)
+        for path, value in iter_leaves(restore_int_paths(pure))
     ]
     for path, _ in pairs:
         if path not in flat:
@@ -335,7 +319,7 @@ def restore_int_paths(pure: Mapping) -> dict:
     """Keys like '3' back to 3 at every level: what a checkpoint on disk makes of list indices."""
     restored: dict = {}
     for key, value in pure.items():
-        if isinstance(key, str) and (key.isdecimal() or key[:1] == "-" and key[1:].isdecimal()):
+        if isinstance(key, str) and key.removeprefix("-").isdecimal():
             key = int(key)
         restored[key] = restore_int_paths(value) if isinstance(value, Mapping) else value
     return restored
@@ -347,7 +331,7 @@ def create_path_filters(state: Mapping) -> dict[Any, Any]:
 
     paths_of: dict[Any, list[Path]] = {}
     for path, leaf in iter_leaves(state):
-        paths_of.setdefault(leaf._value if isinstance(leaf, Variable) else leaf, []).append(path)
+        paths_of.setdefault(raw(leaf), []).append(path)
     return {PathIn(*paths): value for value, paths in paths_of.items()}
 
 
@@ -366,15 +350,12 @@ def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any
     groups, rest = _partition(state, (first, *filters))
     if rest:
         raise not_exhaustive([p for p, _ in rest], "split_state", "add `...` as the last filter.")
-    states = tuple(from_flat_state(g) for g in groups)
-    return states[0] if not filters else states
+    return one_or_all(map(from_flat_state, groups))
 
 
 def filter_state(state: Mapping, first: Filter, /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; other leaves are left out."""
-    groups, _ = _partition(state, (first, *filters))
-    states = tuple(from_flat_state(g) for g in groups)
-    return states[0] if not filters else states
+    return one_or_all(map(from_flat_state, _partition(state, (first, *filters))[0]))
 
 
 def merge_state(state: Mapping, /, *states: Mapping, cls: type = State) -> State:

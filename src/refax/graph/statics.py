@@ -8,6 +8,7 @@ can be told: two closures over equal values from the same source line are equal,
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import types
@@ -40,13 +41,26 @@ def static_key(value: Any) -> tuple:
     if cls is complex or isinstance(value, np.generic):
         return (cls, value, repr(value))  # zeros with a sign again
     if isinstance(value, tuple) and not is_plain_static(value, cls):
-        return (cls, value, tuple(map(static_key, value)))  # (1,) == (True,) == (1.0,)
+        return (cls, TupleKey(value, tuple(map(static_key, value))))  # (1,) == (True,) == (1.0,)
     return (cls, value)
 
 
 def static_value(key: tuple) -> Any:
     value = key[1]
+    if type(value) is TupleKey:
+        return value.value
     return value.function if type(value) is FunctionKey else value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TupleKey:
+    """A tuple, compared by the keys of its parts."""
+
+    value: tuple = dataclasses.field(compare=False)
+    keys: tuple
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
 # The hash of each function as it was first seen. A function may rebind what it closes over when it
@@ -103,13 +117,11 @@ class FunctionKey:
         return (FunctionKey, (self.function,))
 
 
+@dataclasses.dataclass(eq=False, slots=True)
 class _SameObject:
     """Equal to itself only: for what cannot be compared by content."""
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any):
-        self.value = value
+    value: Any
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _SameObject) and other.value is self.value
@@ -148,9 +160,7 @@ def frozen(value: Any, seen: dict[int, int] | None = None) -> Any:
     if cls is dict:
         seen[id(value)] = len(seen)
         return (cls, *((frozen(k, seen), frozen(v, seen)) for k, v in value.items()))
-    if isinstance(value, np.ndarray) or (
-        isinstance(value, jax.Array) and not isinstance(value, Tracer)
-    ):
+    if isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer):
         if value.size <= 4096 and not jnp.issubdtype(value.dtype, jax.dtypes.extended):
             data = np.asarray(value)
             return (cls, data.shape, str(data.dtype), data.tobytes())

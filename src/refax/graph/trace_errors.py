@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import inspect
 import os
-import threading
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from .._jax_compat import describe_current_trace
 from .errors import TraceContextError, describe_value
+from .stack import Stack
 
-
-class _Stack(threading.local):
-    def __init__(self) -> None:
-        self.functions: list[Callable] = []
-
-
-_STACK = _Stack()
+# Which of the user's functions a transform is tracing, for messages only.
+_TRACED = Stack()
+tracing = _TRACED.during
 _HERE = os.path.dirname(os.path.dirname(__file__))
 
 
-@contextlib.contextmanager
-def tracing(function: Callable) -> Iterator[None]:
-    """Remember which of the user's functions a transform is tracing, for messages only."""
-    _STACK.functions.append(function)
-    try:
-        yield
-    finally:
-        _STACK.functions.pop()
+def where(function: Any) -> str:
+    """A function for a message: `train.<locals>.step (train.py:12)`."""
+    code = getattr(function, "__code__", None)
+    at = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+    return f"`{getattr(function, '__qualname__', type(function).__name__)}`{at}"
 
 
 def _traced_function() -> str:
     """The function that is traced: JAX knows refax's wrapper, the stack knows the user's."""
     told = describe_current_trace()
-    if _STACK.functions and (_HERE in told or told.startswith("a function under")):
-        function = inspect.unwrap(_STACK.functions[-1])
-        code = getattr(function, "__code__", None)
-        where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+    if _TRACED.items and (_HERE in told or told.startswith("a function under")):
         by = told.rpartition(" by ")[2] if " by " in told else told.rpartition(" ")[2]
-        return f"`{getattr(function, '__qualname__', function)}`{where}, by {by}"
+        return f"{where(inspect.unwrap(_TRACED.items[-1]))}, by {by}"
     return told
 
 

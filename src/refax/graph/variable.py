@@ -90,9 +90,7 @@ class Variable(Generic[A], metaclass=_VariableType):
         jax.tree_util.register_dataclass(cls, data_fields=["value"], meta_fields=["raw_metadata"])
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        self = object.__new__(cls)
-        _fill(self, None, EMPTY)
-        return self
+        return make_variable(cls, None, EMPTY)
 
     def __init__(self, value: A | VariableMetadata[A] | Variable[A], **metadata: Any):
         if isinstance(value, Variable):
@@ -162,9 +160,7 @@ class Variable(Generic[A], metaclass=_VariableType):
         """All metadata as a dict, or the entry `name` (with a default, if one is given)."""
         if name is None:
             return dict(self._metadata)
-        if name not in self._metadata and default:
-            return default[0]
-        return self._metadata[name]
+        return self._metadata.get(name, *default) if default else self._metadata[name]
 
     def set_metadata(self, *args: Any, **metadata: Any) -> None:
         """`set_metadata(name, value)` or keywords: adds or changes entries; a mapping replaces."""
@@ -286,11 +282,11 @@ class Variable(Generic[A], metaclass=_VariableType):
     def __deepcopy__(self, memo: dict) -> Any:
         new = make_variable(type(self), None, copy.deepcopy(self._metadata, memo))
         memo[id(self)] = new
-        set_raw_value(new, jax.tree.map(_copy_leaf, self._value))
+        set_raw_value(new, jax.tree.map(copy_leaf, self._value))
         return new
 
     def __reduce__(self) -> Any:
-        return (_unpickle, (type(self), jax.tree.map(_pack_leaf, self._value), self._metadata))
+        return (make_variable, (type(self), jax.tree.map(_pack_leaf, self._value), self._metadata))
 
     # -- standing in for an array --------------------------------------------------------------
 
@@ -317,9 +313,10 @@ class Variable(Generic[A], metaclass=_VariableType):
         return represent(self)
 
     def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
-        from .representation import treescope_variable
+        from .representation import treescope_constructor
 
-        return treescope_variable(self, path, subtree_renderer)
+        attributes = {"value": self._value, **self._metadata}
+        return treescope_constructor(self, attributes, path, subtree_renderer)
 
     # Written out for readers of types; `add_operators` gives every operator.
     def __iter__(self) -> Iterator[Any]: ...  # pragma: no cover - replaced below
@@ -338,15 +335,6 @@ add_operators(Variable)
 jax.tree_util.register_dataclass(Variable, data_fields=["value"], meta_fields=["raw_metadata"])
 
 
-def _fill(self: Variable, value: Any, metadata: Metadata) -> None:
-    set_raw_value(self, value)
-    _set_metadata(self, metadata)
-    _set_trace(self, TRACE.value)
-    set_watch(self, None)
-    _set_hooked(self, self._class_hooked)
-    _set_plans(self, None)
-
-
 def _has_hooks(cls: type[Variable], metadata: Metadata) -> bool:
     return cls._class_hooked or _GET_HOOK in metadata or _SET_HOOK in metadata
 
@@ -361,6 +349,11 @@ def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
     _set_plans(self, None)
     _set_hooked(self, cls._class_hooked or (metadata is not EMPTY and _has_hooks(cls, metadata)))
     return self
+
+
+def raw(leaf: Any) -> Any:
+    """The stored value of a Variable; anything else as it is."""
+    return leaf._value if isinstance(leaf, Variable) else leaf
 
 
 def watch_reads(self: Variable, watched: bool) -> None:
@@ -385,7 +378,7 @@ def replace_metadata(self: Variable, metadata: Metadata) -> None:
         set_watch(self, None)
 
 
-def _copy_leaf(leaf: Any) -> Any:
+def copy_leaf(leaf: Any) -> Any:
     return jnp.copy(leaf) if isinstance(leaf, jax.Array) else copy.deepcopy(leaf)
 
 
@@ -410,10 +403,6 @@ def _pack_leaf(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return _PackedKey(leaf)
     return leaf
-
-
-def _unpickle(cls: type[Variable], value: Any, metadata: Metadata) -> Variable:
-    return make_variable(cls, value, metadata)
 
 
 # -- types ---------------------------------------------------------------------------------------

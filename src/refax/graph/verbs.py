@@ -8,24 +8,22 @@ leaves are built and taken apart by JAX in C++.
 from __future__ import annotations
 
 import copy as python_copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 
 from .._jax_compat import TRACE
 from . import errors
 from .filters import Filter, check_ellipsis_last, first_match, is_structural, to_predicate
 from .graphdef import VARIABLE, GraphDef, record_children
-from .iteration import iter_children_of, iter_graph
+from .iteration import is_mutable, iter_children_of, iter_graph, set_child
 from .module import Pytree, sown_path
 from .plan import Plan, plan_for
-from .rebuild import build as build_content
-from .rebuild import fill, rebuild
-from .state import State, iter_leaves, nest, state_over
+from .rebuild import rebuild, renew_tuples
+from .state import State, map_state, nest, one_or_all, state_over
 from .trace_errors import mutation_error
-from .variable import Variable, make_variable, replace_metadata
+from .variable import Variable, copy_leaf, make_variable, raw, replace_metadata
 from .walk import walk
 
 N = TypeVar("N")
@@ -41,12 +39,12 @@ class _Layout:
         self.leaves = leaves
         # A Variable that is the root itself stands in its State under "value".
         self.paths = [graphdef.paths.leaves[i] or ("value",) for i in leaves]
-        deep = max(map(len, self.paths), default=0) > _DEEP
-        skeleton = {} if deep else nest((p, 0) for p in self.paths)
-        try:
-            self.treedef = None if deep else jax.tree.structure(skeleton)
-        except ValueError:  # keys of several types in one dict, which JAX refuses to sort
-            self.treedef = None
+        self.treedef = None
+        if max(map(len, self.paths), default=0) <= _DEEP:
+            try:
+                self.treedef = jax.tree.structure(nest((p, 0) for p in self.paths))
+            except ValueError:  # keys of several types in one dict, which JAX refuses to sort
+                pass
 
     def build(self, values: list[Any]) -> State:
         mine = [values[i] for i in self.leaves]
@@ -58,13 +56,13 @@ class _Layout:
 def _layouts(plan: Plan, filters: tuple[Filter, ...], verb: str) -> tuple[list[_Layout], list[int]]:
     """One layout per filter, and the leaves that no filter matches."""
     graphdef = plan.graphdef
+    if not filters:
+        return [_full_layout(graphdef)], []
 
     def make() -> tuple[list[_Layout], list[int]]:
-        if not filters:
-            return [_Layout(graphdef, list(graphdef.paths.order))], []
         groups: list[list[int]] = [[] for _ in filters]
         rest: list[int] = []
-        leaves = [*plan.variables, *plan.gather()[len(plan.variables) :]]
+        leaves = plan.leaves()
         for i in graphdef.paths.order:
             match = first_match(predicates, graphdef.paths.leaves[i], leaves[i])
             (rest if match is None else groups[match]).append(i)
@@ -77,26 +75,30 @@ def _layouts(plan: Plan, filters: tuple[Filter, ...], verb: str) -> tuple[list[_
     return make()
 
 
+def _full_layout(graphdef: GraphDef) -> _Layout:
+    return graphdef.remembered("layout", lambda: _Layout(graphdef, list(graphdef.paths.order)))
+
+
 def layout_of(plan: Plan, filter: Filter) -> _Layout:
     """The layout of the State of what one filter matches."""
     return _layouts(plan, (filter,), "state")[0][0]
 
 
-def _require_node(node: Any, verb: str) -> None:
-    if isinstance(node, (Pytree, Variable, State, list, tuple, dict)):
-        return
-    if node is None or jax.tree_util.all_leaves((node,)):
-        raise TypeError(
-            f"nnx.{verb} takes an object graph, got {errors.describe_value(node)}.\n"
-            "Cure: give a Module or other Pytree, a Variable, or a container of them."
-        )
+def _plan_of(node: Any, verb: str) -> Plan:
+    if not isinstance(node, (Pytree, Variable, State, list, tuple, dict)):
+        if node is None or jax.tree_util.all_leaves((node,)):
+            raise TypeError(
+                f"nnx.{verb} takes an object graph, got {errors.describe_value(node)}.\n"
+                "Cure: give a Module or other Pytree, a Variable, or a container of them."
+            )
+    return plan_for((node,))
 
 
 def _copies(plan: Plan) -> list[Any]:
     """The leaves as a State holds them: Variables as new cells, arrays as they are."""
     copies = [make_variable(type(v), v._value, v._metadata) for v in plan.variables]
     if plan.arrays:
-        copies += plan.gather()[len(copies) :]
+        copies += plan.bare()
     return copies
 
 
@@ -119,8 +121,7 @@ def split(node: Any, /, *filters: Filter) -> Any:
         >>> sorted(params), sorted(rest)
         (['bias', 'scale'], ['mean', 'var'])
     """
-    _require_node(node, "split")
-    plan = plan_for((node,))
+    plan = _plan_of(node, "split")
     layouts, rest = _layouts(plan, filters, "split")
     if rest:
         paths = [plan.graphdef.paths.leaves[i] for i in rest]
@@ -138,34 +139,28 @@ def state(node: Any, /, *filters: Filter) -> Any:
         >>> {name: param.shape for name, param in params.items()}
         {'bias': (3,), 'kernel': (2, 3)}
     """
-    _require_node(node, "state")
-    plan = plan_for((node,))
+    plan = _plan_of(node, "state")
     layouts, _ = _layouts(plan, filters, "state")
     copies = _copies(plan)
-    states = tuple([layout.build(copies) for layout in layouts])
-    return states[0] if len(filters) <= 1 else states
+    return one_or_all([layout.build(copies) for layout in layouts])
 
 
 def variables(node: Any, /, *filters: Filter) -> Any:
     """Like `nnx.state`, but with the Variables of the object themselves, not copies."""
-    _require_node(node, "variables")
-    plan = plan_for((node,))
+    plan = _plan_of(node, "variables")
     layouts, _ = _layouts(plan, filters, "variables")
-    leaves = [*plan.variables, *plan.gather()[len(plan.variables) :]]
-    states = tuple([layout.build(leaves) for layout in layouts])
-    return states[0] if len(filters) <= 1 else states
+    leaves = plan.leaves()
+    return one_or_all([layout.build(leaves) for layout in layouts])
 
 
 def graphdef(node: Any, /) -> GraphDef:
     """The GraphDef of an object graph: its structure without the arrays."""
-    _require_node(node, "graphdef")
-    return plan_for((node,)).graphdef
+    return _plan_of(node, "graphdef").graphdef
 
 
 def flatten(node: Any, /) -> tuple[GraphDef, list[Any]]:
     """(graphdef, leaves): the Variables (copies) and bare arrays in the GraphDef's own order."""
-    _require_node(node, "flatten")
-    plan = plan_for((node,))
+    plan = _plan_of(node, "flatten")
     return plan.graphdef, _copies(plan)
 
 
@@ -173,10 +168,10 @@ def unflatten(graphdef: GraphDef, leaves: Any, /) -> Any:
     """The object of a GraphDef and the leaves of `flatten`, or a State."""
     if isinstance(leaves, Mapping):
         return merge(graphdef, leaves)
-    return rebuild(graphdef, _own_cells(graphdef, list(leaves)))[0]
+    return rebuild(graphdef, _own_cells(leaves))[0]
 
 
-def _own_cells(graphdef: GraphDef, leaves: list[Any]) -> list[Any]:
+def _own_cells(leaves: Iterable[Any]) -> list[Any]:
     """New cells for the leaves that come as Variables: an object never shares one with a State."""
     return [
         make_variable(type(x), x._value, x._metadata) if isinstance(x, Variable) else x
@@ -204,10 +199,11 @@ def merge(graphdef: GraphDef, state: Mapping, /, *states: Mapping) -> Any:
     missing = [paths[i] for i in graphdef.paths.order if found[i] is _MISSING]
     if missing:
         raise errors.leaf_missing(missing[0], len(missing) - 1)
-    return rebuild(graphdef, _own_cells(graphdef, found))[0]
+    return rebuild(graphdef, _own_cells(found))[0]
 
 
 _MISSING = object()
+_BOXES = ({"value"}, {"raw_value"})  # the keys of a value in a dict of its own
 
 
 def _match(
@@ -218,7 +214,7 @@ def _match(
     A key finds its place in its integer or its string form; a dict {'value': x} where a Variable
     stands, as some checkpoints have it, is x.
     """
-    full = graphdef.remembered(("layouts",), lambda: ([_full_layout(graphdef)], []))[0][0]
+    full = _full_layout(graphdef)
     root = tree._tree if isinstance(tree, State) else tree
     if full.treedef is not None and isinstance(tree, State):
         try:
@@ -249,12 +245,8 @@ def _match(
             if isinstance(value, State):
                 value = value._tree
             if type(place) is int:
-                while (
-                    type(value) is dict
-                    and len(value) == 1
-                    and next(iter(value)) in ("value", "raw_value")
-                ):
-                    value = next(iter(value.values()))
+                while type(value) is dict and value.keys() in _BOXES:
+                    (value,) = value.values()
                 assign(place, value)
             elif isinstance(value, Mapping) and not isinstance(value, Variable):
                 stack.append(((*path, key), value, place))
@@ -262,10 +254,6 @@ def _match(
                 stack.append(((*path, key), dict(enumerate(value)), place))
             elif value is not None:  # None: an empty part, as checkpoints write it
                 raise errors.unknown_path((*path, key), here, verb)
-
-
-def _full_layout(graphdef: GraphDef) -> _Layout:
-    return _Layout(graphdef, list(graphdef.paths.order))
 
 
 def _places(graphdef: GraphDef) -> Any:
@@ -295,8 +283,7 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
         ValueError: a path that the object does not have, or another shape; both named.
         TraceContextError: the object belongs to an outer trace.
     """
-    _require_node(node, "update")
-    plan = plan_for((node,))
+    plan = _plan_of(node, "update")
     graphdef, variables = plan.graphdef, plan.variables
     trace = TRACE.value
     pending: list[tuple[int, Any]] = []
@@ -316,11 +303,10 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
     for i, value in pending:
         if variables[i]._trace is not trace if i < len(variables) else foreign:
             raise mutation_error(variables[i] if i < len(variables) else node, "update")
-        raw = value._value if isinstance(value, Variable) else value
-        was = old[i]
-        if was is not raw and _shape(was) != _shape(raw) and _shape(was) is not None:
-            raise errors.shape_mismatch(graphdef.paths.leaves[i], was, raw, "update")
-    changed_inside = False
+        was, new = old[i], value._value if isinstance(value, Variable) else value
+        if was is not new and _shape(was) != _shape(new) and _shape(was) is not None:
+            raise errors.shape_mismatch(graphdef.paths.leaves[i], was, new, "update")
+    changed_inside = False  # of tuples: those must be made anew
     for i, value in pending:
         if isinstance(value, Variable):
             if i < len(variables) and value._metadata is not variables[i]._metadata:
@@ -329,11 +315,9 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
             value = value._value
         elif type(value) in (dict, list) and i < len(variables) or i >= len(variables):
             value = _like(old[i], value)
-        if not plan.place(i, value):
-            plan.constants[i - len(variables)] = value
-            changed_inside = True
-    if changed_inside:  # arrays inside tuples: those must be made anew
-        _refill(plan, node)
+        changed_inside |= not plan.place(i, value)
+    if changed_inside:
+        renew_tuples(plan, (node,))
 
 
 def _shape(value: Any) -> Any:
@@ -347,17 +331,6 @@ def _like(old: Any, new: Any) -> Any:
     leaves = jax.tree.leaves(new)
     treedef = jax.tree.structure(old)
     return treedef.unflatten(leaves) if len(leaves) == treedef.num_leaves else new
-
-
-def _refill(plan: Plan, node: Any) -> None:
-    walked = walk((node,))
-    objects = [
-        None if record[0] not in (0, 1, 2, 3) else obj
-        for record, obj in zip(walked.graphdef.records, walked.objects, strict=True)
-    ]
-    arrays = plan.gather()[len(plan.variables) :]
-    for i, children in build_content(walked.graphdef, objects, arrays):
-        fill(objects[i], walked.graphdef.records[i], children)
 
 
 def pop(node: Any, /, *filters: Filter) -> Any:
@@ -387,18 +360,9 @@ def pop(node: Any, /, *filters: Filter) -> Any:
     visited = list(iter_graph(node))
     paths = {id(v): path for path, v in visited if isinstance(v, Variable)}
     for path, holder in visited:
-        items: Any
-        if isinstance(holder, Pytree):
-            items = holder.__dict__
-        elif isinstance(holder, State):
-            items = holder._tree
-        elif isinstance(holder, dict):
-            items = holder
-        elif isinstance(holder, (list, tuple)):
-            items = dict(enumerate(holder))
-        else:
+        if not isinstance(holder, (Pytree, State, dict, list, tuple)):
             continue
-        for key, value in list(items.items()):
+        for key, value in iter_children_of(holder):
             if not isinstance(value, Variable):
                 continue
             match = first_match(predicates, paths[id(value)], value)
@@ -419,8 +383,7 @@ def pop(node: Any, /, *filters: Filter) -> Any:
             delattr(holder, key)
         else:
             del holder[key]
-    states = tuple(state_over(nest(g)) for g in groups)
-    return states[0] if len(filters) == 1 else states
+    return one_or_all(state_over(nest(g)) for g in groups)
 
 
 def clone(node: N, /, *, variables: bool = True) -> N:
@@ -434,11 +397,8 @@ def clone(node: N, /, *, variables: bool = True) -> N:
         Arrays are immutable, so sharing them is safe, except under donation: to train one of the
         two with `donate_argnums`, use `copy.deepcopy`.
     """
-    _require_node(node, "clone")
-    plan = plan_for((node,))
-    if variables:
-        return rebuild(plan.graphdef, _copies(plan))[0]
-    return rebuild(plan.graphdef, [*plan.variables, *plan.gather()[len(plan.variables) :]])[0]
+    plan = _plan_of(node, "clone")
+    return rebuild(plan.graphdef, _copies(plan) if variables else plan.leaves())[0]
 
 
 def deep_copy(node: N, memo: dict) -> N:
@@ -453,8 +413,7 @@ def deep_copy(node: N, memo: dict) -> N:
     for variable in walked.variables:
         known = memo.get(id(variable))
         values.append(known if known is not None else python_copy.deepcopy(variable, memo))
-    arrays = Plan(walked).gather()[len(walked.variables) :]
-    values += [jnp.copy(a) if isinstance(a, jax.Array) else python_copy.deepcopy(a) for a in arrays]
+    values += map(copy_leaf, walked.bare())
     objects = rebuild(walked.graphdef, values)
     for record, old, new in zip(records, walked.objects, objects, strict=True):
         if record[0] == VARIABLE:
@@ -482,27 +441,25 @@ def call(graphdef_state: tuple[GraphDef, Any], /) -> Any:
     The accessor takes attributes and items on the way: `nnx.call(pair).encoder.layers[0](x)`.
     """
     graphdef_, state_ = graphdef_state
-    return _Caller(merge(graphdef_, state_), ())
+    root = merge(graphdef_, state_)
+    return _Caller(root, root)
 
 
 class _Caller:
-    __slots__ = ("_path", "_root")
+    __slots__ = ("_root", "_target")
 
-    def __init__(self, root: Any, path: tuple):
+    def __init__(self, root: Any, target: Any):
         self._root = root
-        self._path = path
+        self._target = target
 
     def __getattr__(self, name: str) -> _Caller:
-        return _Caller(self._root, (*self._path, (getattr, name)))
+        return _Caller(self._root, getattr(self._target, name))
 
     def __getitem__(self, key: Any) -> _Caller:
-        return _Caller(self._root, (*self._path, (lambda obj, k: obj[k], key)))
+        return _Caller(self._root, self._target[key])
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, tuple[GraphDef, State]]:
-        target: Any = self._root
-        for access, name in self._path:
-            target = access(target, name)
-        out = target(*args, **kwargs)
+        out = self._target(*args, **kwargs)
         return out, split(self._root)
 
 
@@ -515,14 +472,10 @@ def pure(tree: Any) -> Any:
         'ArrayImpl'
     """
     if isinstance(tree, State):
-        return state_over(nest((p, _raw(leaf)) for p, leaf in iter_leaves(tree)))
+        return map_state(lambda _, leaf: raw(leaf), tree)
     if isinstance(tree, Pytree):
         return pure(state(tree))
-    return jax.tree.map(_raw, tree, is_leaf=lambda x: isinstance(x, Variable))
-
-
-def _raw(leaf: Any) -> Any:
-    return leaf._value if isinstance(leaf, Variable) else leaf
+    return jax.tree.map(raw, tree, is_leaf=lambda x: isinstance(x, Variable))
 
 
 def recursive_map(f: Callable[[tuple, Any], Any], node: Any, /) -> Any:
@@ -541,42 +494,27 @@ def recursive_map(f: Callable[[tuple, Any], Any], node: Any, /) -> Any:
         'gelu'
     """
     copied = clone(node)
-    by_path: dict[tuple, Any] = {}
-    by_node: dict[int, Any] = {}
+    mapped: dict[Any, Any] = {}  # by id or path
     visited = list(iter_graph(copied))  # also keeps every object alive, so ids stay unique
-    nodes = {id(v) for _, v in visited if _is_mutable(v) or type(v) is tuple}
-    nodes |= {id(v) for _, v in visited if isinstance(v, Variable)}
+    nodes = {id(v) for _, v in visited
+             if is_mutable(v) or isinstance(v, Variable) or type(v) is tuple}  # fmt: skip
+
+    def place(path: tuple, value: Any) -> Any:
+        return id(value) if id(value) in nodes else path
+
     for path, value in visited:
-        original = value
-        items = iter_children_of(value)
-        new_items = [
-            by_node.get(id(child), child)
-            if id(child) in nodes
-            else by_path.get((*path, key), child)
-            for key, child in items
+        at, items = place(path, value), iter_children_of(value)
+        new_items = [mapped.get(place((*path, key), child), child) for key, child in items]
+        changed = [
+            (key, new)
+            for (key, child), new in zip(items, new_items, strict=True)
+            if new is not child
         ]
-        changed = [x for x, (_, child) in zip(new_items, items, strict=True) if x is not child]
-        if changed and _is_mutable(value):
-            for (key, child), new in zip(items, new_items, strict=True):
-                if new is not child:
-                    _set_item(value, key, new)
+        if changed and is_mutable(value):
+            for key, new in changed:
+                set_child(value, key, new)
         elif changed:
             one_level = jax.tree.structure(value, is_leaf=lambda x, top=value: x is not top)
             value = one_level.unflatten(new_items)
-        result = f(path, value)
-        if id(original) in nodes:
-            by_node[id(original)] = result
-        else:
-            by_path[path] = result
-    return by_node.get(id(copied), copied)
-
-
-def _is_mutable(value: Any) -> bool:
-    return isinstance(value, (Pytree, list, dict, State))
-
-
-def _set_item(holder: Any, key: Any, value: Any) -> None:
-    if isinstance(holder, Pytree):
-        setattr(holder, key, value)
-    else:
-        holder[key] = value
+        mapped[at] = f(path, value)
+    return mapped.get(id(copied), copied)

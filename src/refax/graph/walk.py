@@ -17,7 +17,7 @@ import numpy as np
 from .containers import Dict, List
 from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
 from .guards import Guard
-from .module import Pytree, class_marks, hides_writes
+from .module import Pytree, class_marks
 from .state import State
 from .statics import is_plain_static, static_key
 from .variable import Variable
@@ -34,9 +34,26 @@ class Walk(NamedTuple):
     variables: list[Variable]  # by leaf
     arrays: list[tuple[Any, Any]]  # (container, key) by leaf; container None: inside a tuple
     constants: list[Any]  # the values of the arrays whose container is None
-    guards: list[Guard]
-    guard_roots: list[int]  # by guard: through which root it was reached
-    array_roots: list[int]  # by array: the same
+    guards: dict[int, list[Guard]]  # by the root through which they were reached
+    array_roots: list[int]  # by array: through which root it was reached
+
+    def bare(self: Any) -> list[Any]:
+        """The values of the arrays, in order."""
+        return [
+            constant if container is None else container[key]
+            for (container, key), constant in zip(self.arrays, self.constants, strict=True)
+        ]
+
+    def gather(self: Any) -> list[Any]:
+        """The values of the leaves, in order."""
+        values = [v._value for v in self.variables]
+        if self.arrays:
+            values += self.bare()
+        return values
+
+    def leaves(self: Any) -> list[Any]:
+        """The leaves, in order: Variables as they are, values of arrays."""
+        return [*self.variables, *self.bare()]
 
 
 def walk(roots: tuple[Any, ...]) -> Walk:
@@ -47,9 +64,8 @@ def walk(roots: tuple[Any, ...]) -> Walk:
     variables: list[Variable] = []
     arrays: list[tuple[Any, Any]] = []
     constants: list[Any] = []
-    guards: list[Guard] = []
+    guards: dict[int, list[Guard]] = defaultdict(list)
     in_state: set[int] = set()  # ids of the dicts inside States
-    guard_roots: list[int] = []
     array_roots: list[int] = []
     through: list[int] = []  # by object: through which root it was reached
     root = 0
@@ -69,8 +85,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
         return LEAF
 
     def guard(container: Any, keys: Any, items: tuple, of_state: bool = False) -> None:
-        guards.append((container, keys, items, of_state))
-        guard_roots.append(root)
+        guards[root].append((container, keys, items, of_state))
 
     def child(value: Any, container: Any, key: Any) -> Any:
         cls = type(value)
@@ -117,7 +132,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             else:
                 children = tuple([child(x, attributes, k) for k, x in attributes.items()])
                 used = ()
-            if hides_writes(cls):
+            if cls._refax_hides_writes:
                 guard(attributes, tuple(attributes), tuple(attributes.values()))
             records.append((OBJECT, cls, tuple(attributes), children, used))
         elif cls in _LISTS:
@@ -145,7 +160,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             children = tuple([child(x, None, None) for x in items])
             records.append((PYTREE, one_level, names, children))
     graphdef = GraphDef(tuple(root_positions), tuple(records), len(arrays))
-    return Walk(graphdef, objects, variables, arrays, constants, guards, guard_roots, array_roots)
+    return Walk(graphdef, objects, variables, arrays, constants, guards, array_roots)
 
 
 def _is_graph_part(value: Any) -> bool:

@@ -69,8 +69,9 @@ def capture(
         roots: list[Any] = []
         take_apart((unbind(function)[1], args, kwargs), roots, {})
         if not any(isinstance(root, Pytree) for root in roots):
+            name = getattr(fn, "__qualname__", type(fn).__name__)
             raise ValueError(
-                f"nnx.capture: no Module among the arguments of {_name(fn)}.\n"
+                f"nnx.capture: no Module among the arguments of `{name}`.\n"
                 "Cure: pass the model as an argument, or capture the model itself."
             )
         before = [cell for cell in _cells(roots) if isinstance(cell[3], Intermediate)]
@@ -93,10 +94,6 @@ def capture(
         return result, *(_state_of(taken, kind) for kind in types)
 
     return wrapped
-
-
-def _name(fn: Any) -> str:
-    return f"`{getattr(fn, '__qualname__', type(fn).__name__)}`"
 
 
 def _cells(roots: list[Any]) -> list[_Cell]:

@@ -16,19 +16,16 @@ from ..transforms.jit import jit
 from .calls import Call, describe, traceable
 
 
-class FlopCounter:
+class FlopCounter(dict[Any, int | None]):
     """Counts each distinct call once: 200 equal blocks are lowered as one."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, int | None] = {}
 
     def count(self, call: Call, method: str, *, vjp: bool) -> int | None:
         """The operations of the call (and of its vjp, if asked); None where XLA does not tell."""
         shapes = tuple(map(describe, jax.tree.leaves(state(call.module))))
         key = (graphdef(call.module), shapes, describe((call.args, call.kwargs)), method, vjp)
-        if key not in self._known:
-            self._known[key] = _count(call, method, vjp)
-        return self._known[key]
+        if key not in self:
+            self[key] = _count(call, method, vjp)
+        return self[key]
 
 
 def _count(call: Call, method: str, vjp: bool) -> int | None:

@@ -17,6 +17,7 @@ import contextlib
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 from ..graph.filters import Filter, to_predicate
@@ -40,14 +41,12 @@ class Hook:
         return f"<hook {'before' if self.before else 'after'}: {name}>"
 
 
+@dataclass(eq=False, slots=True)
 class HookHandle:
     """One hook on one object: `remove()` takes it off, as does the end of a `with` block."""
 
-    __slots__ = ("_hook", "_module")
-
-    def __init__(self, module: Module, hook: Hook):
-        self._module = module
-        self._hook = hook
+    _module: Module
+    _hook: Hook
 
     def remove(self) -> None:
         """Take the hook off; nothing happens if it is off already."""

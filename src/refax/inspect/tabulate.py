@@ -39,10 +39,6 @@ class Row:
     depth: int = 0
     repeats: int = 1
 
-    @property
-    def name(self) -> str:
-        return "/".join(map(str, self.path))
-
 
 _MANY_ROWS = 100
 
@@ -125,7 +121,7 @@ def tabulate(
             rows.append(row)
     if len(rows) > _MANY_ROWS if collapse is None else collapse:
         rows = _collapse(rows)
-    totals = variables.totals(())
+    totals = variables.sizes.get((), {})
     hidden = {"flops": not compute_flops, "vjp_flops": not compute_vjp_flops}
     known = [c for c in (*_CALL_COLUMNS, *sorted(totals)) if not hidden.get(c)]
     for name in columns or ():
@@ -147,7 +143,7 @@ class _VariablesByModule:
         self.modules = {path for path, node in visited if isinstance(node, Module)}
         first = {id(v): path for path, v in visited if isinstance(v, Variable)}
         self.own: dict[tuple, dict[str, list[str]]] = {}
-        self.sizes: dict[tuple, dict[str, list[int]]] = {}
+        self.sizes: dict[tuple, dict[str, tuple[int, int]]] = {}
         for path, node in visited:
             for key, child in iter_children_of(node):
                 if not (isinstance(child, Variable) or is_array(child)):
@@ -158,10 +154,9 @@ class _VariablesByModule:
                     continue
                 kind = _column_of(child)
                 module = self._module_above(place)
-                name = "/".join(map(str, place[len(module) :]))
-                line = f"{name}: {describe(child)}"
+                line = f"{_name(place[len(module) :])}: {describe(child)}"
                 if home != place:
-                    line += f" (shared with {'/'.join(map(str, home))})"
+                    line += f" (shared with {_name(home)})"
                 else:
                     self._count(place, kind, child)
                 self.own.setdefault(module, {}).setdefault(kind, []).append(line)
@@ -174,12 +169,9 @@ class _VariablesByModule:
     def _count(self, place: tuple, kind: str, value: Any) -> None:
         elements, size = count([value._value if isinstance(value, Variable) else value])
         for length in range(len(place)):
-            total = self.sizes.setdefault(place[:length], {}).setdefault(kind, [0, 0])
-            total[0] += elements
-            total[1] += size
-
-    def totals(self, path: tuple) -> dict[str, tuple[int, int]]:
-        return {kind: (n, size) for kind, (n, size) in self.sizes.get(path, {}).items()}
+            totals = self.sizes.setdefault(place[:length], {})
+            before = totals.get(kind, (0, 0))
+            totals[kind] = before[0] + elements, before[1] + size
 
     def row(self, call: Call) -> Row:
         inputs = [describe(x) for x in call.args]
@@ -190,7 +182,7 @@ class _VariablesByModule:
             "\n".join(inputs),
             describe(call.outputs),
             own=self.own.get(call.path, {}),
-            totals=self.totals(call.path),
+            totals=self.sizes.get(call.path, {}),
             depth=sum(call.path[:length] in self.modules for length in range(len(call.path))),
         )
 
@@ -209,16 +201,17 @@ def _collapse(rows: list[Row]) -> list[Row]:
         own = tuple((kind, *lines) for kind, lines in row.own.items())
         looks = (row.type, row.inputs, row.outputs, row.flops, row.vjp_flops, own)
         groups.setdefault((pattern, looks, tuple(row.totals.items())), []).append(row)
-    collapsed = []
-    for alike in groups.values():
-        first = alike[0]
-        first.repeats = len(alike)
+    for first, *others in groups.values():
+        first.repeats += len(others)
         first.path = tuple(
             keys[0] if len(set(keys)) == 1 else f"{min(keys)}…{max(keys)}"
-            for keys in zip(*(row.path for row in alike), strict=True)
+            for keys in zip(first.path, *(row.path for row in others), strict=True)
         )
-        collapsed.append(first)
-    return collapsed
+    return [first for first, *_ in groups.values()]
+
+
+def _name(path: tuple) -> str:
+    return "/".join(map(str, path))
 
 
 def _size(total: tuple[int, int]) -> str:
@@ -227,7 +220,7 @@ def _size(total: tuple[int, int]) -> str:
 
 def _cell(row: Row, column: str) -> str:
     if column == "path":
-        return row.name
+        return _name(row.path)
     if column == "type":
         return row.type if row.repeats == 1 else f"{row.type} ×{row.repeats}"
     if column in ("inputs", "outputs"):
@@ -236,10 +229,9 @@ def _cell(row: Row, column: str) -> str:
         number = getattr(row, column)
         return "-" if number is None else f"{number:,}"
     # Keys and counts of random streams look alike everywhere: their size says enough.
-    lines = list(row.own.get(column, ())) if column != "RngState" else []
-    if column in row.totals:
-        lines += ["", _size(row.totals[column])] if lines else [_size(row.totals[column])]
-    return "\n".join(lines)
+    own = "\n".join(row.own.get(column, ())) if column != "RngState" else ""
+    total = _size(row.totals[column]) if column in row.totals else ""
+    return "\n\n".join(filter(None, (own, total)))
 
 
 def _render(
@@ -259,15 +251,8 @@ def _render(
         raise ImportError("nnx.tabulate needs rich.\nCure: pip install rich.") from None
 
     everything = sum(n for n, _ in totals.values()), sum(size for _, size in totals.values())
-    table = Table(
-        **{
-            "title": title,
-            "caption": f"Total: {_size(everything)}",
-            "show_lines": True,
-            "show_footer": True,
-            **(table_kwargs or {}),
-        }
-    )
+    options = {"title": title, "caption": f"Total: {_size(everything)}", "show_lines": True}
+    table = Table(**{"show_footer": True, **options, **(table_kwargs or {})})
     footers = {column: _size(totals[column]) for column in columns if column in totals}
     labelled = next((c for c in reversed(columns) if c not in footers), None)
     for column in columns:
@@ -275,8 +260,8 @@ def _render(
         table.add_column(column, **{"footer": footer, "no_wrap": True, **(column_kwargs or {})})
     for row in rows:
         table.add_row(*(Text(_cell(row, column)) for column in columns))
-    # As wide as the table needs: a string has no terminal that it would have to fit in.
-    options = {"width": 400, "force_terminal": False, **(console_kwargs or {})}
     text = io.StringIO()
-    Console(**{"file": text, **options}).print(table)
+    # As wide as the table needs: a string has no terminal that it would have to fit in.
+    options = {"file": text, "width": 400, "force_terminal": False, **(console_kwargs or {})}
+    Console(**options).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))

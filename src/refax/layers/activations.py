@@ -35,13 +35,12 @@ from jax.nn import swish as swish
 from jax.numpy import tanh as tanh
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
 from ..graph.variable import Param
 from . import dtypes
-from .options import NO_METADATA, PromoteDtype, keep_options
+from .options import NO_METADATA, Layer, PromoteDtype, keep_options
 
 
-class PReLU(Module):
+class PReLU(Layer):
     """Parametric ReLU: y = x where x ≥ 0, else a·x with a learned scalar a.
 
     Shapes: `(...)` → `(...)`. Attributes: `negative_slope` ().
@@ -61,10 +60,6 @@ class PReLU(Module):
         >>> nnx.PReLU(0.5)(jnp.array([-2.0, 3.0])).tolist()
         [-1.0, 3.0]
     """
-
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    promote_dtype = staticmethod(dtypes.promote_dtype)
 
     def __init__(
         self,

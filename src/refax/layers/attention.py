@@ -24,6 +24,11 @@ from .normalization import LayerNorm
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, resolve_flag
 
 
+def _apply(layer: Any, x: jax.Array, out_sharding: Any) -> jax.Array:
+    """What a user puts in a projection's place need not know of shardings not asked for."""
+    return layer(x) if out_sharding is None else layer(x, out_sharding=out_sharding)
+
+
 class MultiHeadAttention(Module):
     """Multi-head attention: y = concat(headᵢ)·Wᵒ, headᵢ = softmax(qᵢ·kᵢᵀ / √d)·vᵢ.
 
@@ -237,9 +242,9 @@ class MultiHeadAttention(Module):
         drop = self.dropout_rate > 0 and not resolve_flag(
             self, "deterministic", deterministic, self.deterministic
         )
-        query = self.query(inputs_q, out_sharding=qkv_sharding)
-        key = self.key(inputs_k, out_sharding=qkv_sharding)
-        value = self.value(inputs_v, out_sharding=qkv_sharding)
+        query = _apply(self.query, inputs_q, qkv_sharding)
+        key = _apply(self.key, inputs_k, qkv_sharding)
+        value = _apply(self.value, inputs_v, qkv_sharding)
         if self.query_ln is not None and self.key_ln is not None:
             query, key = self.query_ln(query), self.key_ln(key)
         if self.decode if decode is None else decode:
@@ -263,7 +268,7 @@ class MultiHeadAttention(Module):
             module=self if sow_weights else None,
             is_causal=is_causal,
         )
-        return self.out(y, out_sharding=out_sharding)
+        return _apply(self.out, y, out_sharding)
 
     def init_cache(self, input_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> None:
         """Make an empty cache: call it before decoding, and to start anew.

@@ -15,7 +15,7 @@ from ..graph.rngs import Rngs
 from ..graph.variable import BatchStat
 from . import dtypes, initializers
 from .normalization import Normalization, scale_and_shift
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, resolve_flag
+from .options import NO_METADATA, Initializer, PromoteDtype, resolve_flag
 from .standardize import Averaging, standardize
 
 
@@ -121,15 +121,11 @@ class BatchNorm(Normalization):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        keep_options(self, locals())
-        self.num_features = num_features
         self.use_running_average = use_running_average
         self.momentum = momentum
-        self.epsilon = epsilon
         self.mean = BatchStat(jnp.zeros((num_features,), jnp.float32))
         self.var = BatchStat(jnp.ones((num_features,), jnp.float32))
-        self.scale = self._make_parameter(use_scale, scale_init, rngs, scale_metadata)
-        self.bias = self._make_parameter(use_bias, bias_init, rngs, bias_metadata)
+        self._keep(locals())
 
     def __call__(
         self, x: Any, use_running_average: bool | None = None, *, mask: jax.Array | None = None

@@ -16,12 +16,10 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
 from ..graph.rngs import Rngs
-from ..graph.variable import Param
 from . import dtypes
-from .linear import default_bias_init, default_kernel_init
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, product_options
+from .linear import Affine, Options, default_bias_init, default_kernel_init
+from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 from .windows import NAMED, Padding, Pads, PerAxis, canonical_padding, per_axis
 
 # Paddings with values of the input, as `jnp.pad` calls them.
@@ -38,7 +36,7 @@ class _Strided(NamedTuple):
     input_dilation: Ints
     kernel_dilation: Ints
     groups: int
-    options: tuple[tuple[str, Any], ...]
+    options: Options
     conv_general_dilated: Callable[..., Any]
 
     def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -74,7 +72,7 @@ class _FractionallyStrided(NamedTuple):
     padding: str | Pads
     kernel_dilation: Ints
     transpose_kernel: bool
-    options: tuple[tuple[str, Any], ...]
+    options: Options
 
     def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         axes, padding = len(self.strides), self.padding
@@ -129,30 +127,18 @@ def _apply(
 _apply_compiled = partial(jax.jit, static_argnums=0, inline=True)(_apply)
 
 
-class Convolution(Module):
+class Convolution(Affine):
     """What Conv and ConvTranspose have in common: parameters, options, checks, batch axes."""
 
     use_bias: bool = True
     mask: Any = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: lax.PrecisionLike = None
-    promote_dtype = staticmethod(dtypes.promote_dtype)
-    preferred_element_type: DTypeLike | None = None
 
-    def _make(
-        self,
-        features: tuple[int, int],
-        kernel_size: int | Sequence[int],
-        channels: tuple[int, int],
-        arguments: Mapping[str, Any],
-    ) -> None:
+    def _make(self, channels: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
         """Set the attributes that `arguments`, those of `__init__`, say; draw the parameters."""
         keep_options(self, arguments)
-        name = type(self).__name__
-        axes = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        self.in_features, self.out_features = features
-        self.kernel_size = axes
+        name, size = type(self).__name__, arguments["kernel_size"]
+        self.in_features, self.out_features = arguments["in_features"], arguments["out_features"]
+        self.kernel_size = axes = (size,) if isinstance(size, int) else tuple(size)
         self.strides = per_axis(name, "strides", arguments["strides"], len(axes))
         dilation = arguments["kernel_dilation"]
         self.kernel_dilation = per_axis(name, "kernel_dilation", dilation, len(axes))
@@ -161,35 +147,13 @@ class Convolution(Module):
             raise ValueError(
                 f"{name}: mask has the shape {np.shape(self.mask)}, but the kernel has {shape}."
             )
-        rngs, dtype = arguments["rngs"], self.param_dtype
-        kernel = arguments["kernel_init"](rngs.params(), shape, dtype)
-        self.kernel = Param(kernel, **arguments["kernel_metadata"])
-        self.bias = None
-        if self.use_bias:
-            bias = arguments["bias_init"](rngs.params(), features[1:], dtype)
-            self.bias = Param(bias, **arguments["bias_metadata"])
-
-    def _options(self, out_sharding: Any = None) -> tuple[tuple[str, Any], ...]:
-        return product_options(self.precision, self.preferred_element_type, out_sharding)
+        self._make_parameters(arguments, shape, (self.out_features,) if self.use_bias else None)
 
     def _call(
         self, inputs: Any, how: _Strided | _FractionallyStrided, compiled: bool = True
     ) -> jax.Array:
-        kernel = self.kernel.value
-        bias = None if self.bias is None else self.bias.value
-        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
-        axes = len(self.kernel_size)
-        if kernel.ndim != axes + 2:
-            raise ValueError(
-                f"{type(self).__name__}: the kernel has the shape {kernel.shape}, not (*kernel_size"
-                ", in, out): this is a stack of layers.\nCure: call it inside nnx.vmap or nnx.scan."
-            )
-        if x.ndim <= axes or x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{type(self).__name__}: the input has the shape {x.shape}, but it must be (*batch,"
-                f" *spatial, features) with {axes} spatial axes (kernel_size={self.kernel_size}) "
-                f"and in_features={self.in_features}."
-            )
+        x, kernel, bias = self._promoted(inputs)
+        self._check_shapes(x, kernel, len(self.kernel_size), self.in_features)
         mask = None if self.mask is None else dtypes.as_array(self.mask)
         return (_apply_compiled if compiled else _apply)(how, x, kernel, bias, mask)
 
@@ -263,8 +227,7 @@ class Conv(Convolution):
                 f"Conv: feature_group_count={feature_group_count} does not divide in_features="
                 f"{in_features} and out_features={out_features}."
             )
-        channels = (in_features // feature_group_count, out_features)
-        self._make((in_features, out_features), kernel_size, channels, locals())
+        self._make((in_features // feature_group_count, out_features), locals())
         axes = len(self.kernel_size)
         named = (*NAMED, *_CONTINUED, *(("CAUSAL",) if axes == 1 else ()))
         self.padding = canonical_padding("Conv", padding, axes, named)
@@ -352,9 +315,8 @@ class ConvTranspose(Convolution):
         kernel_metadata: Mapping[str, Any] = NO_METADATA,
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        features = (in_features, out_features)
-        channels = (out_features, in_features) if transpose_kernel else features
-        self._make(features, kernel_size, channels, locals())
+        channels = (in_features, out_features)
+        self._make(channels[::-1] if transpose_kernel else channels, locals())
         named = ("SAME", "VALID", "CIRCULAR")
         self.padding = canonical_padding("ConvTranspose", padding, len(self.kernel_size), named)
 
@@ -364,7 +326,6 @@ class ConvTranspose(Convolution):
         Raises:
             ValueError: x has too few axes, or its last axis has another size.
         """
-        how = _FractionallyStrided(
-            self.strides, self.padding, self.kernel_dilation, self.transpose_kernel, self._options()
-        )
+        dilation, transpose, options = self.kernel_dilation, self.transpose_kernel, self._options()
+        how = _FractionallyStrided(self.strides, self.padding, dilation, transpose, options)
         return self._call(inputs, how)

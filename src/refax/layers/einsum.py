@@ -11,18 +11,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
 from ..graph.rngs import Rngs
-from ..graph.variable import Param
 from . import dtypes
-from .linear import default_bias_init, default_kernel_init
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, product_options
+from .linear import Affine, Options, default_bias_init, default_kernel_init
+from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 
 
 def _product(
     equation: str,
     einsum_op: Callable[..., Any],
-    options: tuple[tuple[str, Any], ...],
+    options: Options,
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
@@ -74,14 +72,12 @@ def _sizes(which: str, labels: str, shape: tuple[int, ...], equation: str) -> di
     return dict(zip(head, shape)) | dict(zip(tail[::-1], shape[::-1]))
 
 
-def _canonical(equation: str | None) -> str | None:
+def _canonical(equation: str) -> str:
     """The equation without blanks.
 
     Raises:
         ValueError: it does not have the form 'input,kernel->output'.
     """
-    if equation is None:
-        return None
     equation = equation.replace(" ", "")
     operands, arrow, _ = equation.partition("->")
     if not arrow or operands.count(",") != 1:
@@ -92,7 +88,7 @@ def _canonical(equation: str | None) -> str | None:
     return equation
 
 
-class Einsum(Module):
+class Einsum(Affine):
     """The product of the input x and a kernel W that an equation says: einsum(x, W) + b.
 
     Attributes: `kernel` W (kernel_shape), `bias` b (bias_shape) or None. The bias has those axes of
@@ -117,12 +113,7 @@ class Einsum(Module):
         (16, 11, 8, 4)
     """
 
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: lax.PrecisionLike = None
-    promote_dtype = staticmethod(dtypes.promote_dtype)
     einsum_op = staticmethod(jnp.einsum)
-    preferred_element_type: DTypeLike | None = None
 
     def __init__(
         self,
@@ -143,13 +134,8 @@ class Einsum(Module):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         keep_options(self, locals())
-        self.einsum_str = _canonical(einsum_str)
-        kernel = kernel_init(rngs.params(), tuple(kernel_shape), param_dtype)
-        self.kernel = Param(kernel, **kernel_metadata)
-        self.bias = None
-        if bias_shape is not None:
-            bias = bias_init(rngs.params(), tuple(bias_shape), param_dtype)
-            self.bias = Param(bias, **bias_metadata)
+        self.einsum_str = None if einsum_str is None else _canonical(einsum_str)
+        self._make_parameters(locals(), kernel_shape, bias_shape)
 
     def __call__(
         self, inputs: Any, einsum_str: str | None = None, out_sharding: Any = None
@@ -169,9 +155,6 @@ class Einsum(Module):
             raise ValueError(
                 "Einsum: there is no equation.\nCure: give einsum_str to the layer or to the call."
             )
-        kernel = self.kernel.value
-        bias = None if self.bias is None else self.bias.value
-        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
-        options = product_options(self.precision, self.preferred_element_type, out_sharding)
+        arrays, options = self._promoted(inputs), self._options(out_sharding)
         product = _product_compiled if self.einsum_op is jnp.einsum else _product
-        return product(equation, self.einsum_op, options, x, kernel, bias)
+        return product(equation, self.einsum_op, options, *arrays)

@@ -10,11 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
 from ..graph.rngs import Rngs
-from ..graph.variable import Param
 from . import dtypes, initializers
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+from .options import (
+    NO_METADATA,
+    Initializer,
+    Layer,
+    PromoteDtype,
+    check_last_axis,
+    keep_options,
+    make_parameter,
+)
 
 default_embed_init = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
@@ -32,7 +38,7 @@ def _scores(query: jax.Array, table: jax.Array, out_sharding: Any) -> jax.Array:
     return jax.lax.dot_general(query, table, dimensions, out_sharding=out_sharding)
 
 
-class Embed(Module):
+class Embed(Layer):
     """A table E of vectors: y = E[i] for each integer i.
 
     Shapes: integers `(...)` → `(..., features)`. An index out of range gives NaN; a negative one
@@ -57,9 +63,6 @@ class Embed(Module):
         ((1, 3, 4), (1, 3, 10))
     """
 
-    param_dtype: DTypeLike = jnp.float32
-    promote_dtype = staticmethod(dtypes.promote_dtype)
-
     def __init__(
         self,
         num_embeddings: int,
@@ -73,8 +76,7 @@ class Embed(Module):
         embedding_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         keep_options(self, locals())
-        table = embedding_init(rngs.params(), (num_embeddings, features), param_dtype)
-        self.embedding = Param(table, **embedding_metadata)
+        self.embedding = make_parameter(locals(), "embedding", (num_embeddings, features))
         self.num_embeddings = num_embeddings
         self.features = features
         self.dtype = self.embedding.value.dtype if dtype is None else dtype
@@ -99,9 +101,5 @@ class Embed(Module):
         and Wolf, "Using the Output Embedding to Improve Language Models" (2017), arXiv:1608.05859.
         """
         query, table = self.promote_dtype((query, self.embedding.value), dtype=self.dtype)
-        if query.shape[-1:] != table.shape[-1:]:
-            raise ValueError(
-                f"Embed.attend: the query has the shape {query.shape}, but its last axis must "
-                f"have features={table.shape[-1]}."
-            )
+        check_last_axis("Embed.attend", query.shape, "features", table.shape[-1])
         return _scores(query, table, out_sharding)

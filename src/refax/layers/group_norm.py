@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,27 +11,8 @@ from jax.typing import DTypeLike
 
 from ..graph.rngs import Rngs
 from . import dtypes, initializers
-from .normalization import Axes, Normalization, normalize, positive_axes, scale_and_shift
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
-from .standardize import Averaging, standardize
-
-
-@partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
-def _normalize_groups(
-    x: jax.Array,
-    mask: jax.Array | None,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    groups: tuple[int, int],  # their number and size: the two axes that the last one becomes
-    how: Averaging,
-    dtype: Any,
-) -> jax.Array:
-    shape = (*x.shape[:-1], *groups)
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, x.shape).reshape(shape)
-    grouped = x.astype(dtypes.widest(x.dtype, dtype)).reshape(shape)
-    y = standardize(grouped, mask, how)[0].reshape(x.shape)
-    return scale_and_shift(y, scale, bias, (x.ndim - 1,), dtype)
+from .normalization import Axes, Normalization, normalize, positive_axes
+from .options import NO_METADATA, Initializer, PromoteDtype
 
 
 class GroupNorm(Normalization):
@@ -92,12 +72,8 @@ class GroupNorm(Normalization):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        keep_options(self, locals())
-        self.num_features = num_features
         self.num_groups, self.group_size = _groups(num_features, num_groups, group_size)
-        self.epsilon = epsilon
-        self.scale = self._make_parameter(use_scale, scale_init, rngs, scale_metadata)
-        self.bias = self._make_parameter(use_bias, bias_init, rngs, bias_metadata)
+        self._keep(locals())
 
     def __call__(self, x: Any, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalize x (batch, ..., num_features).
@@ -110,7 +86,7 @@ class GroupNorm(Normalization):
             ValueError: x has another number of features.
         """
         x, scale, bias, dtype = self._arrays(x)
-        self._find_feature_axes(x, -1)
+        features = self._find_feature_axes(x, -1)
         axes = tuple(range(1, x.ndim)) or (0,)
         if self.reduction_axes is not None:
             axes = positive_axes(self.reduction_axes, x.ndim)
@@ -121,7 +97,7 @@ class GroupNorm(Normalization):
                 )
         how = self._averaging((*axes[:-1], x.ndim))  # of a group: the axis after that of the groups
         groups = self.num_groups, self.group_size
-        return _normalize_groups(x, mask, scale, bias, groups, how, dtype)
+        return normalize(x, mask, scale, bias, how, features, dtype, groups)
 
 
 def _groups(features: int, number: int | None, size: int | None) -> tuple[int, int]:
@@ -187,11 +163,7 @@ class InstanceNorm(Normalization):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        keep_options(self, locals())
-        self.num_features = num_features
-        self.epsilon = epsilon
-        self.scale = self._make_parameter(use_scale, scale_init, rngs, scale_metadata)
-        self.bias = self._make_parameter(use_bias, bias_init, rngs, bias_metadata)
+        self._keep(locals())
 
     def __call__(self, x: Any, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalize x (batch, ..., num_features).

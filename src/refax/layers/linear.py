@@ -1,8 +1,8 @@
-"""Linear: an affine map of the last axis; and `contract`, the product behind all such layers."""
+"""Linear: an affine map of the last axis; and `Affine`, the base of all such layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,75 +11,104 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
 from ..graph.rngs import Rngs
 from ..graph.variable import Param
 from . import dtypes, initializers
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+from .options import (
+    NO_METADATA,
+    Initializer,
+    Layer,
+    PromoteDtype,
+    keep_options,
+    make_parameter,
+    value_of,
+)
 
 default_kernel_init = initializers.lecun_normal()
 default_bias_init = initializers.zeros
 
+Options = tuple[tuple[str, Any], ...]
 Dimensions = tuple[
     tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]
 ]  # as `lax.dot_general` has them: (contracted of x, of kernel), (batch of x, of kernel)
 
 
-def contract(
-    dot_general: Callable[..., Any],
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    dimensions: Dimensions,
-    precision: Any = None,
-    preferred_element_type: DTypeLike | None = None,
-    out_sharding: Any = None,
-) -> jax.Array:
-    """`dot_general(x, kernel)` plus the bias, whose axes are batch axes, then features."""
-    if dot_general is lax.dot_general:
-        return _contract(
-            x, kernel, bias, dimensions, precision, preferred_element_type, out_sharding
-        )
-    options: dict[str, Any] = {"precision": precision}
-    # A user's function need not know the options that are not used.
-    if preferred_element_type is not None:
-        options["preferred_element_type"] = preferred_element_type
-    if out_sharding is not None:
-        options["out_sharding"] = out_sharding
-    return _add_bias(dot_general(x, kernel, dimensions, **options), bias, dimensions)
-
-
-# One compiled call where the operations one by one would be three; inlined into a trace.
-@partial(jax.jit, static_argnums=(3, 4, 5, 6), inline=True)
 def _contract(
+    dot_general: Callable[..., Any],
+    dimensions: Dimensions,
+    options: Options,
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
-    dimensions: Dimensions,
-    precision: Any,
-    preferred_element_type: DTypeLike | None,
-    out_sharding: Any,
 ) -> jax.Array:
-    y = lax.dot_general(
-        x,
-        kernel,
-        dimensions,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-        out_sharding=out_sharding,
-    )
-    return _add_bias(y, bias, dimensions)
-
-
-def _add_bias(y: jax.Array, bias: jax.Array | None, dimensions: Dimensions) -> jax.Array:
+    y = dot_general(x, kernel, dimensions, **dict(options))
     if bias is None:
         return y
-    batch = len(dimensions[1][0])
+    batch = len(dimensions[1][0])  # the bias has the batch axes, then the features
     ones = (1,) * (y.ndim - bias.ndim)
     return y + bias.reshape(bias.shape[:batch] + ones + bias.shape[batch:])
 
 
-class Linear(Module):
+# One compiled call where the operations one by one would be three; inlined into a trace.
+_contract_compiled = partial(jax.jit, static_argnums=(0, 1, 2), inline=True)(_contract)
+
+
+class Affine(Layer):
+    """Base of layers with a kernel and a bias."""
+
+    precision: lax.PrecisionLike = None
+    preferred_element_type: DTypeLike | None = None
+    kernel: Param
+    bias: Param | None
+
+    def _make_parameters(
+        self,
+        arguments: Mapping[str, Any],
+        kernel_shape: Sequence[int],
+        bias_shape: Sequence[int] | None,
+    ) -> None:
+        self.kernel = make_parameter(arguments, "kernel", kernel_shape)
+        self.bias = None if bias_shape is None else make_parameter(arguments, "bias", bias_shape)
+
+    def _promoted(self, inputs: Any) -> tuple[Any, ...]:
+        """The input, the kernel and the bias in one dtype."""
+        arrays = (inputs, self.kernel.value, value_of(self.bias))
+        return self.promote_dtype(arrays, dtype=self.dtype)
+
+    def _check_shapes(self, x: Any, kernel: Any, axes: int, in_features: int) -> None:
+        """Check x (*batch, *spatial, in_features) and the kernel (*spatial, in, out)."""
+        name = type(self).__name__
+        if kernel.ndim != axes + 2:
+            raise ValueError(
+                f"{name}: the kernel has the shape {kernel.shape}, not {axes + 2} axes: this is a "
+                "stack of layers.\nCure: call it inside nnx.vmap or nnx.scan."
+            )
+        if x.ndim <= axes or x.shape[-1] != in_features:
+            form = f"*spatial, features), with {axes} spatial axes" if axes else "features)"
+            raise ValueError(
+                f"{name}: the input has the shape {x.shape}, but it must be (*batch, {form} and "
+                f"in_features={in_features}."
+            )
+
+    def _options(self, out_sharding: Any = None) -> Options:
+        """The keywords for a product, hashable; a user's function need not know the unused ones."""
+        dtype = self.preferred_element_type
+        optional = (("preferred_element_type", dtype), ("out_sharding", out_sharding))
+        return ("precision", self.precision), *(pair for pair in optional if pair[1] is not None)
+
+    def _contract(
+        self,
+        dot_general: Callable[..., Any],
+        dimensions: Dimensions,
+        arrays: tuple[Any, ...],
+        out_sharding: Any,
+    ) -> jax.Array:
+        """The product of (x, kernel, bias), plus the bias."""
+        contract = _contract_compiled if dot_general is lax.dot_general else _contract
+        return contract(dot_general, dimensions, self._options(out_sharding), *arrays)
+
+
+class Linear(Affine):
     """An affine map of the last axis: y = x·W + b.
 
     Shapes: `(..., in_features)` → `(..., out_features)`.
@@ -108,12 +137,7 @@ class Linear(Module):
     """
 
     use_bias: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: lax.PrecisionLike = None
     dot_general = staticmethod(lax.dot_general)
-    promote_dtype = staticmethod(dtypes.promote_dtype)
-    preferred_element_type: DTypeLike | None = None
 
     def __init__(
         self,
@@ -134,13 +158,8 @@ class Linear(Module):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         keep_options(self, locals())
-        kernel = kernel_init(rngs.params(), (in_features, out_features), param_dtype)
-        self.kernel = Param(kernel, **kernel_metadata)
-        self.bias = None
-        if use_bias:
-            self.bias = Param(
-                bias_init(rngs.params(), (out_features,), param_dtype), **bias_metadata
-            )
+        bias_shape = (out_features,) if use_bias else None
+        self._make_parameters(locals(), (in_features, out_features), bias_shape)
         self.in_features = in_features
         self.out_features = out_features
 
@@ -154,33 +173,8 @@ class Linear(Module):
         Raises:
             ValueError: the last axis of x has another size.
         """
-        kernel = self.kernel.value
-        bias = None if self.bias is None else self.bias.value
-        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        arrays = x, kernel, _ = self._promoted(inputs)
         if kernel.ndim != 2 or x.shape[-1:] != kernel.shape[:1]:
-            raise _wrong_shapes(self, x.shape, kernel.shape)
-        return contract(
-            self.dot_general,
-            x,
-            kernel,
-            bias,
-            (((x.ndim - 1,), (0,)), ((), ())),
-            self.precision,
-            self.preferred_element_type,
-            out_sharding,
-        )
-
-
-def _wrong_shapes(layer: Linear, x: tuple[int, ...], kernel: tuple[int, ...]) -> ValueError:
-    name = type(layer).__name__
-    if len(kernel) != 2:
-        return ValueError(
-            f"{name}: the kernel has the shape {kernel}, not (in_features, out_features): this is "
-            "a stack of layers.\nCure: call it inside nnx.vmap or nnx.scan."
-        )
-    if not x:
-        return ValueError(f"{name}: the input is a scalar, but in_features={kernel[0]}.")
-    return ValueError(
-        f"{name}: the input has {x[-1]} features in its last axis (shape {x}), "
-        f"but in_features={kernel[0]}."
-    )
+            self._check_shapes(x, kernel, 0, kernel.shape[0])
+        dimensions = (((x.ndim - 1,), (0,)), ((), ()))
+        return self._contract(self.dot_general, dimensions, arrays, out_sharding)

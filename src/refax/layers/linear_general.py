@@ -12,11 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
 from ..graph.rngs import Rngs
-from ..graph.variable import Param, VariableMetadata
+from ..graph.variable import VariableMetadata
 from . import dtypes
-from .linear import contract, default_bias_init, default_kernel_init
+from .linear import Affine, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 
 _NO_BATCH: Mapping[int, int] = MappingProxyType({})
@@ -26,19 +25,19 @@ def _sizes(sizes: int | Sequence[int]) -> tuple[int, ...]:
     return (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
 
-def _initial(
-    init: Initializer, key: Any, flat: tuple[int, ...], shape: tuple[int, ...], dtype: Any
-) -> Any:
-    """An initial value made as a matrix or vector, as fans are counted, in its real shape."""
-    value = init(key, flat, dtype)
-    if flat == shape:
-        return value
-    if isinstance(value, VariableMetadata):
-        return VariableMetadata(jnp.reshape(value.raw_value, shape), value.metadata)
-    return jnp.reshape(value, shape)
+def _drawn_as(flat: tuple[int, ...], init: Initializer) -> Initializer:
+    """`init` called with the shape of a matrix or vector, as fans are counted."""
+
+    def initialize(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        value = init(key, flat, dtype)
+        if isinstance(value, VariableMetadata):
+            return VariableMetadata(jnp.reshape(value.raw_value, shape), value.metadata)
+        return value if flat == shape else jnp.reshape(value, shape)
+
+    return initialize
 
 
-class LinearGeneral(Module):
+class LinearGeneral(Affine):
     """An affine map that takes the axes `axis` of its input to new axes at the end.
 
     With `in_features=(4, 5)`, `out_features=6`, `axis=(-2, -1)`: `y[..., o] = Σ x[..., i, j]·W[i,
@@ -69,13 +68,8 @@ class LinearGeneral(Module):
     """
 
     use_bias: bool = True
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: lax.PrecisionLike = None
     dot_general: Callable[..., Any] | None = None
     dot_general_cls: Any = None
-    promote_dtype = staticmethod(dtypes.promote_dtype)
-    preferred_element_type: DTypeLike | None = None
 
     def __init__(
         self,
@@ -115,19 +109,11 @@ class LinearGeneral(Module):
             )
         sizes = tuple(n for _, n in batch)
         copies, fan_out = math.prod(sizes), math.prod(self.out_features)
-        kernel = _initial(
-            kernel_init,
-            rngs.params(),
-            (copies * math.prod(self.in_features), fan_out),
-            (*sizes, *self.in_features, *self.out_features),
-            param_dtype,
-        )
-        self.kernel = Param(kernel, **kernel_metadata)
-        self.bias = None
-        if use_bias:
-            shape = (*sizes, *self.out_features)
-            bias = _initial(bias_init, rngs.params(), (copies * fan_out,), shape, param_dtype)
-            self.bias = Param(bias, **bias_metadata)
+        kernel_init = _drawn_as((copies * math.prod(self.in_features), fan_out), kernel_init)
+        bias_init = _drawn_as((copies * fan_out,), bias_init)
+        shape = (*sizes, *self.in_features, *self.out_features)
+        bias_shape = (*sizes, *self.out_features) if use_bias else None
+        self._make_parameters(locals(), shape, bias_shape)
 
     def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
         """Map the axes `axis` of `inputs`.
@@ -139,31 +125,20 @@ class LinearGeneral(Module):
         Raises:
             ValueError: those axes have other sizes.
         """
-        kernel = self.kernel.value
-        bias = None if self.bias is None else self.bias.value
-        x, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
+        arrays = x, kernel, _ = self._promoted(inputs)
         batch = tuple(range(len(self.batch_axis)))
         contracted = tuple(range(len(batch), len(batch) + len(self.axis)))
         valid = all(-x.ndim <= axis < x.ndim for axis in self.axis)
         axes = tuple(axis % x.ndim for axis in self.axis) if valid else ()
-        found = tuple(x.shape[i] for i in (*batch, *axes))
-        wanted = kernel.shape[: len(found)]
-        if not valid or found != wanted:
+        sizes = kernel.shape[: len(batch) + len(self.axis)]
+        if not valid or tuple(x.shape[i] for i in (*batch, *axes)) != sizes:
             raise ValueError(
                 f"LinearGeneral: the input has the shape {x.shape}, but its axes "
-                f"{(*batch, *self.axis)} must have the sizes "
-                f"{kernel.shape[: len(batch) + len(self.axis)]} (in_features={self.in_features})."
+                f"{(*batch, *self.axis)} must have the sizes {sizes} "
+                f"(in_features={self.in_features})."
             )
         dot_general = self.dot_general or lax.dot_general
         if self.dot_general_cls is not None:
             dot_general = self.dot_general_cls()
-        return contract(
-            dot_general,
-            x,
-            kernel,
-            bias,
-            ((axes, contracted), (batch, batch)),
-            self.precision,
-            self.preferred_element_type,
-            out_sharding,
-        )
+        dimensions = ((axes, contracted), (batch, batch))
+        return self._contract(dot_general, dimensions, arrays, out_sharding)

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
 from ..graph.rngs import Rngs
 from ..graph.variable import LoRAParam, Variable
 from . import dtypes, initializers
 from .linear import Linear
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+from .options import NO_METADATA, Initializer, Layer, PromoteDtype, check_last_axis, keep_options
 
 default_a_init = initializers.he_uniform()
 
@@ -25,7 +24,7 @@ def _low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.dot(jnp.dot(x, a), b)
 
 
-class LoRA(Module):
+class LoRA(Layer):
     """A low-rank map, alone or added to a module: y = x·A·B, or module(x) + x·A·B.
 
     B is zero at first, so that it starts as no change.
@@ -58,10 +57,7 @@ class LoRA(Module):
         ((3, 2), (2, 4), (5, 4))
     """
 
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
     lora_param_type: type[Variable] = LoRAParam
-    promote_dtype = staticmethod(dtypes.promote_dtype)
 
     def __init__(
         self,
@@ -98,11 +94,7 @@ class LoRA(Module):
         given, a, b = self.promote_dtype(
             (x, self.lora_a.value, self.lora_b.value), dtype=self.dtype
         )
-        if given.shape[-1:] != a.shape[:1]:
-            raise ValueError(
-                f"LoRA: the input has the shape {given.shape}, but its last axis must have "
-                f"in_features={a.shape[0]}."
-            )
+        check_last_axis("LoRA", given.shape, "in_features", a.shape[0])
         change = _low_rank(given, a, b)
         if self.base_module is None:
             return change
@@ -161,7 +153,6 @@ class LoRALinear(Linear):
         b_metadata: Mapping[str, Any] = NO_METADATA,
         **kwargs: Any,
     ):
-        keep_options(self, locals())
         lora_rank = rank if lora_rank is None else lora_rank
         if lora_rank is None:
             raise TypeError("LoRALinear: the rank of the adapter is missing: lora_rank=8.")

@@ -6,6 +6,7 @@ the end. `standardize.py` has the computation and its derivative.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -14,11 +15,18 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
 from ..graph.rngs import Rngs
 from ..graph.variable import Param
 from . import dtypes, initializers
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+from .options import (
+    NO_METADATA,
+    Initializer,
+    Layer,
+    PromoteDtype,
+    keep_options,
+    make_parameter,
+    value_of,
+)
 from .standardize import Averaging, standardize
 
 Axes = int | Sequence[int]
@@ -36,7 +44,7 @@ def scale_and_shift(
     return y.astype(dtype)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6), inline=True)
+@partial(jax.jit, static_argnums=(4, 5, 6, 7), inline=True)
 def normalize(
     x: jax.Array,
     mask: jax.Array | None,
@@ -45,48 +53,48 @@ def normalize(
     how: Averaging,
     feature_axes: tuple[int, ...],
     dtype: Any,
+    groups: tuple[int, int] | None = None,  # their number and size: axes in place of the last one
 ) -> jax.Array:
-    y = standardize(x.astype(dtypes.widest(x.dtype, dtype)), mask, how)[0]
+    wide = x.astype(dtypes.widest(x.dtype, dtype))
+    if groups is not None:
+        wide = wide.reshape(*x.shape[:-1], *groups)
+        mask = None if mask is None else jnp.broadcast_to(mask, x.shape).reshape(wide.shape)
+    y = standardize(wide, mask, how)[0].reshape(x.shape)
     return scale_and_shift(y, scale, bias, feature_axes, dtype)
 
 
-class Normalization(Module):
+class Normalization(Layer):
     """What normalization layers have in common: scale and bias, options, the shape check."""
 
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
     use_scale: bool = True
     use_bias: bool = True
     axis_name: Any = None
     axis_index_groups: Any = None
     use_fast_variance: bool = True
-    promote_dtype = staticmethod(dtypes.promote_dtype)
     num_features: int
     epsilon: float
     scale: Param | None
     bias: Param | None
 
-    def _make_parameter(
-        self, use: bool, init: Initializer, rngs: Rngs, metadata: Mapping[str, Any]
-    ) -> Param | None:
-        if not use:
-            return None
-        return Param(init(rngs.params(), (self.num_features,), self.param_dtype), **metadata)
+    def _keep(self, arguments: Mapping[str, Any]) -> None:
+        """What `__init__` does with its arguments."""
+        keep_options(self, arguments)
+        self.num_features, self.epsilon = arguments["num_features"], arguments["epsilon"]
+        shape = (self.num_features,)
+        self.scale = make_parameter(arguments, "scale", shape) if self.use_scale else None
+        self.bias = make_parameter(arguments, "bias", shape) if self.use_bias else None
 
     def _arrays(self, inputs: Any, *more: jax.Array) -> tuple[jax.Array, Any, Any, Any]:
         """The input and parameters as arrays, and the dtype of the result."""
         x = dtypes.as_array(inputs)
-        scale = None if self.scale is None else self.scale.value
-        bias = None if self.bias is None else self.bias.value
+        scale, bias = value_of(self.scale), value_of(self.bias)
         # Only the dtype is of interest: the statistics are computed from x as it came.
         promoted = self.promote_dtype((x, *more, scale, bias), dtype=self.dtype)
         return x, scale, bias, promoted[0].dtype
 
     def _find_feature_axes(self, x: jax.Array, axes: Axes) -> tuple[int, ...]:
         along = positive_axes(axes, x.ndim)
-        features = 1
-        for axis in along:
-            features *= x.shape[axis]
+        features = math.prod(x.shape[axis] for axis in along)
         if features != self.num_features:
             raise ValueError(
                 f"{type(self).__name__}: the input has {features} features along axis {axes} "
@@ -96,8 +104,7 @@ class Normalization(Module):
 
     def _averaging(self, axes: tuple[int, ...], center: bool = True) -> Averaging:
         groups = self.axis_index_groups
-        if groups is not None:
-            groups = tuple(map(tuple, groups))
+        groups = None if groups is None else tuple(map(tuple, groups))
         return Averaging(axes, self.epsilon, center, self.axis_name, groups)
 
 
@@ -109,7 +116,20 @@ def positive_axes(axes: Axes, ndim: int) -> tuple[int, ...]:
     return tuple(sorted(axis % ndim for axis in axes))
 
 
-class LayerNorm(Normalization):
+class _FeatureNormalization(Normalization):
+    """What LayerNorm and RMSNorm have in common."""
+
+    reduction_axes: Axes = -1
+    feature_axes: Axes = -1
+
+    def _normalize(self, x: Any, mask: jax.Array | None, center: bool) -> jax.Array:
+        x, scale, bias, dtype = self._arrays(x)
+        features = self._find_feature_axes(x, self.feature_axes)
+        how = self._averaging(positive_axes(self.reduction_axes, x.ndim), center)
+        return normalize(x, mask, scale, bias, how, features, dtype)
+
+
+class LayerNorm(_FeatureNormalization):
     """Normalizes over the features: y = (x - mean) / √(var + ε) · scale + bias.
 
     Shapes: `(..., num_features)` → the same. Attributes: `scale`, `bias` (num_features,) or None.
@@ -141,9 +161,6 @@ class LayerNorm(Normalization):
         [-1.0, -1.0, 1.0, 1.0]
     """
 
-    reduction_axes: Axes = -1
-    feature_axes: Axes = -1
-
     def __init__(
         self,
         num_features: int,
@@ -165,11 +182,7 @@ class LayerNorm(Normalization):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        keep_options(self, locals())
-        self.num_features = num_features
-        self.epsilon = epsilon
-        self.scale = self._make_parameter(use_scale, scale_init, rngs, scale_metadata)
-        self.bias = self._make_parameter(use_bias, bias_init, rngs, bias_metadata)
+        self._keep(locals())
 
     def __call__(self, x: Any, *, mask: jax.Array | None = None) -> jax.Array:
         """Normalize x (..., num_features).
@@ -181,13 +194,10 @@ class LayerNorm(Normalization):
         Raises:
             ValueError: x has another number of features.
         """
-        x, scale, bias, dtype = self._arrays(x)
-        features = self._find_feature_axes(x, self.feature_axes)
-        how = self._averaging(positive_axes(self.reduction_axes, x.ndim))
-        return normalize(x, mask, scale, bias, how, features, dtype)
+        return self._normalize(x, mask, center=True)
 
 
-class RMSNorm(Normalization):
+class RMSNorm(_FeatureNormalization):
     """Scales by the root of the mean square of the features: y = x / √(mean(x²) + ε) · scale.
 
     Shapes: `(..., num_features)` → the same. Attributes: `scale` (num_features,) or None.
@@ -205,10 +215,7 @@ class RMSNorm(Normalization):
         [1.0, -1.0, 1.0, 1.0]
     """
 
-    bias: Param | None = None
     use_bias = False
-    reduction_axes: Axes = -1
-    feature_axes: Axes = -1
 
     def __init__(
         self,
@@ -228,10 +235,7 @@ class RMSNorm(Normalization):
         rngs: Rngs,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        keep_options(self, locals())
-        self.num_features = num_features
-        self.epsilon = epsilon
-        self.scale = self._make_parameter(use_scale, scale_init, rngs, scale_metadata)
+        self._keep(locals())
 
     def __call__(self, x: Any, mask: jax.Array | None = None) -> jax.Array:
         """Normalize x (..., num_features); `mask`: which elements count for the mean.
@@ -239,7 +243,4 @@ class RMSNorm(Normalization):
         Raises:
             ValueError: x has another number of features.
         """
-        x, scale, bias, dtype = self._arrays(x)
-        features = self._find_feature_axes(x, self.feature_axes)
-        how = self._averaging(positive_axes(self.reduction_axes, x.ndim), center=False)
-        return normalize(x, mask, scale, bias, how, features, dtype)
+        return self._normalize(x, mask, center=False)

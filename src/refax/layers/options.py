@@ -1,17 +1,31 @@
-"""Options that many layers take: their types, what a layer keeps of them, who decides a flag."""
+"""What layers have in common: options, what is kept of them, parameters, who decides a flag."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
 from ..graph.module import Module
+from ..graph.variable import Param
+from . import dtypes
 
 Initializer = Callable[..., Any]  # (key, shape, dtype) → array
 PromoteDtype = Callable[..., Any]  # (arrays, *, dtype) → arrays of one dtype
 
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+class Layer(Module):
+    """Base of layers with parameters: the options that all of them take."""
+
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    promote_dtype = staticmethod(dtypes.promote_dtype)
 
 
 def keep_options(layer: Module, arguments: Mapping[str, Any]) -> None:
@@ -30,13 +44,24 @@ def keep_options(layer: Module, arguments: Mapping[str, Any]) -> None:
             setattr(layer, name, value)
 
 
-def product_options(
-    precision: Any, preferred_element_type: Any, out_sharding: Any
-) -> tuple[tuple[str, Any], ...]:
-    """The keywords for a product, hashable; a user's function need not know the unused ones."""
-    optional = {"preferred_element_type": preferred_element_type, "out_sharding": out_sharding}
-    used = [(name, value) for name, value in optional.items() if value is not None]
-    return ("precision", precision), *used
+def make_parameter(arguments: Mapping[str, Any], name: str, shape: Sequence[int]) -> Param:
+    """A Param with the initializer and metadata that the arguments of an `__init__` give for it."""
+    init, rngs = arguments[f"{name}_init"], arguments["rngs"]
+    value = init(rngs.params(), tuple(shape), arguments["param_dtype"])
+    return Param(value, **arguments[f"{name}_metadata"])
+
+
+def value_of(parameter: Param | None) -> jax.Array | None:
+    """The value of a parameter that a layer may lack."""
+    return None if parameter is None else parameter.value
+
+
+def check_last_axis(where: str, shape: tuple[int, ...], name: str, size: int) -> None:
+    """Raise unless the last axis of an input has the size that the argument `name` says."""
+    if shape[-1:] != (size,):
+        raise ValueError(
+            f"{where}: the input has the shape {shape}, but its last axis must have {name}={size}."
+        )
 
 
 def resolve_flag(layer: Module, name: str, *choices: bool | None) -> bool:

@@ -24,9 +24,9 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], str | Pads]
 
 
 def _lay_out(
-    x: jax.Array, window_shape: Sequence[int], strides: PerAxis, padding: Padding
-) -> Layout:
-    axes = len(window_shape)
+    inputs: Any, window_shape: Sequence[int], strides: PerAxis, padding: Padding
+) -> tuple[jax.Array, Layout]:
+    x, axes = dtypes.as_array(inputs), len(window_shape)
     batch = x.ndim - axes - 1
     if batch < 0:
         raise ValueError(
@@ -38,7 +38,7 @@ def _lay_out(
         pads = ((0, 0),) * batch + pads + ((0, 0),)
     strides = per_axis("pooling", "strides", strides, axes)
     ones = (1,) * batch
-    return (*ones, *window_shape, 1), (*ones, *strides, 1), pads
+    return x, ((*ones, *window_shape, 1), (*ones, *strides, 1), pads)
 
 
 def pool(
@@ -71,8 +71,8 @@ def pool(
         >>> nnx.pool(jnp.arange(1.0, 5.0)[:, None], 1.0, jax.lax.mul, (2,), 2, "VALID").tolist()
         [[2.0], [12.0]]
     """
-    x = dtypes.as_array(inputs)
-    return lax.reduce_window(x, init, reduce_fn, *_lay_out(x, window_shape, strides, padding))
+    x, layout = _lay_out(inputs, window_shape, strides, padding)
+    return lax.reduce_window(x, init, reduce_fn, *layout)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
@@ -110,13 +110,12 @@ def avg_pool(
         >>> nnx.avg_pool(jnp.ones((8, 28, 28, 3)), (2, 2), (2, 2)).shape
         (8, 14, 14, 3)
     """
-    x = dtypes.as_array(inputs)
-    layout = _lay_out(x, window_shape, strides, padding)
+    x, layout = _lay_out(inputs, window_shape, strides, padding)
     return _average(x, layout, len(window_shape), count_include_pad)
 
 
-@partial(jax.jit, static_argnums=(1, 2), inline=True)
-def _extreme(x: jax.Array, reduce_fn: Callable[..., Any], layout: Layout) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 2), inline=True)
+def _extreme(reduce_fn: Callable[..., Any], x: jax.Array, layout: Layout) -> jax.Array:
     least, greatest = -np.inf, np.inf
     if jnp.issubdtype(x.dtype, jnp.integer):
         least, greatest = jnp.iinfo(x.dtype).min, jnp.iinfo(x.dtype).max
@@ -135,8 +134,7 @@ def max_pool(
         >>> nnx.max_pool(jnp.array([1, 3, 2, 5])[:, None], (2,), 2).tolist()
         [[3], [5]]
     """
-    x = dtypes.as_array(inputs)
-    return _extreme(x, lax.max, _lay_out(x, window_shape, strides, padding))
+    return _extreme(lax.max, *_lay_out(inputs, window_shape, strides, padding))
 
 
 def min_pool(
@@ -150,8 +148,7 @@ def min_pool(
         >>> nnx.min_pool(jnp.array([1, 3, 2, 5])[:, None], (2,), 2).tolist()
         [[1], [2]]
     """
-    x = dtypes.as_array(inputs)
-    return _extreme(x, lax.min, _lay_out(x, window_shape, strides, padding))
+    return _extreme(lax.min, *_lay_out(inputs, window_shape, strides, padding))
 
 
 class _Pool(Module):

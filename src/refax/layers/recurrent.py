@@ -195,19 +195,14 @@ class RNN(Module):
             in_axes=(self.state_axes, Carry, (time_axis, batch_axes)),
             out_axes=(Carry, time_axis),
         )
-        with self._broadcast():
+        only = self.broadcast_rngs  # a new key for each, for the time of the loop
+        with contextlib.nullcontext() if only is None else fork_rngs(self.cell, only=only):
             (carry, last), y = loop(self, (carry, last), (x, valid))
         if reverse and keep_order != backwards:
             y = flip_sequences(y, seq_lengths, batch_axes, time_major)
         if not return_carry:
             return y
         return (carry if valid is None else last), y
-
-    def _broadcast(self) -> contextlib.AbstractContextManager[Any]:
-        """The streams of `broadcast_rngs` with a new key each, for the time of the loop."""
-        if self.broadcast_rngs is None:
-            return contextlib.nullcontext()
-        return fork_rngs(self.cell, only=self.broadcast_rngs)
 
     def _step(self, carry: Any, inputs: Any) -> Any:
         """One step: ((carry, last), (x, valid)) → (new carries, y).
@@ -217,12 +212,10 @@ class RNN(Module):
         """
         carry, last = carry
         x, valid = inputs
-        if self.broadcast_rngs is None:
-            carry, y = self.cell(carry, x)
-        else:
-            backups = backup_keys(self.cell, only=self.broadcast_rngs)
-            carry, y = self.cell(carry, x)
-            restore_rngs(backups)
+        only = self.broadcast_rngs
+        backups = () if only is None else backup_keys(self.cell, only=only)
+        carry, y = self.cell(carry, x)
+        restore_rngs(backups)
         if valid is not None:
             last = jax.tree.map(lambda new, old: _where(valid, new, old), carry, last)
         return (carry, last), y

@@ -21,7 +21,7 @@ from ..graph.rngs import Rngs, RngStream
 from . import dtypes, initializers
 from .dropout import fork_stream
 from .linear import Linear, default_bias_init, default_kernel_init
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+from .options import NO_METADATA, Initializer, Layer, PromoteDtype, check_last_axis, keep_options
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -77,11 +77,9 @@ class RNNCellBase(Module):
         raise NotImplementedError
 
 
-class _DenseCell(RNNCellBase):
+class _DenseCell(RNNCellBase, Layer):
     """A cell of affine maps: of x (..., in_features) and of h (..., hidden_features)."""
 
-    param_dtype: DTypeLike = jnp.float32
-    promote_dtype = staticmethod(dtypes.promote_dtype)
     gate_fn = staticmethod(sigmoid)
     activation_fn = staticmethod(tanh)
     carry_init: Initializer | None = None
@@ -95,32 +93,25 @@ class _DenseCell(RNNCellBase):
 
     def _keep(self, arguments: Mapping[str, Any]) -> None:
         """What `__init__` does with its arguments."""
-        given = dict(arguments)
-        keep_options(self, given)
-        self.in_features, self.hidden_features = given["in_features"], given["hidden_features"]
+        keep_options(self, arguments)
         shared = ("dtype", "param_dtype", "promote_dtype", "bias_init", "bias_metadata", "rngs")
 
         def maker(size: int, kernel: str) -> Callable[..., Linear]:
-            return partial(
-                Linear,
-                size,
-                kernel_init=given[f"{kernel}_init"],
-                kernel_metadata=given[f"{kernel}_metadata"],
-                **{name: given[name] for name in shared},
-            )
+            options = {name: arguments[name] for name in shared}
+            for option in ("init", "metadata"):
+                options[f"kernel_{option}"] = arguments[f"{kernel}_{option}"]
+            return partial(Linear, size, **options)
 
+        self.in_features = arguments["in_features"]
+        self.hidden_features = arguments["hidden_features"]
         self._make_layers(
             maker(self.in_features, "kernel"), maker(self.hidden_features, "recurrent_kernel")
         )
-        self.rngs = fork_stream(given["rngs"], "carry") if given["keep_rngs"] else None
+        self.rngs = fork_stream(arguments["rngs"], "carry") if arguments["keep_rngs"] else None
 
     def _check(self, inputs: Any, *carry: Any) -> None:
         shape, name = jnp.shape(inputs), type(self).__name__
-        if shape[-1:] != (self.in_features,):
-            raise ValueError(
-                f"{name}: the input has the shape {shape}, "
-                f"but its last axis must be in_features={self.in_features}."
-            )
+        check_last_axis(name, shape, "in_features", self.in_features)
         if any(jnp.shape(part)[-1:] != (self.hidden_features,) for part in carry):
             raise ValueError(
                 f"{name}: the carry has the shapes {[jnp.shape(part) for part in carry]}, "
@@ -236,8 +227,6 @@ class SimpleCell(_DenseCell):
 class _GatedCell(_DenseCell):
     """The arguments that cells with gates have in common."""
 
-    dtype: DTypeLike | None = None
-
     def __init__(
         self,
         in_features: int,
@@ -298,12 +287,8 @@ class LSTMCell(_GatedCell):
 
     def _gates(self, x: Any, h: jax.Array) -> Any:
         """i, f, g and o before their activations."""
-        return (
-            self.ii(x) + self.hi(h),
-            self.if_(x) + self.hf(h),
-            self.ig(x) + self.hg(h),
-            self.io(x) + self.ho(h),
-        )
+        of_x, of_h = (self.ii, self.if_, self.ig, self.io), (self.hi, self.hf, self.hg, self.ho)
+        return [from_x(x) + from_h(h) for from_x, from_h in zip(of_x, of_h, strict=True)]
 
     def initialize_carry(
         self,

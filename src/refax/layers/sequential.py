@@ -84,13 +84,16 @@ def _as_arguments(result: Any) -> tuple[tuple, dict[str, Any]]:
 def _takes_rngs(layer: Callable[..., Any]) -> bool:
     if isinstance(layer, Module):  # its class says so, once for all layers of that class
         return _has_rngs(type(layer).__call__)
-    return _has_rngs.__wrapped__(layer)  # a cache would keep what it closes over alive
+    return has_rngs(layer)  # a cache would keep what it closes over alive
 
 
-@functools.lru_cache(maxsize=512)
-def _has_rngs(function: Callable[..., Any]) -> bool:
+def has_rngs(function: Callable[..., Any]) -> bool:
+    """Whether a function, or a class, has a parameter `rngs`."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # built in, without a signature
         return False
     return "rngs" in parameters
+
+
+_has_rngs = functools.lru_cache(maxsize=512)(has_rngs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
@@ -12,7 +11,6 @@ from typing import Any, SupportsIndex
 import jax
 import numpy as np
 
-from .._jax_compat import TRACE
 from ..graph.errors import describe_value
 from ..graph.module import Module, Pytree, new_pytree
 from ..graph.rngs import Rngs, RngStream
@@ -28,6 +26,7 @@ from ..transforms.remat import remat as rematerialized
 from ..transforms.scan import scan
 from ..transforms.vmap import vmap
 from .options import keep_options
+from .sequential import has_rngs
 from .stacking import check_own, put_block, stack_blocks, take_blocks
 
 # An object passed to the call goes from block to block, as it would in a loop over a list. Its
@@ -245,12 +244,9 @@ class Stack(Module):
 
 
 def _make(make_block: Callable[..., Any], *rngs: Any) -> Any:
-    try:
-        by_name = "rngs" in inspect.signature(make_block).parameters
-    except (TypeError, ValueError):  # built in, without a signature
-        by_name = False
-    block = make_block(rngs=rngs[0]) if rngs and by_name else make_block(*rngs)
-    check_own(block, lambda variable: variable._trace is TRACE.value)
+    by_name = rngs and has_rngs(make_block)
+    block = make_block(rngs=rngs[0]) if by_name else make_block(*rngs)
+    check_own(block)
     return block
 
 

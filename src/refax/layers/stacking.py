@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from .._jax_compat import TRACE
 from ..graph.errors import describe_value, path_string
 from ..graph.graphdef import GraphDef
 from ..graph.names import named_variables
@@ -26,14 +27,10 @@ def stack_blocks(blocks: Sequence[Any], axis: AxisName) -> Any:
     """One block with the values of all, stacked; `axis` is the name of the new axis."""
     _check_unshared(blocks)
     graphdef, leaves = flatten(blocks[0])
-    columns = [[_value(leaf)] for leaf in leaves]
-    for i, block in enumerate(blocks[1:], 1):
-        others = _alike(blocks[0], "block 0", block, f"block {i}")
-        for column, value in zip(columns, others, strict=True):
-            column.append(value)
+    values = [_alike(blocks[0], "block 0", block, f"block {i}") for i, block in enumerate(blocks)]
     stacked = [
-        _with_value(leaf, jax.tree.map(lambda *x: jnp.stack(x), *column))
-        for leaf, column in zip(leaves, columns, strict=True)
+        _with_value(leaf, jax.tree.map(lambda *x: jnp.stack(x), *of_blocks))
+        for leaf, *of_blocks in zip(leaves, *values, strict=True)
     ]
     variables = [leaf for leaf in stacked if isinstance(leaf, Variable)]
     axis.add(variables, [0] * len(variables))
@@ -108,10 +105,10 @@ def _form(x: Any) -> str:
     return describe_value(jax.typeof(x))
 
 
-def check_own(block: Any, is_own: Callable[[Variable], bool]) -> None:
+def check_own(block: Any) -> None:
     """Raise if a block that is being made holds a Variable from outside."""
     for name, variable in named_variables(block):
-        if not is_own(variable):
+        if variable._trace is not TRACE.value:
             raise ValueError(
                 f"Stack: make_block returned a block whose `{name}` is a "
                 f"{type(variable).__name__} from outside, but in a Stack each block has its own.\n"

@@ -10,9 +10,10 @@ A `State` is an ordinary pytree here, with value semantics, although it holds Va
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -22,22 +23,11 @@ from ..graph.state import State
 from ..graph.variable import Variable
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class Slot:
     """The place of object number `number`."""
 
-    __slots__ = ("number",)
-
-    def __init__(self, number: int):
-        self.number = number
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Slot) and other.number == self.number
-
-    def __hash__(self) -> int:
-        return hash((Slot, self.number))
-
-    def __repr__(self) -> str:
-        return f"Slot({self.number})"
+    number: int
 
 
 # The C++ kind of pytree node: a Python flatten function would cost 0.3 µs per object and call.
@@ -45,7 +35,7 @@ jax.tree_util.register_dataclass(Slot, data_fields=[], meta_fields=["number"])
 _SLOTS = tuple(Slot(i) for i in range(64))
 
 
-def is_slot(value: Any) -> bool:
+def is_slot(value: Any) -> TypeGuard[Slot]:
     return type(value) is Slot
 
 
@@ -100,10 +90,22 @@ def put_back(tree: Any, objects: Sequence[Any]) -> Any:
         return cls([put_back(x, objects) for x in tree])
     if cls is dict:
         return {k: put_back(x, objects) for k, x in tree.items()}
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: type(x) is Slot)
-    if not any(type(x) is Slot for x in leaves):
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_slot)
+    if not any(map(is_slot, leaves)):
         return tree
-    return treedef.unflatten([objects[x.number] if type(x) is Slot else x for x in leaves])
+    return treedef.unflatten([objects[x.number] if is_slot(x) else x for x in leaves])
+
+
+def slot_numbers(tree: Any) -> set[int]:
+    """Which objects stand in a tree."""
+    return {x.number for x in jax.tree.leaves(tree, is_leaf=is_slot) if is_slot(x)}
+
+
+def named_like(function: Any, wrapper: Any) -> Any:
+    """`wrapper` under the name of a function; without `__wrapped__`, whose signature JAX reads."""
+    for attribute in ("__name__", "__qualname__", "__module__"):
+        setattr(wrapper, attribute, getattr(function, attribute, "function"))
+    return wrapper
 
 
 def unbind(f: Callable) -> tuple[Callable, Any]:

@@ -10,7 +10,6 @@ A transform is its prefix rule and the third line.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,10 +20,19 @@ from ..graph.plan import Plan, plan_for
 from ..graph.trace_errors import tracing
 from ..graph.walk import walk
 from . import errors
-from .arguments import is_slot, put_back, take_apart
+from .arguments import is_slot, named_like, put_back, take_apart
 from .axis_names import AxisName
 from .inside import Inside, Static
-from .prefix import Groups, OutputRules, all_entries, broadcast, group_leaves, occurrences
+from .prefix import (
+    Groups,
+    Occurrence,
+    OutputRules,
+    all_entries,
+    broadcast,
+    group_leaves,
+    is_entry,
+    occurrences,
+)
 from .write_back import write_back
 
 _NOTHING = Plan(walk(()))
@@ -79,9 +87,7 @@ def root_places(tree: Any, function: Callable) -> list[str]:
     places: dict[int, str] = {}
     for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_slot):
         if is_slot(x):
-            kind, first, *below = path
-            name = labels[first.idx] if kind.idx == 0 else str(first.key)
-            places.setdefault(x.number, name + jax.tree_util.keystr(tuple(below)))
+            places.setdefault(x.number, errors.argument_place(path, labels))
     return [places[i] for i in range(len(places))]
 
 
@@ -101,7 +107,7 @@ def group_by_prefix(
     name: str,
     *,
     keywords: Any = None,
-    is_entry: Callable[[Any], bool] | None = None,
+    is_leaf: Callable[[Any], bool] = is_entry,
 ) -> OutputRules:
     """Set the groups of a call by a prefix of its positional arguments; how outputs leave.
 
@@ -111,17 +117,29 @@ def group_by_prefix(
         in_prefix, out_prefix: of the positional arguments, of the result.
         name: what the user calls the prefix.
         keywords: the entry of everything in keyword arguments.
-        is_entry: what else than None, a lift type or a JAX leaf is one entry.
+        is_leaf: what is one entry, beside a JAX leaf.
     """
-    args, kwargs = put_back(call.tree, call.roots)
-    options = {} if is_entry is None else {"is_leaf": is_entry}
-    found = broadcast(in_prefix, args, name, **options)
-    labels = errors.argument_names(function, len(args))
-    places = occurrences(found, call.numbers, labels)
-    places += occurrences(broadcast(keywords, kwargs, name), call.numbers, ())
-    entries = all_entries((in_prefix, out_prefix), **options)
-    call.groups = group_leaves(call.plan, places, entries)
+    places = occurrences_in(call, function, in_prefix, name, keywords, is_leaf)
+    call.groups = group_leaves(call.plan, places, all_entries((in_prefix, out_prefix), is_leaf))
     return OutputRules(tuple(places), out_prefix, call.groups.entries)
+
+
+def occurrences_in(
+    call: Call,
+    function: Callable,
+    prefix: Any,
+    name: str,
+    keywords: Any = None,
+    is_leaf: Callable[[Any], bool] = is_entry,
+) -> list[Occurrence]:
+    """Every place of an object among the arguments, with its entry; see `group_by_prefix`."""
+    args, kwargs = put_back(call.tree, call.roots)
+    labels = errors.argument_names(function, len(args))
+    found = broadcast(prefix, args, name, is_leaf)
+    return [
+        *occurrences(found, call.numbers, labels),
+        *occurrences(broadcast(keywords, kwargs, name), call.numbers, ()),
+    ]
 
 
 def one_group(plan: Plan, entry: Any = None) -> Groups:
@@ -160,7 +178,6 @@ def pure_function(
     else:
         graphdef, groups = call.graphdef, call.groups
 
-    @functools.wraps(function, assigned=("__name__", "__qualname__", "__module__"), updated=())
     def pure(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         inside = Inside(graphdef, groups, grouped, axis_name)
         if observe is not None:
@@ -171,8 +188,7 @@ def pure_function(
         out = inside.leave(result, always, rules, force, explicit)
         return out if returned is None else returned(*out)
 
-    del pure.__wrapped__  # JAX would read the user's signature from it
-    return pure
+    return named_like(function, pure)
 
 
 def leave(call: Call, out: tuple[Any, Sequence[Sequence[Any]], Static]) -> Any:

@@ -61,13 +61,12 @@ def collecting(reads: Reads, function: Callable) -> Iterator[None]:
     """
     objects = [obj for obj in _closed_over(function) if isinstance(obj, (Pytree, Variable))]
     variables = [v for _, v in iter_graph(objects) if isinstance(v, Variable)]
-    COLLECTING.reads.append(reads)
     try:
         for variable in variables:
             watch_reads(variable, True)
-        yield
+        with COLLECTING.during(reads):
+            yield
     finally:
-        COLLECTING.reads.pop()
         for variable in variables:
             watch_reads(variable, False)
 

@@ -19,14 +19,12 @@ import jax
 
 from ..graph import errors
 from ..graph.filters import Filter
-from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE, GraphDef
+from ..graph.graphdef import VARIABLE, WITH_IDENTITY, GraphDef
 from ..graph.state import from_flat_state, iter_leaves
 from ..graph.variable import Variable
 from ..graph.verbs import split
 from ..graph.walk import walk
 from .write_back import give_structure
-
-_WITH_IDENTITY = (VARIABLE, OBJECT, LIST, DICT)
 
 
 @jax.tree_util.register_static
@@ -69,7 +67,7 @@ class Context:
         numbers: list[int | None] = []
         for record, obj in zip(graphdef.records, walked.objects, strict=True):
             number = None
-            if record[0] in _WITH_IDENTITY:
+            if record[0] in WITH_IDENTITY:
                 number = side.numbers.get(id(obj))
                 if number is None:
                     number, self._count = self._count, self._count + 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from jax.tree_util import keystr
 
 from ..graph.errors import GraphError, path_string
 
@@ -29,6 +31,13 @@ def argument_names(f: Callable, count: int) -> list[str]:
     except (TypeError, ValueError):
         pass
     return [*names, *(f"args[{i}]" for i in range(len(names), count))][:count]
+
+
+def argument_place(path: Iterable[Any], labels: Sequence[str]) -> str:
+    """The place of a JAX path in (args, kwargs): `model`, `batch['x']`."""
+    kind, first, *below = path
+    name = labels[first.idx] if kind.idx == 0 else str(first.key)
+    return f"{name}{keystr(tuple(below))}"
 
 
 def inconsistent_alias(node_type: type, places: Sequence[tuple[str, Any]]) -> AliasError:
@@ -73,7 +82,3 @@ def axis_name_mismatch(
         f"calls {name!r}.\n"
         "Cure: annotate that axis with the same name, or map the axis that has it."
     )
-
-
-def place_string(argument: str, path: Sequence[Any]) -> str:
-    return path_string(path, argument)

@@ -13,12 +13,13 @@ Static data travels in the treedef of the output, so it is right on a cache hit 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.graphdef import DICT, LEAF, LIST, OBJECT, VARIABLE, GraphDef, intern, record_children
+from ..graph.graphdef import LEAF, WITH_IDENTITY, GraphDef, intern, record_children
 from ..graph.rebuild import rebuild
 from ..graph.variable import Variable
 from ..graph.walk import Walk, walk
@@ -26,8 +27,6 @@ from ..graph.watch import is_array
 from .arguments import Slot, put_back, take_apart
 from .axis_names import AxisName
 from .prefix import Groups, OutputRules
-
-_WITH_IDENTITY = (VARIABLE, OBJECT, LIST, DICT)
 
 
 class NewGraph(NamedTuple):
@@ -46,19 +45,11 @@ class Change(NamedTuple):
 
 
 @jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, slots=True)
 class Static:
     """Carries a `Change` in an output's treedef."""
 
-    __slots__ = ("change",)
-
-    def __init__(self, change: Change):
-        self.change = change
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and other.change == self.change
-
-    def __hash__(self) -> int:
-        return hash(self.change)
+    change: Change
 
 
 class Inside:
@@ -93,7 +84,7 @@ class Inside:
         self.index = {
             id(obj): i
             for i, (obj, record) in enumerate(zip(self.objects, graphdef.records, strict=True))
-            if record[0] in _WITH_IDENTITY
+            if record[0] in WITH_IDENTITY
         }
         self.roots = [self.objects[i] for i in graphdef.roots]
         self.axis_name = axis_name
@@ -145,7 +136,7 @@ class Inside:
         if rules is not None and found:  # also checks that inputs leave the way they came
             return self._leave_changed(tree, result, found, always, rules, explicit)
         if all(id(obj) in self.index for obj in found) and self._same(now):
-            values = _leaf_values(now)
+            values = now.gather()
             groups = self.groups.members
             dirty = tuple(
                 tuple(
@@ -167,14 +158,14 @@ class Inside:
 
     def _origins(self, now: Walk) -> tuple[int | None, ...]:
         return tuple(
-            self.index.get(id(obj)) if record[0] in _WITH_IDENTITY else None
+            self.index.get(id(obj)) if record[0] in WITH_IDENTITY else None
             for obj, record in zip(now.objects, now.graphdef.records, strict=True)
         )
 
     def _same(self, now: Walk) -> bool:
         """Whether the roots still have the structure that they came with, of the same objects."""
         return now.graphdef.records == self.graphdef.records and all(
-            a is b or record[0] not in _WITH_IDENTITY
+            a is b or record[0] not in WITH_IDENTITY
             for a, b, record in zip(now.objects, self.objects, self.graphdef.records, strict=True)
         )
 
@@ -196,7 +187,7 @@ class Inside:
         if lost:
             now = walk((*roots, *lost))
             hash(now.graphdef)
-        values = _leaf_values(now)
+        values = now.gather()
         origins = self._origins(now)
         groups = self._groups_of(now, origins, rules, result, found)
         out: list[list[Any]] = [[] for _ in self.groups.entries]
@@ -242,13 +233,6 @@ class Inside:
         return [came_in.get(leaf, 0) for leaf in range(len(now.variables) + len(now.arrays))]
 
 
-def _leaf_values(walked: Walk) -> list[Any]:
-    values = [v._value for v in walked.variables]
-    for (container, key), constant in zip(walked.arrays, walked.constants, strict=True):
-        values.append(constant if container is None else container[key])
-    return values
-
-
 def leaves_out(change: Change, before: GraphDef) -> Sequence[Sequence[int | None]]:
     """By group, which leaf that came in each value that goes out is for; None for new leaves."""
     graph = change.graph
@@ -288,7 +272,7 @@ def _array_places(graphdef: GraphDef) -> dict[tuple, int]:
     records, first = graphdef.records, graphdef.leaf_numbers()[1]
     places: dict[tuple, int] = {}
     stack: list[tuple[tuple, int]] = [
-        ((i,), i) for i, record in enumerate(records) if record[0] in _WITH_IDENTITY
+        ((i,), i) for i, record in enumerate(records) if record[0] in WITH_IDENTITY
     ]
     while stack:
         path, index = stack.pop()
@@ -298,6 +282,6 @@ def _array_places(graphdef: GraphDef) -> dict[tuple, int]:
             if child is LEAF:
                 places[(*path, key)] = number
                 number += 1
-            elif type(child) is int and records[child][0] not in _WITH_IDENTITY:
+            elif type(child) is int and records[child][0] not in WITH_IDENTITY:
                 stack.append(((*path, key), child))
     return places

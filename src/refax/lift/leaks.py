@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from ..graph.errors import TraceContextError, describe_value
 from .call import Call, root_places
-from .errors import argument_names
+from .errors import argument_names, argument_place
 from .places import place_under
 
 
@@ -22,9 +22,8 @@ def leaked_tracer(call: Call, function: Callable) -> TraceContextError | None:
     roots, labels = root_places(call.tree, function), argument_names(function, len(call.tree[0]))
     paths = call.plan.graphdef.paths.leaves
     inputs = [(place_under(p, roots), v) for p, v in zip(paths, call.values, strict=True)]
-    for (kind, first, *below), value in jax.tree_util.tree_leaves_with_path(call.tree):
-        name = labels[first.idx] if kind.idx == 0 else first.key
-        inputs.append((name + jax.tree_util.keystr(tuple(below)), value))
+    for path, value in jax.tree_util.tree_leaves_with_path(call.tree):
+        inputs.append((argument_place(path, labels), value))
     for place, value in inputs:
         if any(map(_is_over, jax.tree.leaves(value))):
             return TraceContextError(

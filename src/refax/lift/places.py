@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..graph.errors import path_string
 from ..graph.graphdef import VARIABLE, GraphDef, record_children
 from ..graph.representation import short
-from .inside import Change
-from .prefix import Occurrence
+from .array_prefix import spread
+from .call import Call
+from .errors import argument_names
+from .inside import Change, Static
+from .prefix import Occurrence, OutputRules, is_entry
 
 
 def place_under(path: tuple, roots: Sequence[str]) -> str:
@@ -44,6 +50,50 @@ def place_of_output(
     variables = after.variables
     kind = variables[leaf][1].__name__ if leaf < len(variables) else "array"
     return place_of_leaf(after, known, leaf), kind
+
+
+def inputs_by_place(
+    call: Call,
+    rules: OutputRules,
+    function: Callable,
+    prefix: Any,
+    is_leaf: Callable[[Any], bool] = is_entry,
+) -> Iterator[tuple[str, Any, Any]]:
+    """(place, value, entry) of every leaf of the objects, then of every array in the arguments."""
+    groups, args = call.groups, call.tree[0]
+    assert groups is not None
+    for leaf, value in enumerate(call.values):
+        place = place_of_leaf(call.plan.graphdef, rules.arguments, leaf)
+        yield place, value, groups.entries[groups.of_leaf[leaf]]
+    labels = argument_names(function, len(args))
+    entries = spread(prefix, args, "args", is_leaf)
+    for (path, value), entry in zip(tree_leaves_with_path(args), entries, strict=True):
+        yield labels[path[0].idx] + keystr(path[1:]), value, entry
+
+
+def check_outputs(
+    graphdef: GraphDef,
+    rules: OutputRules,
+    problem: Callable[[Any, Any], Any],
+    error: Callable[[str, str, Any, Any], Exception],
+) -> Callable[..., Any]:
+    """A check, at the end of the trace, of the values that leave: for `pure_function(returned=…)`.
+
+    Args:
+        graphdef, rules: of the call.
+        problem: (entry, value) → what is wrong, or something false.
+        error: (place, type of the Variable, entry, what is wrong) → what is raised.
+    """
+
+    def returned(result: Any, grouped: Sequence[Sequence[Any]], static: Static) -> Any:
+        for group, (entry, values) in enumerate(zip(rules.entries, grouped, strict=True)):
+            for index, value in enumerate(values):
+                if found := problem(entry, value):
+                    place = place_of_output(graphdef, rules.arguments, static.change, group, index)
+                    raise error(*place, entry, found)
+        return result, grouped, static
+
+    return returned
 
 
 def outline(graphdef: GraphDef, roots: Sequence[str]) -> dict[str, str]:

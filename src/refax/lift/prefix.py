@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ..graph.errors import path_string
 from ..graph.filters import Filter, to_predicate
 from ..graph.plan import Plan
+from ..graph.state import State, create_path_filters
 from ..graph.walk import Walk
 from . import errors
 from .arguments import is_object, stops
@@ -30,6 +32,8 @@ class FilterPrefix:
     __slots__ = ("entries", "filters", "predicates")
 
     def __init__(self, entries: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
+        if isinstance(entries, State):
+            entries = create_path_filters(entries)
         items = list(entries.items() if isinstance(entries, Mapping) else entries)
         self.filters = tuple(f for f, _ in items)
         self.entries = tuple(e for _, e in items)
@@ -172,11 +176,11 @@ def group_leaves(plan: Plan, occurring: Sequence[Occurrence], known: Sequence[An
         entry = next(iter(prefixes))
         group = position(entries, entry)
         return Groups(entries, [group] * total)
-    leaves = [*plan.variables, *plan.gather()[len(plan.variables) :]]
+    leaves = plan.leaves()
     seen: list[list[tuple[str, Any]]] = [[] for _ in range(total)]
     for occurrence in occurring:
         for path, leaf in graphdef.all_paths(graphdef.roots[occurrence.number]):
-            place = errors.place_string(occurrence.place, path)
+            place = path_string(path, occurrence.place)
             entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
             seen[leaf].append((place, entry))
     of_leaf = []
@@ -249,7 +253,7 @@ class OutputRules(NamedTuple):
         for occurrence in [*leaving, *self.arguments]:
             is_output = occurrence.number >= roots
             for path, leaf in now.graphdef.all_paths(now.graphdef.roots[occurrence.number]):
-                place = errors.place_string(occurrence.place, path)
+                place = path_string(path, occurrence.place)
                 known = came_in.get(leaf)
                 if not is_output and known is not None:
                     groups[leaf] = known

@@ -14,6 +14,7 @@ import jax
 
 from .._jax_compat import TRACE
 from ..graph.trace_errors import tracing
+from .arguments import named_like
 from .closures import reads_objects
 
 _MAX_PROGRAMS = 256
@@ -74,9 +75,7 @@ def proxy(function: Callable) -> Callable:
         with tracing(user):
             return user(*args, **kwargs)
 
-    for name in ("__name__", "__qualname__", "__module__"):
-        setattr(call, name, getattr(function, name, "function"))
-    return call
+    return named_like(function, call)
 
 
 def eager_program(

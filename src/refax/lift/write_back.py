@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..graph.graphdef import DICT, LIST, OBJECT, VARIABLE, GraphDef
+from ..graph.graphdef import VARIABLE, GraphDef
 from ..graph.module import Pytree, set_object_watch
 from ..graph.plan import Plan
-from ..graph.rebuild import build, fill, make_empty
-from ..graph.state import State
+from ..graph.rebuild import build, fill, has_content, make_empty, renew_tuples
 from ..graph.variable import make_variable, replace_metadata, set_raw_value
 from ..graph.walk import walk
-from ..graph.watch import invalidate, keeps_structure
+from ..graph.watch import invalidate
 from .arguments import Slot, put_back
 from .inside import Change, NewGraph
 
@@ -45,7 +44,7 @@ def write_back(
     result = tree if not _has_slot(tree) else put_back(tree, _Lookup(plan, roots))
     variables = plan.variables
     count = len(variables)
-    inside_tuples = False
+    inside_tuples = False  # whether an array in one changed
     for leaves, outs in zip(change.dirty, grouped, strict=True):
         if not leaves:
             continue
@@ -54,11 +53,9 @@ def write_back(
                 set_raw_value(variables[leaf], value)
             continue
         for leaf, value in zip(leaves, outs, strict=True):
-            if not plan.place(leaf, value):
-                plan.constants[leaf - count] = value
-                inside_tuples = True
+            inside_tuples |= not plan.place(leaf, value)
     if inside_tuples:
-        _renew_tuples(plan, roots)
+        renew_tuples(plan, roots)
     return result
 
 
@@ -138,44 +135,9 @@ def give_structure(
             replace_metadata(variable, record[2])
     for i, children in contents:
         obj, record = objects[i], records[i]
-        if known[i] is None or not _has_content(obj, record, children):
+        if known[i] is None or not has_content(obj, record, children):
             fill(obj, record, children)
             if isinstance(obj, Pytree) and obj._refax_watch is not None:
                 invalidate(obj._refax_watch)
                 set_object_watch(obj, None)
     return objects
-
-
-def _has_content(obj: Any, record: tuple, children: Sequence[Any]) -> bool:
-    """Whether an object has this content already, so that plans which know it stay valid."""
-    kind = record[0]
-    if kind == OBJECT:
-        mapping = obj.__dict__
-        if type(obj) is not record[1] or dict(record[4]) != (obj._refax_marks or {}):
-            return False
-    elif kind == DICT:
-        mapping = obj._tree if isinstance(obj, State) else obj
-    elif kind == LIST:
-        return len(obj) == len(children) and all(map(_same, obj, children))
-    else:
-        return True
-    return tuple(mapping) == tuple(record[2]) and all(map(_same, mapping.values(), children))
-
-
-def _same(old: Any, new: Any) -> bool:
-    return old is new or (keeps_structure(old, new) and not hasattr(new, "dtype"))
-
-
-def _renew_tuples(plan: Plan, roots: Sequence[Any]) -> None:
-    """An array inside a tuple changed: make the tuples anew, with the plan's current values."""
-    walked = walk(tuple(roots))
-    records = walked.graphdef.records
-    arrays = plan.gather()[len(plan.variables) :]
-    objects = [
-        obj if record[0] in (VARIABLE, OBJECT, LIST, DICT) else None
-        for record, obj in zip(records, walked.objects, strict=True)
-    ]
-    for i, children in build(walked.graphdef, objects, arrays):
-        if not _has_content(objects[i], records[i], children):
-            fill(objects[i], records[i], children)
-    plan.valid = False

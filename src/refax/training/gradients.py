@@ -72,18 +72,12 @@ def with_value(param: Any, value: Any) -> Any:
 
 
 def _other_paths(wanted: dict, given: dict) -> str:
-    missing = [p for p in wanted if p not in given]
-    unknown = [p for p in given if p not in wanted]
     parts = []
-    if missing:
-        parts.append(f"has no gradient for `{path_string(missing[0])}`{_more(missing)}")
-    if unknown:
-        parts.append(
-            f"has a gradient for `{path_string(unknown[0])}`{_more(unknown)}, which is not "
-            "optimized"
-        )
+    for text, paths in (
+        ("has no gradient for {}", [p for p in wanted if p not in given]),
+        ("has a gradient for {}, which is not optimized", [p for p in given if p not in wanted]),
+    ):
+        if paths:
+            more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+            parts.append(text.format(f"`{path_string(paths[0])}`{more}"))
     return f"The State of gradients {' and '.join(parts)}.\n{_CURE}"
-
-
-def _more(paths: list) -> str:
-    return f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""

@@ -43,18 +43,16 @@ class Metric(Pytree):
         return split(self, *filters)
 
 
-def _argument(metric: Metric, name: str, values: dict[str, Any]) -> Any:
-    if name not in values:
+def _masked(
+    metric: Metric, name: str, given: dict[str, Any], mask: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """The values as float32, zero where the mask is, and the mask as weights of their shape."""
+    if name not in given:
         raise TypeError(
             f"{type(metric).__name__}.update needs the keyword argument {name!r}; "
-            f"it got {sorted(values) or 'none'}."
+            f"it got {sorted(given) or 'none'}."
         )
-    return values[name]
-
-
-def _masked(metric: Metric, given: Any, mask: Any) -> tuple[jax.Array, jax.Array | None]:
-    """The values as float32, zero where the mask is, and the mask as weights of their shape."""
-    values = jnp.asarray(given, jnp.float32)
+    values = jnp.asarray(given[name], jnp.float32)
     if mask is None:
         return values, None
     mask = jnp.asarray(mask, jnp.float32)
@@ -119,7 +117,7 @@ class Average(Metric):
             mask: weights of the values, or booleans: of their shape, or of their leading axes.
                 What is zero is left out, also if the value there is nan.
         """
-        given, weights = _masked(self, _argument(self, self.argname, values), mask)
+        given, weights = _masked(self, self.argname, values, mask)
         _add(self.total, self._total_low, (given if weights is None else given * weights).sum())
         _add(self.count, self._count_low, given.size if weights is None else weights.sum())
 
@@ -155,19 +153,16 @@ class Accuracy(Average):
     def update(self, *, logits: Any, labels: Any, mask: Any = None, **_: Any) -> None:  # type: ignore[override]
         """Take in logits (…, classes), or of the labels' shape with a threshold, and labels (…)."""
         logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-        expected = logits.shape if self.threshold is not None else logits.shape[:-1]
-        if expected != labels.shape:
+        predicted = logits.argmax(-1) if self.threshold is None else logits >= self.threshold
+        if predicted.shape != labels.shape:
             raise ValueError(
                 f"Accuracy: logits have shape {logits.shape} and labels {labels.shape}; "
-                f"labels must have shape {expected}."
+                f"labels must have shape {predicted.shape}."
             )
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise ValueError(f"Accuracy: labels must be integers, got {labels.dtype}.")
-        if self.threshold is not None:
-            predicted = (logits >= self.threshold).astype(labels.dtype)
-        else:
-            predicted = logits.argmax(-1).astype(labels.dtype)
-        super().update(mask=mask, **{self.argname: (predicted == labels).astype(jnp.float32)})
+        right = predicted.astype(labels.dtype) == labels
+        super().update(mask=mask, **{self.argname: right.astype(jnp.float32)})
 
 
 class Statistics(NamedTuple):
@@ -203,7 +198,7 @@ class Welford(Metric):
 
     def update(self, *, mask: Any = None, **values: Any) -> None:
         """Take in `values[argname]`, with a `mask` as in `Average.update`."""
-        given, weights = _masked(self, _argument(self, self.argname, values), mask)
+        given, weights = _masked(self, self.argname, values, mask)
         weights = jnp.ones_like(given) if weights is None else weights
         count, before = weights.sum(), self._count()
         mean = (given * weights).sum() / jnp.where(count == 0, 1, count)

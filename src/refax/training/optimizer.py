@@ -68,10 +68,6 @@ def _is_variable(x: Any) -> bool:
     return isinstance(x, Variable)
 
 
-def _is_cell_or_state(x: Any) -> bool:
-    return isinstance(x, (Variable, State))
-
-
 def _wrap(x: Any) -> Variable:
     if isinstance(x, Variable):
         return make_variable(OptVariable, x._value, x._metadata)
@@ -97,7 +93,7 @@ def _like_parameters(tree: Any, params: State) -> Any:
     return jax.tree.map(
         lambda x: map_state(unwrap, x) if isinstance(x, State) else x._value,
         tree,
-        is_leaf=_is_cell_or_state,
+        is_leaf=lambda x: isinstance(x, (Variable, State)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -48,28 +49,7 @@ def no_parameters(model: Any, wrt: Any) -> ValueError:
 
 def explain(error: Exception, opt_state: Any, params: State) -> None:
     """Add to an error of the transformation where its state does not fit the parameters."""
-    wanted = dict(iter_leaves(params))
-    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, State))
-    for state in (s for s in states if isinstance(s, State)):
-        kept = dict(iter_leaves(state))
-        cells = {path: leaf for path, leaf in kept.items() if isinstance(leaf, Variable)}
-        for path, cell in cells.items():
-            if path not in wanted:
-                where = f"keeps a state for `{path_string(path)}`, which the model does not have"
-            elif describe_shape(cell) != describe_shape(wanted[path]):
-                where = (
-                    f"keeps {describe_shape(cell)} for `{path_string(path)}`, which is "
-                    f"{describe_shape(wanted[path])}"
-                )
-            else:
-                continue
-            break
-        else:
-            # A leaf that is no Variable stands for a part that is masked.
-            new = [p for p in wanted if not any(p[: i + 1] in kept for i in range(len(p)))]
-            if not new:
-                continue
-            where = f"keeps nothing for `{path_string(new[0])}`, which the model has"
+    for where in _misfits(opt_state, dict(iter_leaves(params))):
         error.add_note(
             f"Optimizer.update: the optimizer {where}.\nCure: make a new optimizer when parameters "
             "were added, removed or resized, and update the model that it was made for."
@@ -77,5 +57,22 @@ def explain(error: Exception, opt_state: Any, params: State) -> None:
         return
 
 
-def describe_shape(leaf: Any) -> str:
+def _misfits(opt_state: Any, wanted: dict[tuple, Any]) -> Iterator[str]:
+    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, State))
+    for state in (s for s in states if isinstance(s, State)):
+        kept = dict(iter_leaves(state))
+        for path, cell in kept.items():
+            name, shape = path_string(path), _shape(cell)
+            if not isinstance(cell, Variable):
+                continue  # it stands for a part that is masked
+            if path not in wanted:
+                yield f"keeps a state for `{name}`, which the model does not have"
+            elif shape != _shape(wanted[path]):
+                yield f"keeps {shape} for `{name}`, which is {_shape(wanted[path])}"
+        for path in wanted:
+            if not any(path[: i + 1] in kept for i in range(len(path))):
+                yield f"keeps nothing for `{path_string(path)}`, which the model has"
+
+
+def _shape(leaf: Any) -> str:
     return str(getattr(leaf._value if isinstance(leaf, Variable) else leaf, "shape", None))

@@ -97,14 +97,9 @@ class TrainState(Pytree):
         grads = gradients_like(self.params, grads, ...)
         tx: Any = optax.with_extra_args_support(self.tx) if extra else self.tx
         updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra)
-        return self.replace(
-            **{
-                "params": optax.apply_updates(self.params, updates),
-                "opt_state": opt_state,
-                "step": self.step + 1,
-                **{name: value for name, value in kwargs.items() if name in names},
-            }
-        )
+        new = {"params": optax.apply_updates(self.params, updates), "opt_state": opt_state}
+        fields = {name: value for name, value in kwargs.items() if name in names}
+        return self.replace(**{**new, "step": self.step + 1, **fields})
 
     def replace(self, **fields: Any) -> Self:
         """The same state with other values of some fields."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..graph.module import Pytree
@@ -44,18 +44,44 @@ def belongs_to(wrapped: Any, obj: Any) -> bool:
     return False
 
 
-def with_self(wrapped: Any, prefix: Any, args: tuple, default: Any) -> Any:
-    """A prefix tuple that leaves `self` out, with the default for it in front."""
-    if not isinstance(prefix, (tuple, list)):
-        return prefix
-    prefix = tuple(prefix)
-    if (
-        len(prefix) == len(args) - 1
-        and isinstance(args[0], Pytree)
-        and belongs_to(wrapped, args[0])
-    ):
-        return (default, *prefix)
-    return prefix
+def with_self(
+    wrapped: Any, bound: Any, args: tuple, prefix: Any, default: Any
+) -> tuple[tuple, Any]:
+    """(arguments with a bound object in front, prefix with the default for `self` if left out)."""
+    if bound is not None:
+        args = (bound, *args)
+    if isinstance(prefix, (tuple, list)):
+        prefix = tuple(prefix)
+        leaves_out = len(prefix) == len(args) - 1 and isinstance(args[0], Pytree)
+        if bound is not None or (leaves_out and belongs_to(wrapped, args[0])):
+            prefix = (default, *prefix)
+    return args, prefix
+
+
+def positions(numbers: int | Iterable[int], count: int, shift: int) -> list[int]:
+    """Positions as the user counts them, in the arguments with a bound object in front."""
+    given = count - shift
+    numbers = (numbers,) if isinstance(numbers, int) else numbers
+    return [shift + (n if n >= 0 else given + n) for n in numbers if -given <= n < given]
+
+
+def without_static(
+    args: tuple, numbers: int | Iterable[int], shift: int
+) -> tuple[tuple, dict[int, Any]]:
+    """(the arguments with None for static ones, the static ones by position)."""
+    static = {i: args[i] for i in positions(numbers, len(args), shift)}
+    return tuple(None if i in static else a for i, a in enumerate(args)), static
+
+
+def with_static(function: Callable, static: dict[int, Any]) -> Callable:
+    """The function of the arguments that `without_static` leaves."""
+    if not static:
+        return function
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        return function(*(static.get(i, a) for i, a in enumerate(args)), **kwargs)
+
+    return functools.update_wrapper(inner, function, updated=())
 
 
 def by_position(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -102,11 +103,10 @@ class CustomVjp:
         nondiff = {n % len(args) for n in self._nondiff}
         wrt = [(i, self._filters.get(i, Param)) for i in range(len(args)) if i not in nondiff]
         call = enter(args, {})
-        group_by_argument(call, self._function, args, {}, wrt)
+        group_by_argument(call, self._function, args, wrt)
         diff, rest = separate(call, wrt)
-        dynamic, numbers = rest
         # What is static among the arguments (flags, functions) is closed over, not passed.
-        leaves, treedef = jax.tree.flatten(dynamic)
+        leaves, treedef = jax.tree.flatten(rest)
         static = {i: x for i, x in enumerate(leaves) if not _is_numeric(x)}
         inputs = [x for i, x in enumerate(leaves) if i not in static]
 
@@ -116,7 +116,7 @@ class CustomVjp:
             def of_inputs(diff: Any, inputs: Sequence[Any]) -> Any:
                 values = iter(inputs)
                 full = [static[i] if i in static else next(values) for i in range(len(leaves))]
-                return inner(*join(diff, (treedef.unflatten(full), numbers)))
+                return inner(*join(diff, treedef.unflatten(full), wrt))
 
             return of_inputs
 
@@ -224,17 +224,11 @@ def _is_numeric(x: Any) -> bool:
 
 
 @jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class _Structure:
     """A treedef on its way from the forward to the backward rule."""
 
-    def __init__(self, treedef: Any):
-        self.treedef = treedef
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Structure) and other.treedef == self.treedef
-
-    def __hash__(self) -> int:
-        return hash(self.treedef)
+    treedef: Any
 
 
 def _no_gradient(aval: Any) -> Any:

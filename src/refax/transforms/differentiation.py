@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from ..graph.errors import describe_value
 from ..graph.plan import plan_for
 from ..graph.variable import Param, Variable, make_variable
 from ..graph.verbs import layout_of
-from ..lift import errors
-from ..lift.arguments import Slot, put_back
-from ..lift.call import Call
-from ..lift.prefix import FilterPrefix, broadcast, group_leaves, occurrences
+from ..lift.arguments import named_like, put_back, slot_numbers, unbind
+from ..lift.call import Call, enter, occurrences_in, pure_function
+from ..lift.prefix import FilterPrefix, group_leaves
 from .prefixes import DiffState
 
 
@@ -67,21 +64,37 @@ def wrt_positions(differentiated: list, count: int, shift: int) -> list[tuple[in
     return wrt
 
 
-def group_by_argument(call: Call, f: Callable, args: tuple, kwargs: dict, wrt: list) -> None:
+def group_by_argument(call: Call, f: Callable, args: tuple, wrt: list) -> None:
     """Group the leaves by the argument that they are differentiated in, or None."""
     prefixes: list[Any] = [None] * len(args)
     for number, filter in wrt:
         prefixes[number] = _Wrt(number, filter)
-    found = broadcast((tuple(prefixes), None), (args, kwargs), "argnums")
-    labels = errors.argument_names(f, len(args))
-    places = []
-    for path, obj, entry in found:
-        first, *below = path
-        if first.idx == 0:
-            places += occurrences([(tuple(below), obj, entry)], call.numbers, labels)
-        else:
-            places += occurrences([(tuple(below), obj, entry)], call.numbers, ())
+    places = occurrences_in(call, f, tuple(prefixes), "argnums")
     call.groups = group_leaves(call.plan, places, [None, *(n for n, _ in wrt)])
+
+
+def prepare(
+    f: Callable, args: tuple, kwargs: dict[str, Any], differentiated: list, arrange: Callable
+) -> tuple[Call, list[tuple[int, Any]], Any, Callable]:
+    """(call, what is differentiated, its values and trees, the function of these).
+
+    Args:
+        f: the user's function or method, of `args` and `kwargs`.
+        differentiated: as `normalize_argnums` gives it.
+        arrange: (result, values by group, static) → what the function returns.
+    """
+    function, bound = unbind(f)
+    args = args if bound is None else (bound, *args)
+    wrt = wrt_positions(differentiated, len(args), 0 if bound is None else 1)
+    call = enter(args, kwargs)
+    group_by_argument(call, function, args, wrt)
+    diff, rest = separate(call, wrt)
+    pure = pure_function(function, call, returned=arrange)
+
+    def of_diff(diff: Any) -> Any:
+        return pure(*join(diff, rest, wrt))
+
+    return call, wrt, diff, named_like(function, of_diff)
 
 
 def separate(call: Call, wrt: list) -> tuple[Any, Any]:
@@ -89,29 +102,15 @@ def separate(call: Call, wrt: list) -> tuple[Any, Any]:
     args, kwargs = call.tree
     numbers = [n for n, _ in wrt]
     grouped = call.grouped
-    diff = (grouped[1:], [args[n] for n in numbers])
     rest = (grouped[0], tuple(None if i in numbers else a for i, a in enumerate(args)), kwargs)
-    return diff, (rest, _Numbers(tuple(numbers)))
+    return (grouped[1:], [args[n] for n in numbers]), rest
 
 
-@jax.tree_util.register_static
-class _Numbers:
-    """The positions of the differentiated arguments, as static data."""
-
-    def __init__(self, numbers: tuple[int, ...]):
-        self.numbers = numbers
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Numbers) and other.numbers == self.numbers
-
-    def __hash__(self) -> int:
-        return hash(self.numbers)
-
-
-def join(diff: Any, rest: Any) -> tuple[list, Any]:
-    (kept, args, kwargs), numbers = rest
+def join(diff: Any, rest: Any, wrt: list) -> tuple[list, Any]:
+    """(values by group, tree) of what `separate` gave."""
+    kept, args, kwargs = rest
     full = list(args)
-    for number, value in zip(numbers.numbers, diff[1], strict=True):
+    for (number, _), value in zip(wrt, diff[1], strict=True):
         full[number] = value
     return [kept, *diff[0]], (tuple(full), kwargs)
 
@@ -125,7 +124,7 @@ def gradient_builder(call: Call, wrt: list) -> Callable[[Any], list[Any]]:
         A function of (derivatives by argument, trees of them with slots).
     """
     frames = [
-        (number, {i: _frame(call, i, filter) for i in _slot_numbers(call.tree[0][number])})
+        (number, {i: _frame(call, i, filter) for i in slot_numbers(call.tree[0][number])})
         for number, filter in wrt
     ]
 
@@ -140,11 +139,6 @@ def gradient_builder(call: Call, wrt: list) -> Callable[[Any], list[Any]]:
         return results
 
     return build
-
-
-def _slot_numbers(tree: Any) -> set[int]:
-    slots = jax.tree.leaves(tree, is_leaf=lambda x: type(x) is Slot)
-    return {x.number for x in slots if type(x) is Slot}
 
 
 def _frame(call: Call, number: int, filter: Any) -> Callable[[dict[int, Any]], Any]:
@@ -168,8 +162,3 @@ def _frame(call: Call, number: int, filter: Any) -> Callable[[dict[int, Any]], A
         return layout.build(values)
 
     return state
-
-
-def name_like(inner: Any, function: Callable) -> None:
-    inner.__name__ = getattr(function, "__name__", "function")
-    inner.__qualname__ = getattr(function, "__qualname__", inner.__name__)

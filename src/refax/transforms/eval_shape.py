@@ -11,7 +11,8 @@ from ..graph.plan import Plan
 from ..graph.rebuild import rebuild
 from ..graph.walk import walk
 from ..lift.arguments import unbind
-from ..lift.call import enter, pure_function
+from ..lift.call import Call, enter, pure_function
+from ..lift.inside import Static
 from ..lift.write_back import write_back
 
 A = TypeVar("A")
@@ -32,7 +33,13 @@ def eval_shape(f: Callable[..., A], *args: Any, **kwargs: Any) -> A:
     """
     function, bound = unbind(f)
     call = enter(args if bound is None else (bound, *args), kwargs)
-    tree, grouped, static = jax.eval_shape(pure_function(function, call), call.grouped, call.tree)
+    out = jax.eval_shape(pure_function(function, call), call.grouped, call.tree)
+    return leave_abstract(call, out)
+
+
+def leave_abstract(call: Call, out: tuple[Any, Any, Static]) -> Any:
+    """The result of a call that was only traced; its objects are left as they are."""
+    tree, grouped, static = out
     values = _abstract(call.values)
     stand_ins = rebuild(call.plan.graphdef, values)
     roots = [stand_ins[i] for i in call.plan.graphdef.roots]

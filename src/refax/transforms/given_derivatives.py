@@ -66,12 +66,8 @@ def laid_out(wrt: list, given: Sequence[Any], types: Any, how: Given) -> Any:
             try:
                 pieces = structure.flatten_up_to(derivative)
             except ValueError:
-                raise _wrong(
-                    how,
-                    number,
-                    derivative,
-                    shown(wanted, [type(r).__name__ for r in how.call.roots]),
-                ) from None
+                kinds = [type(root).__name__ for root in how.call.roots]
+                raise _wrong(how, number, derivative, shown(wanted, kinds)) from None
         for slot, piece in zip(slots, pieces, strict=True):
             if is_slot(slot) and piece is not None:
                 _collect(slot.number, piece, of_leaf, number, how)

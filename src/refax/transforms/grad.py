@@ -14,18 +14,9 @@ from typing import Any
 import jax
 
 from ..graph.errors import describe_value
-from ..lift.arguments import unbind
-from ..lift.call import enter, leave, pure_function
+from ..lift.call import leave
 from .bound import decorator_or_function
-from .differentiation import (
-    gradient_builder,
-    group_by_argument,
-    join,
-    name_like,
-    normalize_argnums,
-    separate,
-    wrt_positions,
-)
+from .differentiation import gradient_builder, normalize_argnums, prepare
 from .prefixes import DiffState
 
 
@@ -56,35 +47,19 @@ def value_and_grad(
     options: dict[str, Any] = {"holomorphic": holomorphic, "allow_int": allow_int}
     if reduce_axes:
         options["reduce_axes"] = reduce_axes
-    function, bound = unbind(f)
+
+    def arrange(result: Any, grouped: list, static: Any) -> Any:
+        if has_aux:
+            _check_aux(result)
+        loss, aux = result if has_aux else (result, None)
+        return loss, (aux, grouped, static)
 
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if bound is not None:
-            args = (bound, *args)
-        wrt = wrt_positions(differentiated, len(args), 0 if bound is None else 1)
-        call = enter(args, kwargs)
-        group_by_argument(call, function, args, kwargs, wrt)
-        diff, rest = separate(call, wrt)
+        call, wrt, diff, of_diff = prepare(f, args, kwargs, differentiated, arrange)
         as_users_get_them = gradient_builder(call, wrt)
-
-        def arrange(result: Any, grouped: list, static: Any) -> Any:
-            if has_aux:
-                _check_aux(result)
-                loss, aux = result
-                return loss, (aux, grouped, static)
-            return result, (None, grouped, static)
-
-        pure = pure_function(function, call, returned=arrange)
-
-        def of_diff(diff: Any, rest: Any) -> Any:
-            return pure(*join(diff, rest))
-
-        name_like(of_diff, function)
-        (loss, (aux, grouped, static)), grads = jax.value_and_grad(
-            of_diff, has_aux=True, **options
-        )(diff, rest)
-        aux = leave(call, (aux, grouped, static))
+        (loss, out), grads = jax.value_and_grad(of_diff, has_aux=True, **options)(diff)
+        aux = leave(call, out)
         results = as_users_get_them(grads)
         gradients = results[0] if not isinstance(argnums, Sequence) else tuple(results)
         return ((loss, aux) if has_aux else loss), gradients

@@ -8,13 +8,10 @@ from typing import Any
 
 import jax
 
-from ..graph.plan import Plan
-from ..graph.rebuild import rebuild
-from ..graph.walk import walk
 from ..lift.arguments import unbind
 from ..lift.call import enter, leave, pure_function
-from ..lift.write_back import write_back
-from .bound import decorator_or_function
+from .bound import decorator_or_function, with_static, without_static
+from .eval_shape import leave_abstract
 
 
 @decorator_or_function
@@ -41,29 +38,15 @@ def make_jaxpr(
         True
     """
     function, bound = unbind(f)
-    static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
 
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        kept = {n % len(args): args[n] for n in static}
-        shift = 0 if bound is None else 1
-        dynamic = tuple(None if i in kept else a for i, a in enumerate(args))
-        call = enter(dynamic if bound is None else (bound, *dynamic), kwargs)
-
-        def of_dynamic(*args: Any, **kwargs: Any) -> Any:
-            return function(*(kept.get(i - shift, a) for i, a in enumerate(args)), **kwargs)
-
-        functools.update_wrapper(of_dynamic, function, updated=())
-        pure = pure_function(of_dynamic, call)
+        args = args if bound is None else (bound, *args)
+        args, statics = without_static(args, static_argnums, 0 if bound is None else 1)
+        call = enter(args, kwargs)
+        pure = pure_function(with_static(function, statics), call)
         jaxpr, out = jax.make_jaxpr(pure, return_shape=True, **options)(call.grouped, call.tree)
-        if not return_shape:
-            return jaxpr
-        tree, grouped, change = out
-        values = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), call.values)
-        stand_ins = rebuild(call.plan.graphdef, values)
-        roots = tuple(stand_ins[i] for i in call.plan.graphdef.roots)
-        plan = Plan(walk(roots))
-        return jaxpr, write_back(plan, roots, values, tree, grouped, change.change)
+        return (jaxpr, leave_abstract(call, out)) if return_shape else jaxpr
 
     return wrapped
 

@@ -16,19 +16,20 @@ import jax
 
 from ..graph.outer_reads import Reads, written_since
 from ..lift import errors
-from ..lift.arguments import unbind
+from ..lift.arguments import named_like, unbind
 from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.closures import collecting
 from ..lift.inside import Inside
 from ..lift.leaks import leaked_tracer
 from ..lift.programs import programs_of, proxy, remember
-from .bound import decorator_or_function, method_of
-from .jit_layout import Layout, layout_of
-from .jit_options import Options, StaticArguments, positions
+from .bound import decorator_or_function, method_of, positions
+from .jit_layout import Donated, Layout, layout_of
+from .jit_options import Options, StaticArguments
 from .retrace import StaleConstantWarning, TraceRecord, Traces, stale_constant, users_level
 
 # The keys of what is noted of a function among its programs: trace records, outer reads.
 _TRACES, _READS = "traces", "reads"
+_NOTHING = Donated()
 
 
 @decorator_or_function
@@ -132,16 +133,16 @@ class JitWrapped:
             return call, program, (call.grouped, call.tree)
         statics = StaticArguments(options, args, kwargs, self._shift)
         call = enter(*statics.without(args, kwargs))
-        donate_at = frozenset(positions(options.donate_numbers, count, self._shift))
-        donate_at -= frozenset(statics.by_position)
-        donate_names = frozenset(n for n in options.donate_names if n in call.tree[1])
+        at = frozenset(positions(options.donate_numbers, count, self._shift))
+        names = frozenset(options.donate_names).intersection(call.tree[1])
+        given = Donated(at.difference(statics.by_position), names)
         try:
             # With shardings, the places of the objects among the arguments matter too.
             places = jax.tree.structure(call.tree) if options.sharded else count
-            key = (call.plan.graphdef, statics.key(), donate_at, donate_names, places)
+            key = (call.plan.graphdef, statics.key(), given, places)
             program = self._programs.get(key)
             if program is None:
-                program = self._compile(call, key, statics, donate_at, donate_names)
+                program = self._compile(call, key, statics, given)
         except TypeError:
             if (error := statics.unhashable(self._function)) is not None:
                 raise error from None
@@ -150,20 +151,13 @@ class JitWrapped:
         return call, program, program.layout.inputs(call.grouped, call.tree)
 
     def _compile(
-        self,
-        call: Call,
-        key: Any,
-        statics: StaticArguments | None,
-        donate_at: frozenset[int] = frozenset(),
-        donate_names: frozenset[str] = frozenset(),
+        self, call: Call, key: Any, statics: StaticArguments | None, given: Donated = _NOTHING
     ) -> _Program:
         """Make the inner jit for a structure that was not seen before."""
         options, user, reads = self._options, proxy(self._function), self._reads
         at = {} if statics is None else statics.by_position
         named = {} if statics is None else statics.by_name
-        layout = layout_of(
-            self._function, call, options, self._shift, tuple(at), donate_at, donate_names
-        )
+        layout = layout_of(self._function, call, options, self._shift, tuple(at), given)
         call.groups = layout.groups
 
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -172,14 +166,15 @@ class JitWrapped:
             with collecting(reads, user):
                 return user(*args, **kwargs, **named)
 
-        for attribute in ("__name__", "__qualname__", "__module__"):
-            setattr(function, attribute, getattr(self._function, attribute, "function"))
-        observe = self._observer(call, statics)
         pure = pure_function(
-            function, call, always=layout.donated, rules=layout.rules, observe=observe
+            named_like(self._function, function),
+            call,
+            always=layout.donated,
+            rules=layout.rules,
+            observe=self._observer(call, statics),
         )
         keywords = {**options.rest, **layout.shardings}
-        if layout.donates:
+        if given:
             keywords["donate_argnums"] = (1,)
         program = _Program(jax.jit(layout.inner(pure), **keywords), layout)
         remember(self._programs, key, program)
@@ -260,30 +255,27 @@ class JitWrapped:
             self._programs.pop(key).jitted.clear_cache()
 
 
-class Lowered:
+class _Stage:
+    """A stage of `jax.stages`, and the wrapper that it comes from."""
+
+    def __init__(self, wrapped: JitWrapped, stage: Any):
+        self._wrapped = wrapped
+        self._stage = stage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+
+class Lowered(_Stage):
     """A lowered program: `jax.stages.Lowered`, but `compile()` gives a function of objects."""
 
-    def __init__(self, wrapped: JitWrapped, lowered: Any):
-        self._wrapped = wrapped
-        self._lowered = lowered
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._lowered, name)
-
     def compile(self, *args: Any, **kwargs: Any) -> Compiled:
-        return Compiled(self._wrapped, self._lowered.compile(*args, **kwargs))
+        return Compiled(self._wrapped, self._stage.compile(*args, **kwargs))
 
 
-class Compiled:
+class Compiled(_Stage):
     """A compiled program: `jax.stages.Compiled`, called with objects."""
-
-    def __init__(self, wrapped: JitWrapped, compiled: Any):
-        self._wrapped = wrapped
-        self._compiled = compiled
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._compiled, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call, _, inputs = self._wrapped._inner(args, kwargs)
-        return leave(call, self._compiled(*inputs))
+        return leave(call, self._stage(*inputs))

@@ -9,6 +9,7 @@ from typing import Any
 from ..graph.errors import suggest
 from ..graph.statics import static_key
 from ..lift import errors
+from .bound import without_static
 
 
 def _indices(given: int | Sequence[int] | None) -> tuple[int, ...] | None:
@@ -17,12 +18,6 @@ def _indices(given: int | Sequence[int] | None) -> tuple[int, ...] | None:
 
 def _names(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
     return None if given is None else (given,) if isinstance(given, str) else tuple(given)
-
-
-def positions(numbers: Iterable[int], count: int, shift: int) -> list[int]:
-    """Positions as the user counts them, in the arguments with a bound object in front."""
-    given = count - shift
-    return [shift + (n if n >= 0 else given + n) for n in numbers if -given <= n < given]
 
 
 class Options:
@@ -94,8 +89,7 @@ class StaticArguments:
     __slots__ = ("by_name", "by_position")
 
     def __init__(self, options: Options, args: tuple, kwargs: dict[str, Any], shift: int):
-        at = positions(options.static_numbers, len(args), shift)
-        self.by_position = {i: args[i] for i in at}
+        self.by_position = without_static(args, options.static_numbers, shift)[1]
         self.by_name = {n: kwargs[n] for n in options.static_names if n in kwargs}
 
     def without(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from ..lift.arguments import Slot, put_back
+from ..graph.statics import static_key
+from ..lift.arguments import Slot, named_like, put_back
 from ..lift.call import Call, CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import Change, Static
@@ -16,7 +17,7 @@ from ..lift.places import place_of_leaf
 from ..lift.prefix import OutputRules
 from ..lift.programs import eager_program
 from .carry import Carry, check_carry, is_carry
-from .scan import _input_slots
+from .scan import input_slots
 
 T = TypeVar("T")
 
@@ -99,21 +100,22 @@ def fori_loop(
 
             def step(i: Any, carry: Any) -> Any:
                 body = functions[0]
-                return _step(lambda v: body(i, v), form, rules, "fori_loop", body)(carry)
+                of_value = named_like(body, lambda v: body(i, v))
+                return _step(of_value, form, rules, "fori_loop")(carry)
 
             grouped, value = jax.lax.fori_loop(low, high, step, (grouped, value), unroll=unroll)
             return _result(form, grouped, value)
 
         return run
 
-    key = ("fori_loop", call.plan.graphdef, bounds if static_bounds else None, unroll)
+    key = ("fori_loop", call.plan.graphdef, bounds if static_bounds else None, static_key(unroll))
     given = None if static_bounds else bounds
     return leave(call, eager_program((body_fun,), key, make)(call.grouped, (call.tree, given)))
 
 
 def _enter(function: Callable, value: Any) -> tuple[Call, OutputRules]:
     call = enter((value,), {})
-    rules = group_by_prefix(call, function, Carry, Carry, "init_val", is_entry=is_carry)
+    rules = group_by_prefix(call, function, Carry, Carry, "init_val", is_leaf=is_carry)
     return call, rules
 
 
@@ -123,9 +125,9 @@ def _only_result(form: CallForm, rules: OutputRules) -> Callable[..., Any]:
     def returned(result: Any, grouped: Any, static: Static) -> Any:
         dirty = [leaf for group in static.change.dirty for leaf in group]
         if dirty or static.change.graph is not None:
-            place = (
-                place_of_leaf(form.graphdef, rules.arguments, dirty[0]) if dirty else "an object"
-            )
+            place = "an object"
+            if dirty:
+                place = place_of_leaf(form.graphdef, rules.arguments, dirty[0])
             raise PrefixError(
                 f"while_loop: cond_fun changes `{place}`, but it only decides whether to go on.\n"
                 "Cure: make the change in body_fun."
@@ -135,22 +137,17 @@ def _only_result(form: CallForm, rules: OutputRules) -> Callable[..., Any]:
     return returned
 
 
-def _step(
-    function: Callable, form: CallForm, rules: OutputRules, loop: str, named: Callable | None = None
-) -> Callable:
+def _step(function: Callable, form: CallForm, rules: OutputRules, loop: str) -> Callable:
     """(values by group, value) → the same, one step on."""
-    if named is not None:
-        function.__name__ = getattr(named, "__name__", "body")
     always = (True,) * len(rules.entries)
     pure = pure_function(function, form, always=always, rules=rules)
 
     def step(carry: Any) -> Any:
         grouped, value = carry
         result, out, static = pure(grouped, ((value,), {}))
-        result = _input_slots(result, form.graphdef.roots)
-        check_carry(
-            form, rules, loop, (grouped, value, jax.tree.leaves(value)), out, result, static
-        )
+        result = input_slots(result, form.graphdef.roots)
+        before = (grouped, value, jax.tree.leaves(value))
+        check_carry(form, rules, loop, before, out, result, static)
         return [list(o) for o in out], result
 
     return step

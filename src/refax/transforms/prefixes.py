@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..graph.filters import Filter, to_predicate
-from ..graph.state import State, create_path_filters
 from ..graph.variable import Param
 from ..lift.prefix import FilterPrefix
 
@@ -20,7 +19,7 @@ class StateAxes(FilterPrefix):
     __slots__ = ()
 
     def __init__(self, axes: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
-        super().__init__(create_path_filters(axes) if isinstance(axes, State) else axes)
+        super().__init__(axes)
 
     axes = property(lambda self: self.entries)
 
@@ -31,7 +30,6 @@ class StateSharding(FilterPrefix):
     __slots__ = ()
 
     def __init__(self, shardings: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
-        shardings = create_path_filters(shardings) if isinstance(shardings, State) else shardings
         super().__init__(shardings)
 
     shardings = property(lambda self: self.entries)

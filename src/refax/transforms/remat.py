@@ -10,7 +10,7 @@ import jax
 
 from ..lift.arguments import unbind
 from ..lift.call import enter, leave, pure_function
-from .bound import decorator_or_function
+from .bound import decorator_or_function, with_static, without_static
 
 
 @decorator_or_function
@@ -46,23 +46,13 @@ def remat(
         (2, 2)
     """
     function, bound = unbind(f)
-    static = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
 
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        kept = {n % len(args): args[n] for n in static if -len(args) <= n < len(args)}
-        args = tuple(None if i in kept else a for i, a in enumerate(args))
-        shift = 0
-        if bound is not None:
-            args, shift = (bound, *args), 1
-
-        def of_dynamic(*dynamic: Any, **kwargs: Any) -> Any:
-            full = (kept.get(i - shift, a) for i, a in enumerate(dynamic))
-            return function(*full, **kwargs)
-
-        functools.update_wrapper(of_dynamic, function, updated=())
+        args = args if bound is None else (bound, *args)
+        args, statics = without_static(args, static_argnums, 0 if bound is None else 1)
         call = enter(args, kwargs)
-        pure = pure_function(of_dynamic, call)
+        pure = pure_function(with_static(function, statics), call)
         inner = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy, **options)
         return leave(call, inner(call.grouped, call.tree))
 

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import logging
 import sys
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,9 @@ import jax
 
 from ..graph.errors import describe_value
 from ..graph.graphdef import GraphDef
-from ..graph.trace_errors import known_name
+from ..graph.stack import Stack
+from ..graph.trace_errors import known_name, where
+from ..lift.errors import argument_place
 from ..lift.places import outline, place_under
 
 _LOGGER = logging.getLogger("refax.retrace")
@@ -47,13 +48,6 @@ def stale_constant(function: Callable, variable: Any) -> str:
         "does not see.\n"
         "Cure: pass the object that holds it as an argument: def f(model, x), not def f(x)."
     )
-
-
-def where(function: Any) -> str:
-    """A function for a message: `train.<locals>.step (train.py:12)`."""
-    code = getattr(function, "__code__", None)
-    at = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
-    return f"`{getattr(function, '__qualname__', type(function).__name__)}`{at}"
 
 
 _NOTHING = "nothing"
@@ -119,9 +113,8 @@ class TraceRecord:
             place_under(path, self._roots): _form(value)
             for path, value in zip(paths, self._values, strict=True)
         }
-        for (kind, first, *rest), aval in self._tree:
-            name = self._labels[first.idx] if kind.idx == 0 else first.key
-            arrays[f"{name}{jax.tree_util.keystr(tuple(rest))}"] = _form(aval)
+        for path, aval in self._tree:
+            arrays[argument_place(path, self._labels)] = _form(aval)
         return outline(self._graphdef, self._roots), self._statics, arrays
 
     def differences(self, earlier: TraceRecord) -> list[Difference]:
@@ -159,7 +152,7 @@ class Traces:
 
     def note(self, new: TraceRecord) -> None:
         self.count += 1
-        for counters in _ACTIVE.counters:
+        for counters in _ACTIVE.items:
             counters[self] = counters.get(self, 0) + 1
         if self.records:
             reasons = min((new.differences(old) for old in reversed(self.records)), key=len)
@@ -228,12 +221,7 @@ def _cure(difference: Difference) -> str:
     )
 
 
-class _Active(threading.local):
-    def __init__(self) -> None:
-        self.counters: list[dict[Traces, int]] = []
-
-
-_ACTIVE = _Active()
+_ACTIVE = Stack()  # of {traces: count}, one for each `assert_max_traces`
 
 
 @contextlib.contextmanager
@@ -253,11 +241,8 @@ def assert_max_traces(n: int, function: Callable | None = None) -> Iterator[None
         ...         _ = double(jnp.ones(3) * i)
     """
     counters: dict[Traces, int] = {}
-    _ACTIVE.counters.append(counters)
-    try:
+    with _ACTIVE.during(counters):
         yield
-    finally:
-        _ACTIVE.counters.remove(counters)
     wanted = getattr(function, "traces", None)
     for traces, count in counters.items():
         if count > n and (wanted is None or traces is wanted):

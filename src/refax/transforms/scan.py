@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from ..graph.errors import describe_value
-from ..lift.arguments import Slot, put_back, unbind
+from ..graph.statics import static_key
+from ..lift.arguments import Slot, is_slot, put_back, unbind
 from ..lift.array_prefix import hashable, spread
 from ..lift.axis_names import AxisName
 from ..lift.call import CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
-from ..lift.inside import Static
-from ..lift.places import place_of_output
+from ..lift.places import check_outputs
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..lift.programs import eager_program
 from .axis_errors import check_sizes
@@ -80,15 +80,11 @@ def scan(
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         args = by_position(f, args, kwargs)
-        prefix = in_axes
-        if bound is not None:
-            args = (bound, *args)
-            prefix = (None, *prefix) if isinstance(prefix, (tuple, list)) else prefix
-        prefix = with_self(wrapped, prefix, args, None)
-        prefix = tuple(prefix) if isinstance(prefix, (tuple, list)) else (prefix,) * len(args)
+        args, prefix = with_self(wrapped, bound, args, in_axes, None)
+        prefix = prefix if isinstance(prefix, tuple) else (prefix,) * len(args)
         carried = _carried(prefix, out_axes)
         call = enter(args, {})
-        rules = group_by_prefix(call, function, prefix, out_axes, "in_axes", is_entry=_is_entry)
+        rules = group_by_prefix(call, function, prefix, out_axes, "in_axes", is_leaf=_is_entry)
         assert call.groups is not None
 
         def make(functions: tuple[Callable, ...]) -> Callable:
@@ -97,7 +93,7 @@ def scan(
 
         key = ("scan", call.plan.graphdef, call.groups.of_leaf, rules.entries,
                hashable((prefix, out_axes)), named and named.name,
-               *options.items())  # fmt: skip
+               *map(static_key, options.values()))  # fmt: skip
         try:
             result = eager_program((function,), key, make)(call.grouped, call.tree)
         except PrefixError:
@@ -159,7 +155,10 @@ def _loop(
     """The pure function of (values by group, tree): one `jax.lax.scan`."""
     entries = rules.entries
     always = tuple(is_carry(e) for e in entries)
-    pure = pure_function(function, form, always=always, rules=rules, axis_name=named)
+    check = check_outputs(form.graphdef, rules, lambda entry, _: entry is None, _broadcast_written)
+    pure = pure_function(
+        function, form, always=always, rules=rules, axis_name=named, returned=check
+    )
     roots = form.graphdef.roots
 
     def run(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
@@ -171,72 +170,53 @@ def _loop(
                 "scan: a lift type has nnx.Carry for an array, which has no place to be carried "
                 "to.\nCure: carry the whole argument, or keep the array in an nnx.Variable."
             )
-        carry_in = (
-            [list(g) if is_carry(e) else None for g, e in zip(grouped, entries, strict=True)],
-            [x for x, e in zip(leaves, axes, strict=True) if is_carry(e)],
-        )
-        scanned = (
-            [_front(list(g), e) if isinstance(e, int) else None
-             for g, e in zip(grouped, entries, strict=True)],
-            [_front(x, e) for x, e in zip(leaves, axes, strict=True) if isinstance(e, int)],
-        )  # fmt: skip
+        # The groups of values, then the arrays of the arguments, with the axis of each.
+        inputs, all_axes = [*map(list, grouped), *leaves], [*entries, *axes]
+        carry_in = [x if is_carry(e) else None for x, e in zip(inputs, all_axes, strict=True)]
+        scanned = [
+            _front(x, e) if isinstance(e, int) else None
+            for x, e in zip(inputs, all_axes, strict=True)
+        ]
+        count = len(entries)
 
-        def body(carry: Any, x: Any) -> Any:
+        def body(carry: Any, xs: Any) -> Any:
             full = [
-                c if is_carry(e) else (s if isinstance(e, int) else g)
-                for c, s, g, e in zip(carry[0], x[0], grouped, entries, strict=True)
+                c if is_carry(e) else (x if isinstance(e, int) else whole)
+                for c, x, whole, e in zip(carry, xs, inputs, all_axes, strict=True)
             ]
-            carry_leaves, x_leaves = iter(carry[1]), iter(x[1])
-            mixed = [
-                next(carry_leaves) if is_carry(e)
-                else (next(x_leaves) if isinstance(e, int) else leaf)
-                for leaf, e in zip(leaves, axes, strict=True)
-            ]  # fmt: skip
-            result, out, static = pure(full, treedef.unflatten(mixed))
-            _check_broadcast(form, rules, out, static)
+            result, out, static = pure(full[:count], treedef.unflatten(full[count:]))
             new_tree, ys = _split_result(result, out_axes)
-            new_tree = _input_slots(new_tree, roots)
-            check_carry(
-                form, rules, "scan", (carry[0], carry_tree, carry[1]), out, new_tree, static
-            )
-            new_carry = (
-                [o if is_carry(e) else None for o, e in zip(out, entries, strict=True)],
-                jax.tree.leaves(new_tree),
-            )
+            new_tree = input_slots(new_tree, roots)
+            before = (carry[:count], carry_tree, jax.tree.leaves(carry[count:]))
+            check_carry(form, rules, "scan", before, out, new_tree, static)
+            new_leaves = iter(jax.tree.leaves(new_tree))
+            new_carry = [o if is_carry(e) else None for o, e in zip(out, entries, strict=True)]
+            new_carry += [next(new_leaves) if is_carry(e) else None for e in axes]
             stacked = [o if isinstance(e, int) else None for o, e in zip(out, entries, strict=True)]
             return new_carry, (ys, stacked, static)
 
-        (groups_out, carry_leaves), (ys, stacked, static) = jax.lax.scan(
-            body, carry_in, scanned, **options
-        )
-        ys_axes = _ys_axes(out_axes)
+        last, (ys, stacked, static) = jax.lax.scan(body, carry_in, scanned, **options)
         y_leaves, y_def = jax.tree.flatten(ys)
-        moved = [_back(y, e) for y, e in zip(y_leaves, spread_out(ys_axes, ys), strict=True)]
-        new_tree = jax.tree.structure(carry_tree).unflatten(carry_leaves)
-        result = _join_result(_record_slots(new_tree, roots), y_def.unflatten(moved), out_axes)
+        y_axes = spread(_split_result(out_axes, out_axes)[1], ys, "out_axes", _is_entry)
+        moved = y_def.unflatten(map(_back, y_leaves, y_axes))
+        new_tree = jax.tree.structure(carry_tree).unflatten(jax.tree.leaves(last[count:]))
+        result = _join_result(put_back(new_tree, [Slot(r) for r in roots]), moved, out_axes)
         out = [
             g if is_carry(e) else (_back(s, e) if isinstance(e, int) else [])
-            for g, s, e in zip(groups_out, stacked, entries, strict=True)
+            for g, s, e in zip(last[:count], stacked, entries, strict=True)
         ]
         return result, out, static
 
     return run
 
 
-def spread_out(axes: Any, ys: Any) -> list[Any]:
-    return spread(axes, ys, "out_axes", _is_entry)
-
-
-def _check_broadcast(form: CallForm, rules: OutputRules, out: Any, static: Static) -> None:
-    for group, entry in enumerate(rules.entries):
-        if entry is None and out[group]:
-            place, kind = place_of_output(form.graphdef, rules.arguments, static.change, group, 0)
-            raise PrefixError(
-                f"`{place}` is written inside scan, where it is broadcast (None): every step would "
-                "see the value from before the loop.\n"
-                f"Cure: carry it from step to step, nnx.StateAxes({{{kind}: nnx.Carry, ...: "
-                f"None}}); or scan it, {{{kind}: 0, ...: None}}, so that each step has its own."
-            )
+def _broadcast_written(place: str, kind: str, *_: Any) -> PrefixError:
+    return PrefixError(
+        f"`{place}` is written inside scan, where it is broadcast (None): every step would see the "
+        "value from before the loop.\n"
+        f"Cure: carry it from step to step, nnx.StateAxes({{{kind}: nnx.Carry, ...: None}}); or "
+        f"scan it, {{{kind}: 0, ...: None}}, so that each step has its own."
+    )
 
 
 def _split_result(result: Any, out_axes: Any) -> tuple[Any, Any]:
@@ -260,14 +240,6 @@ def _returned(result: Any) -> str:
     return "an object" if type(result) is Slot else describe_value(result)
 
 
-def _ys_axes(out_axes: Any) -> Any:
-    if is_carry(out_axes):
-        return ()
-    if isinstance(out_axes, tuple) and any(map(is_carry, out_axes)):
-        return tuple(e for e in out_axes if not is_carry(e))
-    return out_axes
-
-
 def _join_result(carry: Any, ys: Any, out_axes: Any) -> Any:
     if is_carry(out_axes):
         return carry
@@ -277,15 +249,11 @@ def _join_result(carry: Any, ys: Any, out_axes: Any) -> Any:
     return ys
 
 
-def _input_slots(tree: Any, roots: tuple[int, ...]) -> Any:
+def input_slots(tree: Any, roots: tuple[int, ...]) -> Any:
     """Slots of a result name records; those of arguments name roots. The carry must be the same."""
     numbers = {record: number for number, record in enumerate(roots)}
     return jax.tree.map(
-        lambda x: Slot(numbers.get(x.number, -1 - x.number)) if type(x) is Slot else x,
+        lambda x: Slot(numbers.get(x.number, -1 - x.number)) if is_slot(x) else x,
         tree,
-        is_leaf=lambda x: type(x) is Slot,
+        is_leaf=is_slot,
     )
-
-
-def _record_slots(tree: Any, roots: tuple[int, ...]) -> Any:
-    return put_back(tree, [Slot(r) for r in roots])

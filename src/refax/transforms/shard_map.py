@@ -9,13 +9,14 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from ..graph.statics import static_key
 from ..lift.arguments import is_object, unbind
 from ..lift.array_prefix import for_arrays, hashable
 from ..lift.call import enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.prefix import FilterPrefix
 from ..lift.programs import eager_program
-from .bound import by_position, decorator_or_function, with_self
+from .bound import by_position, decorator_or_function, with_self, with_static
 from .spec_errors import check_replicated, check_specs
 
 
@@ -50,23 +51,16 @@ def shard_map(
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         args = by_position(f, args, kwargs)
-        prefix = in_specs
-        if bound is not None:
-            args = (bound, *args)
-            prefix = (_WHOLE, *prefix) if isinstance(prefix, tuple) else prefix
-        prefix = with_self(wrapped, prefix, args, _WHOLE)
+        args, prefix = with_self(wrapped, bound, args, in_specs, _WHOLE)
         args, statics = _separate(args, prefix)
         prefix = _without_none(prefix)
         call = enter(args, {})
-        rules = group_by_prefix(call, function, prefix, out_specs, "in_specs", is_entry=_is_spec)
+        rules = group_by_prefix(call, function, prefix, out_specs, "in_specs", is_leaf=_is_spec)
         by_group = list(rules.entries)
 
         def make(functions: tuple[Callable, ...]) -> Callable:
-            def inner(*args: Any) -> Any:
-                return functions[0](*(statics.get(i, a) for i, a in enumerate(args)))
-
-            functools.update_wrapper(inner, functions[0], updated=())
             checked = check_replicated(call.plan.graphdef, rules)
+            inner = with_static(functions[0], statics)
             pure = pure_function(inner, call, rules=rules, returned=checked)
             specs = for_arrays(prefix, call.tree[0], "args", _is_spec)
             return jax.shard_map(
@@ -79,7 +73,7 @@ def shard_map(
 
         assert call.groups is not None
         key = ("shard_map", call.plan.graphdef, call.groups.of_leaf, rules.entries, mesh,
-               hashable((prefix, out_specs), _is_spec), tuple(statics.items()),
+               hashable((prefix, out_specs), _is_spec), static_key(tuple(statics.items())),
                jax.tree.structure(call.tree), *options.items())  # fmt: skip
         try:
             result = eager_program((function,), key, make)(call.grouped, call.tree)

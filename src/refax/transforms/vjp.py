@@ -7,17 +7,9 @@ from typing import Any
 
 import jax
 
-from ..lift.arguments import Slot, unbind
-from ..lift.call import enter, leave, pure_function
-from .differentiation import (
-    gradient_builder,
-    group_by_argument,
-    join,
-    name_like,
-    normalize_argnums,
-    separate,
-    wrt_positions,
-)
+from ..lift.arguments import slot_numbers, unbind
+from ..lift.call import leave
+from .differentiation import gradient_builder, normalize_argnums, prepare
 from .given_derivatives import Given, laid_out
 from .prefixes import DiffState
 
@@ -52,14 +44,12 @@ def vjp(
         (Array([1., 1., 1.], dtype=float32), (1, 2))
     """
     given = range(len(primals)) if argnums is None else argnums
-    call, wrt, (diff, rest), of_diff = _prepare(f, primals, given, has_aux)
+    call, wrt, diff, of_diff = _prepare(f, primals, given, has_aux)
     as_users_get_them = gradient_builder(call, wrt)
     if reduce_axes:
         options["reduce_axes"] = reduce_axes
-    value, pullback, (aux, grouped, static) = jax.vjp(
-        lambda d: of_diff(d, rest), diff, has_aux=True, **options
-    )
-    aux = leave(call, (aux, grouped, static))
+    value, pullback, out = jax.vjp(of_diff, diff, has_aux=True, **options)
+    aux = leave(call, out)
 
     def cotangents(ct: Any) -> Any:
         results = as_users_get_them(pullback(ct)[0])
@@ -93,38 +83,24 @@ def jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], has_aux: b
             f"jvp got {len(primals)} primals, but {len(tangents)} tangents.\n"
             "Cure: give one tangent for each primal."
         )
-    call, wrt, (diff, rest), of_diff = _prepare(f, tuple(primals), range(len(primals)), has_aux)
+    call, wrt, diff, of_diff = _prepare(f, tuple(primals), range(len(primals)), has_aux)
     how = Given("jvp: the tangent", call, unbind(f)[0], zero_if_missing=False)
     moving = laid_out(wrt, list(tangents), jax.tree.map(jax.typeof, diff), how)
-    value, out, (aux, grouped, static) = jax.jvp(
-        lambda d: of_diff(d, rest), (diff,), (moving,), has_aux=True
-    )
-    aux = leave(call, (aux, grouped, static))
-    return (value, out, aux) if has_aux else (value, out)
+    value, moved, out = jax.jvp(of_diff, (diff,), (moving,), has_aux=True)
+    aux = leave(call, out)
+    return (value, moved, aux) if has_aux else (value, moved)
 
 
 def _prepare(f: Callable, primals: tuple, argnums: Any, has_aux: bool) -> Any:
-    """(call, what is differentiated, its inputs, the function of them)."""
-    function, bound = unbind(f)
-    args, shift = ((bound, *primals), 1) if bound is not None else (primals, 0)
-    given = list(argnums) if isinstance(argnums, (Sequence, range)) else argnums
-    wrt = wrt_positions(normalize_argnums(given), len(args), shift)
-    call = enter(args, {})
-    group_by_argument(call, function, args, {}, wrt)
+    """`prepare`, for a function whose value must be arrays."""
 
     def arrange(result: Any, grouped: list, static: Any) -> Any:
         value, aux = result if has_aux else (result, None)
-        if any(type(x) is Slot for x in jax.tree.leaves(value, is_leaf=lambda x: type(x) is Slot)):
+        if slot_numbers(value):
             raise TypeError(
                 "The value of a differentiated function must be arrays, but it has an object in "
                 "it.\nCure: return the object's arrays (nnx.state), or the object as aux."
             )
         return value, (aux, grouped, static)
 
-    pure = pure_function(function, call, returned=arrange)
-
-    def of_diff(diff: Any, rest: Any) -> Any:
-        return pure(*join(diff, rest))
-
-    name_like(of_diff, function)
-    return call, wrt, separate(call, wrt), of_diff
+    return prepare(f, primals, {}, normalize_argnums(argnums), arrange)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from ..graph.statics import static_key
 from ..lift.arguments import unbind
 from ..lift.array_prefix import for_arrays, hashable, without_objects
 from ..lift.axis_names import AxisName
@@ -15,7 +16,7 @@ from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.programs import eager_program
 from .axis_errors import check_broadcast, check_sizes
-from .bound import decorator_or_function, with_self
+from .bound import decorator_or_function, with_self, with_static, without_static
 
 
 @decorator_or_function
@@ -88,8 +89,6 @@ def pmap(
     """
     del donate_argnums
     named = AxisName.of(transform_metadata)
-    static = static_broadcasted_argnums
-    static = (static,) if isinstance(static, int) else tuple(static)
     options: dict[str, Any] = {
         "axis_name": axis_name,
         "devices": None if devices is None else tuple(devices),
@@ -100,7 +99,9 @@ def pmap(
     def transform(pure: Callable, axes: list, prefix: Any, out: Any) -> Callable:
         return jax.pmap(pure, in_axes=(axes, (prefix, 0)), out_axes=(out, axes, None), **options)
 
-    return _mapped(f, in_axes, out_axes, named, transform, "pmap", static, options)
+    return _mapped(
+        f, in_axes, out_axes, named, transform, "pmap", static_broadcasted_argnums, options
+    )
 
 
 def _mapped(
@@ -110,7 +111,7 @@ def _mapped(
     named: AxisName | None,
     transform: Callable,
     name: str,
-    static: tuple[int, ...] = (),
+    static: int | Sequence[int] = (),
     compiled_for: dict[str, Any] | None = None,
 ) -> Callable:
     """The wrapper that vmap and pmap share; `compiled_for`: what a compiled program depends on."""
@@ -118,16 +119,8 @@ def _mapped(
 
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        statics = {n % len(args): args[n] for n in static}
-        args = tuple(None if i in statics else a for i, a in enumerate(args))
-        prefix = in_axes
-        if bound is not None:
-            args = (bound, *args)
-            prefix = (0, *prefix) if isinstance(prefix, (tuple, list)) else prefix
-            statics = {i + 1: a for i, a in statics.items()}
-        prefix = with_self(wrapped, prefix, args, 0)
-        if isinstance(prefix, list):
-            prefix = tuple(prefix)
+        args, prefix = with_self(wrapped, bound, args, in_axes, 0)
+        args, statics = without_static(args, static, 0 if bound is None else 1)
         if statics and isinstance(prefix, tuple):
             prefix = tuple(None if i in statics else e for i, e in enumerate(prefix))
         call = enter(args, kwargs)
@@ -135,7 +128,7 @@ def _mapped(
         axes, jax_prefix = list(rules.entries), for_arrays(prefix, call.tree[0], "args")
 
         def make(functions: tuple[Callable, ...]) -> Callable:
-            inner = _with_statics(functions[0], statics) if statics else functions[0]
+            inner = with_static(functions[0], statics)
             checked = check_broadcast(call.plan.graphdef, rules, name)
             pure = pure_function(inner, call, rules=rules, axis_name=named, returned=checked)
             out = without_objects(out_axes)
@@ -150,7 +143,7 @@ def _mapped(
                 assert call.groups is not None
                 key = (call.plan.graphdef, call.groups.of_leaf, rules.entries,
                        hashable((jax_prefix, out_axes)), named and named.name,
-                       tuple(statics.items()), *compiled_for.items())  # fmt: skip
+                       static_key(tuple(statics.items())), *compiled_for.items())  # fmt: skip
                 run = eager_program((function,), key, make, compile=lambda program: program)
             result = run(call.grouped, call.tree)
         except PrefixError:
@@ -171,11 +164,3 @@ def _look(call: Call, pure: Callable, axes: list, prefix: Any, out: Any, options
         jax.eval_shape(mapped, call.grouped, call.tree)
     except NotImplementedError:  # a collective that vmap does not know
         pass
-
-
-def _with_statics(function: Callable, statics: dict[int, Any]) -> Callable:
-    @functools.wraps(function)
-    def inner(*args: Any, **kwargs: Any) -> Any:
-        return function(*(statics.get(i, a) for i, a in enumerate(args)), **kwargs)
-
-    return inner
