@@ -70,6 +70,16 @@ def unhashable_static(path: Iterable[Any], value: Any) -> UnhashableStaticError:
     )
 
 
+def hidden_objects(path: Iterable[Any], value: Any) -> StructureError:
+    return StructureError(
+        f"`{path_string(path)}` is a {type(value).__name__}, which is no part of the object graph "
+        "(plain lists, tuples and dicts are), but it holds objects or arrays, which would not be "
+        "found.\n"
+        "Cure: keep them in a plain container or in a Pytree of your own; register the type with "
+        "JAX; or mark it nnx.static(...) to leave it out on purpose."
+    )
+
+
 def unknown_path(path: Iterable[Any], choices: Iterable[Any], verb: str) -> StructureError:
     path = tuple(path)
     return StructureError(

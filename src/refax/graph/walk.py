@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from . import errors
 from .containers import Dict, List
 from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
 from .guards import Guard
@@ -67,6 +68,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
     guards: dict[int, list[Guard]] = defaultdict(list)
     in_state: set[int] = set()  # ids of the dicts inside States
     array_roots: list[int] = []
+    hidden: list[Any] = []  # containers of unknown types with objects in them
     through: list[int] = []  # by object: through which root it was reached
     root = 0
 
@@ -104,6 +106,8 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             objects.append(value)  # no identity: a position of its own
             through.append(root)
             return len(objects) - 1
+        if isinstance(value, (list, dict, set)) and _holds_objects(value):
+            hidden.append(value)
         return static_key(value)
 
     root_positions = []
@@ -160,7 +164,16 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             children = tuple([child(x, None, None) for x in items])
             records.append((PYTREE, one_level, names, children))
     graphdef = GraphDef(tuple(root_positions), tuple(records), len(arrays))
+    for path, _, value in graphdef.statics() if hidden else ():
+        if any(value is x for x in hidden):
+            raise errors.hidden_objects(path, value)
     return Walk(graphdef, objects, variables, arrays, constants, guards, array_roots)
+
+
+def _holds_objects(value: Any) -> bool:
+    items = list(value.values() if isinstance(value, dict) else value)
+    leaves = jax.tree.leaves(items, is_leaf=lambda x: isinstance(x, (Variable, Pytree)))
+    return any(isinstance(x, (Variable, Pytree)) or is_array(x) for x in leaves)
 
 
 def _is_graph_part(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A tracer that an earlier transformed call left behind, found among the inputs of another."""
+"""Inputs that are of no use any more: tracers that a call left behind, arrays that were donated."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .errors import argument_names, argument_place
 from .places import place_under
 
 
-def leaked_tracer(call: Call, function: Callable) -> TraceContextError | None:
-    """The error that says where the tracer is; None if it is not in what the call was given.
+def spent_input(call: Call, function: Callable) -> RuntimeError | None:
+    """The error that says where such an input is; None if there is none.
 
     For the error path: each tracer is used once, which raises if its trace is over.
     """
@@ -25,13 +25,22 @@ def leaked_tracer(call: Call, function: Callable) -> TraceContextError | None:
     for path, value in jax.tree_util.tree_leaves_with_path(call.tree):
         inputs.append((argument_place(path, labels), value))
     for place, value in inputs:
-        if any(map(_is_over, jax.tree.leaves(value))):
+        leaves = jax.tree.leaves(value)
+        if any(map(_is_over, leaves)):
             return TraceContextError(
                 f"`{place}` ({describe_value(value)}) holds a tracer that an earlier transformed "
                 "call left behind: it stood for a value of that call and has none now.\n"
                 "Cure: while a function is traced, keep nothing in globals, closures or objects "
                 "that are no arguments of it; return the value, or assign it to an attribute of an "
                 "argument."
+            )
+        if any(isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted()
+               for x in leaves):  # fmt: skip
+            return RuntimeError(
+                f"The array in `{place}` ({describe_value(value)}) was deleted: it was donated to "
+                "a call, through another object that holds the same array.\n"
+                "Cure: give each object arrays of its own before donating: copy.deepcopy(model). "
+                "(nnx.clone and nnx.split share arrays, which never change.)"
             )
     return None
 

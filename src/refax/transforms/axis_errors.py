@@ -61,5 +61,6 @@ def check_sizes(
         )
         raise PrefixError(
             f"{transform}: the mapped axes have different sizes:\n{listed}\n"
-            "Cure: map each with the axis that has the common size, or with None."
+            "Cure: map each with the axis that has the common size, or with None, as a model that "
+            "is no stack of models."
         )

@@ -20,7 +20,7 @@ from ..lift.arguments import named_like, unbind
 from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.closures import collecting
 from ..lift.inside import Inside
-from ..lift.leaks import leaked_tracer
+from ..lift.leaks import spent_input
 from ..lift.programs import programs_of, proxy, remember
 from .bound import decorator_or_function, method_of, positions
 from .jit_layout import Donated, Layout, layout_of
@@ -110,11 +110,11 @@ class JitWrapped:
             call, program, inputs = self._prepare(args, kwargs)
         try:
             out = program.jitted(*inputs)
-        except jax.errors.UnexpectedTracerError as error:
-            leaked = leaked_tracer(call, self._function)
-            if leaked is None:
+        except (jax.errors.UnexpectedTracerError, RuntimeError, ValueError) as error:
+            spent = spent_input(call, self._function)
+            if spent is None:
                 raise
-            raise leaked from error
+            raise spent from error
         return leave(call, out)
 
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
