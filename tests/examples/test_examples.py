@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+# Many models go through the one function that samples, which is not a mistake here.
+pytestmark = pytest.mark.filterwarnings("ignore::refax.nnx.RetraceWarning")
 NAMES = ("classify_digits", "vae_digits", "rnn_highlight_code", "finetune_lora", "stack_blocks")
 
 
@@ -138,7 +140,7 @@ def test_the_recurrent_network_colours_unseen_code(
 def test_lora_learns_the_new_text_and_leaves_the_base_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run("finetune_lora", tmp_path, "--base-steps", "120", "--steps", "80")
+    run("finetune_lora", tmp_path, "--base-steps", "300", "--steps", "150")
     output = capsys.readouterr().out
     trained, share, new, _ = numbers(output, "LoRA, rank 8")
     none, _, before, _ = numbers(output, "base model  ")

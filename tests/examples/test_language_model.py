@@ -22,6 +22,8 @@ from language_model.model import LanguageModel, ModelConfig
 
 from refax import nnx
 
+# Many models go through the one function that samples, which is not a mistake here.
+pytestmark = pytest.mark.filterwarnings("ignore::refax.nnx.RetraceWarning")
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_language_model.py"
 STEPS = 12
 TINY = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,10 @@ class _Samplers:
 
     def __call__(self) -> jax.Array:
         raise NotImplementedError
+
+    if TYPE_CHECKING:  # they are made below
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 def _sampler(name: str) -> Callable:
