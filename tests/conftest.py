@@ -16,12 +16,20 @@ import hypothesis
 import jax
 import pytest
 
+from refax.graph import variable
+
 # A first example may compile, so no deadline; in CI the same examples are tried at every run.
 hypothesis.settings.register_profile("refax", deadline=None, max_examples=50)
 hypothesis.settings.register_profile(
     "refax-ci", hypothesis.settings.get_profile("refax"), derandomize=True
 )
 hypothesis.settings.load_profile("refax-ci" if os.environ.get("CI") else "refax")
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of Variable types that a test registers end with it: the registry is one a process."""
+    monkeypatch.setattr(variable, "_TYPE_OF_NAME", dict(variable._TYPE_OF_NAME))
 
 
 @pytest.fixture
