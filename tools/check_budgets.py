@@ -6,8 +6,8 @@ Each violation is one line: where, what, and the cure. The exit status is 1 if t
 
 What is checked (the floors are told in CONTRIBUTING.md):
 
-- lines: of code in the whole package (docstrings, comments and blank lines are told, not counted:
-  they are what makes it readable), and of each file, all of them;
+- lines: those of the whole package are over their budget, which is told; what fails is another line
+  of code (docstrings, comments and blank lines apart) than there are now; and of each file, all;
 - floors: a module imports only from its own folder and from floors below, also inside functions.
   Where a function, or a type annotation, must have something from above, the import says why in a
   comment: `# upward: <reason>`;
@@ -27,7 +27,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MAX_TOTAL_LINES = 10_800  # of code; the aim is 10,000
+BUDGET = 10_000  # lines in all; what is over is told at every run
+MAX_TOTAL_LINES = 10_747  # of code: as many as there are, so that they become fewer, never more
 MAX_FILE_LINES = 700
 MAX_IMPORT_RATIO = 1.10
 
@@ -408,9 +409,11 @@ def summary(modules: dict[str, Module]) -> str:
     largest = max(sizes, key=lambda shown: sizes[shown])
     upward = sum(UPWARD in line for module in modules.values() for line in module.lines)
     code = sum(module.code_lines for module in modules.values())
+    total = sum(sizes.values())
+    verdict = f"{total - BUDGET:,} over" if total > BUDGET else "within"
     return (
-        f"budgets: {code:,} of {MAX_TOTAL_LINES:,} lines of code ({sum(sizes.values()):,} with "
-        f"docstrings, comments and blank lines) in {len(sizes)} files; "
+        f"budgets: {total:,} lines, {verdict} the budget of {BUDGET:,}; {code:,} of them code, "
+        f"of which there may be {MAX_TOTAL_LINES:,}; {len(sizes)} files; "
         f"median {statistics.median(sizes.values()):.0f}, largest {sizes[largest]} of "
         f"{MAX_FILE_LINES} ({largest}); imports marked upward: {upward}"
     )

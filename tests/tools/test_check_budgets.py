@@ -296,14 +296,19 @@ def test_docstrings_comments_and_blank_lines_are_not_code(tree: Tree):
     assert (module.code_lines, len(module.lines)) == (2, 8)
 
 
-def test_the_command_prints_sizes_and_violations(tree: Tree, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_sizes_and_violations(
+    tree: Tree, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     tree.write("graph/a.py", "x = 1", "y = 2")
     arguments = ["--package", str(tree.package), "--no-import-time"]
     assert check_budgets.main(arguments) == 0
     printed = capsys.readouterr().out
-    bound = f"{check_budgets.MAX_TOTAL_LINES:,}"
-    assert f"budgets: 2 of {bound} lines of code (2 with docstrings, comments and" in printed
-    assert "in 3 files; median 0, largest 2 of 700" in printed
+    assert "budgets: 2 lines, within the budget of 10,000; 2 of them code" in printed
+    assert "3 files; median 0, largest 2 of 700" in printed
+
+    monkeypatch.setattr(check_budgets, "BUDGET", 1)
+    assert check_budgets.main(arguments) == 0
+    assert "budgets: 2 lines, 1 over the budget of 1;" in capsys.readouterr().out
 
     tree.write("graph/b.py", "import flax")
     assert check_budgets.main(arguments) == 1
