@@ -14,11 +14,11 @@ from pathlib import Path
 
 import jax
 
-from . import rows_calls, rows_eager, rows_objects, rows_programs, rows_transforms
+from . import forms, rows_calls, rows_eager, rows_objects, rows_programs, rows_transforms
 from .harness import CLOCKS, Result, Row, cells, measure, table
 
 _GROUPS = (rows_calls, rows_programs, rows_objects, rows_eager, rows_transforms)
-_BEGIN, _END = "<!-- table: written by --markdown -->", "<!-- end of table -->"
+_BEGIN, _END = "<!-- {}: written by --markdown -->", "<!-- end of {} -->"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -32,6 +32,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, help="how long to measure each row")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: see README.md")
+    parser.add_argument("--forms", action="store_true", help="the forms of layers (forms.py)")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     parser.add_argument(
         "--markdown",
@@ -70,18 +71,29 @@ def _machine(clock: str) -> str:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    block = f"{_BEGIN}\n{text}\n{_END}"
+def _write(path: Path, what: str, text: str) -> None:
+    opening, closing = _BEGIN.format(what), _END.format(what)
+    block = f"{opening}\n{text}\n{closing}"
     before = path.read_text(encoding="utf-8") if path.exists() else ""
-    head, begin, rest = before.partition(_BEGIN)
-    _, end, tail = rest.partition(_END)
+    head, begin, rest = before.partition(opening)
+    _, end, tail = rest.partition(closing)
     path.write_text(head + block + tail if begin and end else block + "\n", encoding="utf-8")
+
+
+def _show(options: argparse.Namespace, what: str, lines: str) -> None:
+    text = f"{_machine(options.clock)}\n\n{lines}"
+    print(f"\n{text}")
+    if options.markdown:
+        _write(options.markdown, what, text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.clock == "cpu":  # before JAX counts the cores that it may use
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if options.forms:
+        _show(options, "forms", forms.table(options.rows, options.quick))
+        return 0
     rows = _chosen([r for g in _GROUPS for r in g.rows()], options.rows, options.quick)
     if options.list:
         print("\n".join(row.name + ("  (slow)" if row.slow else "") for row in rows))
@@ -97,10 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("  ".join(filter(None, cells(result))), file=sys.stderr, flush=True)
         for side, error in result.errors.items():
             print(f"    {side}: {error}", file=sys.stderr, flush=True)
-    text = f"{_machine(options.clock)}\n\n{table(results)}"
-    print(f"\n{text}")
-    if options.markdown:
-        _write(options.markdown, text)
+    _show(options, "table", table(results))
     return 1 if any(result.verdict == "ERROR" for result in results) else 0
 
 

@@ -102,6 +102,46 @@ def test_wrong_shapes_are_listed() -> None:
         assert all(str(a.shape) in str(error.value) for a in (q, k, v))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("mask", (2, 1, 5, 6)), ("mask", (1, 2, 4, 5, 7)), ("bias", (2, 5)), ("bias", (4, 1, 1, 7))],
+)
+def test_a_mask_or_bias_that_does_not_broadcast(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"the {name} has the shape") as error:
+        nnx.dot_product_attention(Q, K, V, **{name: np.ones(shape)})
+    assert str(shape) in str(error.value) and "here (2, 4, 5, 7)" in str(error.value)
+
+
+def test_derivatives_are_those_of_the_plain_softmax() -> None:
+    """Forward and reverse mode, and both over each other, with every mask at once."""
+
+    def plainly(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(8)
+        unnormalized = jnp.where(mask, jnp.exp(logits), 0)
+        weights = unnormalized / unnormalized.sum(-1, keepdims=True)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+    with jax.enable_x64(True):
+        arrays = tuple(jnp.asarray(a, jnp.float64) for a in (Q, K, V))
+        directions = tuple(jnp.asarray(draw(*a.shape, seed=7), jnp.float64) for a in (Q, K, V))
+        mask = jnp.asarray(draw(2, 4, 5, 7, seed=8) < 0.5).at[..., 0].set(True)
+        derivatives = (
+            lambda f: jax.jvp(f, arrays, directions)[1],
+            lambda f: jax.grad(lambda *a: jnp.sin(f(*a)).sum(), (0, 1, 2))(*arrays),
+            lambda f: jax.jvp(
+                jax.grad(lambda *a: jnp.sin(f(*a)).sum(), (0, 1, 2)), arrays, directions
+            )[1],
+            lambda f: jax.grad(lambda *a: jnp.sin(jax.jvp(f, a, directions)[1]).sum(), (0, 1, 2))(
+                *arrays
+            ),
+        )
+        for derivative in derivatives:
+            actual = derivative(lambda *a: nnx.dot_product_attention(*a, mask=mask))
+            expected = derivative(lambda *a: plainly(*a, mask=mask))
+            for mine, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-11)  # float64
+
+
 def test_dropout_needs_a_key() -> None:
     with pytest.raises(ValueError, match="dropout_rate=0.5 needs a key"):
         nnx.dot_product_attention(Q, K, V, dropout_rate=0.5)

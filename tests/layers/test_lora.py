@@ -96,8 +96,10 @@ def test_wrong_arguments() -> None:
     rngs = nnx.Rngs(0)
     with pytest.raises(TypeError, match="the rank of the adapter is missing"):
         nnx.LoRALinear(linear(), rngs=rngs)
-    with pytest.raises(TypeError, match="takes sizes"):
+    with pytest.raises(TypeError, match=r"takes sizes.*got int 6\.$"):
         nnx.LoRALinear(6, rank=2, rngs=rngs)
+    with pytest.raises(TypeError, match=r"takes sizes.*got LayerNorm\.$"):
+        nnx.LoRALinear(nnx.LayerNorm(3, rngs=rngs), rank=2, rngs=rngs)  # type: ignore
     with pytest.raises(TypeError, match="out_features, use_bias cannot be given together"):
         nnx.LoRALinear(linear(), 5, rank=2, use_bias=False, rngs=rngs)
     with pytest.raises(TypeError, match="has an adapter already"):

@@ -449,6 +449,14 @@ def test_wrong_shapes_are_named(name: str) -> None:
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize("which", ["forward_rnn", "backward_rnn"])
+@pytest.mark.parametrize("wrong", [make("GRUCell"), 3], ids=["a cell", "a number"])
+def test_bidirectional_takes_rnns(which: str, wrong: Any) -> None:
+    rnns = {"forward_rnn": nnx.RNN(make("GRUCell")), "backward_rnn": nnx.RNN(make("GRUCell"))}
+    with pytest.raises(TypeError, match=rf"Bidirectional: {which} is (.|\n)*nnx\.RNN\(cell\)"):
+        nnx.Bidirectional(**{**rnns, which: wrong})
+
+
 def test_wrong_axes_and_lengths_are_named() -> None:
     rnn = nnx.RNN(make())
     with pytest.raises(ValueError, match=r"\(4,\), but needs.*GRUCell, num_feature_axes=1"):

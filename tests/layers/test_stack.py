@@ -150,6 +150,10 @@ def test_blocks_without_randomness_and_what_is_no_block() -> None:
         nnx.Stack(lambda rngs: rngs.normal((2,)), 2, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="n=-1"):
         nnx.Stack(Plain, -1, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"make_block is Plain, but(.|\n)*Stack\.from_list"):
+        nnx.Stack(Plain(nnx.Rngs(0)), 2, rngs=nnx.Rngs(0))  # type: ignore
+    with pytest.raises(TypeError, match="remat='yes', but"):
+        nnx.Stack(Plain, 2, rngs=nnx.Rngs(0), remat="yes")  # type: ignore
 
 
 # -- in transforms -------------------------------------------------------------------------------

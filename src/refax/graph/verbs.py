@@ -303,7 +303,7 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
     for i, value in pending:
         if variables[i]._trace is not trace if i < len(variables) else foreign:
             raise mutation_error(variables[i] if i < len(variables) else node, "update")
-        was, new = old[i], value._value if isinstance(value, Variable) else value
+        was, new = old[i], raw(value)
         if was is not new and _shape(was) != _shape(new) and _shape(was) is not None:
             raise errors.shape_mismatch(graphdef.paths.leaves[i], was, new, "update")
     changed_inside = False  # of tuples: those must be made anew

@@ -12,7 +12,7 @@ from ..graph.filters import Filter, to_predicate
 from ..graph.iteration import iter_children_of, iter_graph
 from ..graph.module import Module
 from ..graph.representation import bytes_text, count
-from ..graph.variable import RngState, Variable
+from ..graph.variable import RngState, Variable, raw
 from ..graph.watch import is_array
 from .calls import Call, describe, trace_calls
 from .flops import FlopCounter
@@ -167,7 +167,7 @@ class _VariablesByModule:
         return path
 
     def _count(self, place: tuple, kind: str, value: Any) -> None:
-        elements, size = count([value._value if isinstance(value, Variable) else value])
+        elements, size = count([raw(value)])
         for length in range(len(place)):
             totals = self.sizes.setdefault(place[:length], {})
             before = totals.get(kind, (0, 0))

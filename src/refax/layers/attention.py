@@ -132,7 +132,8 @@ class MultiHeadAttention(Module):
         query_ln_scale_metadata: Mapping[str, Any] = NO_METADATA,
         key_ln_scale_metadata: Mapping[str, Any] = NO_METADATA,
     ):
-        keep_options(self, locals())
+        arguments = locals()
+        keep_options(self, arguments)
         self.num_heads = num_heads
         self.in_features = in_features
         self.qkv_features = in_features if qkv_features is None else qkv_features
@@ -145,24 +146,7 @@ class MultiHeadAttention(Module):
         self.dropout_rate = dropout_rate
         self.deterministic = deterministic
         self.decode = decode
-        shared: dict[str, Any] = {
-            "use_bias": use_bias,
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "precision": precision,
-            "rngs": rngs,
-        }
-        project = partial(
-            LinearGeneral,
-            **shared,
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            promote_dtype=qkv_promote_dtype,
-            dot_general=qkv_dot_general,
-            dot_general_cls=qkv_dot_general_cls,
-            kernel_metadata=kernel_metadata,
-            bias_metadata=bias_metadata,
-        )
+        project = partial(LinearGeneral, **_options_of(arguments, "qkv", ""))
         kv_shape = (self.num_kv_heads, self.head_dim)
         self.query = project(in_features, (num_heads, self.head_dim))
         self.key = project(self.in_kv_features, kv_shape)
@@ -180,19 +164,8 @@ class MultiHeadAttention(Module):
             )
             self.query_ln = norm(scale_metadata=query_ln_scale_metadata)
             self.key_ln = norm(scale_metadata=key_ln_scale_metadata)
-        self.out = LinearGeneral(
-            (num_heads, self.head_dim),
-            self.out_features,
-            axis=(-2, -1),
-            **shared,
-            kernel_init=out_kernel_init or kernel_init,
-            bias_init=out_bias_init or bias_init,
-            promote_dtype=out_promote_dtype,
-            dot_general=out_dot_general,
-            dot_general_cls=out_dot_general_cls,
-            kernel_metadata=out_kernel_metadata,
-            bias_metadata=out_bias_metadata,
-        )
+        heads, options = (num_heads, self.head_dim), _options_of(arguments, "out", "out_")
+        self.out = LinearGeneral(heads, self.out_features, axis=(-2, -1), **options)
         self.rngs = fork_stream(rngs, "dropout") if keep_rngs and dropout_rate > 0 else None
         self.cached_key: Cache | None = None
         self.cached_value: Cache | None = None
@@ -311,6 +284,18 @@ class MultiHeadAttention(Module):
         )
         self.cached_key.value, self.cached_value.value = keys, values
         return keys.astype(key.dtype), values.astype(value.dtype), allowed
+
+
+def _options_of(arguments: Mapping[str, Any], which: str, prefix: str) -> dict[str, Any]:
+    """The options of a projection among the arguments of `__init__`."""
+    shared = ("use_bias", "dtype", "param_dtype", "precision", "rngs")
+    options = {name: arguments[name] for name in shared}
+    for name in ("promote_dtype", "dot_general", "dot_general_cls"):
+        options[name] = arguments[f"{which}_{name}"]
+    for name in ("kernel", "bias"):
+        options[f"{name}_init"] = arguments[f"{prefix}{name}_init"] or arguments[f"{name}_init"]
+        options[f"{name}_metadata"] = arguments[f"{prefix}{name}_metadata"]
+    return options
 
 
 def _check_multiple(name: str, number: int, divisor: str, parts: int) -> None:

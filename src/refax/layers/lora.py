@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..graph.errors import describe_value
 from ..graph.rngs import Rngs
 from ..graph.variable import LoRAParam, Variable
 from . import dtypes, initializers
@@ -161,7 +162,7 @@ class LoRALinear(Linear):
         elif out_features is None:
             raise TypeError(
                 "LoRALinear takes sizes, LoRALinear(in_features, out_features, …), or a Linear, "
-                f"LoRALinear(linear, …); got {in_features!r}."
+                f"LoRALinear(linear, …); got {describe_value(in_features)}."
             )
         else:
             super().__init__(in_features, out_features, rngs=rngs, **kwargs)

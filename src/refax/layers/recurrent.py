@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..graph.errors import describe_value
 from ..graph.filters import Filter
 from ..graph.module import Module
 from ..graph.rngs import Rngs, RngStream, backup_keys, fork_rngs, restore_rngs
@@ -267,6 +268,12 @@ class Bidirectional(Module):
         return_carry: bool = False,
         rngs: Rngs | RngStream | bool = True,
     ):
+        for name, rnn in (("forward_rnn", forward_rnn), ("backward_rnn", backward_rnn)):
+            if isinstance(rnn, RNNCellBase) or not callable(rnn):
+                raise TypeError(
+                    f"Bidirectional: {name} is {describe_value(rnn)}, but must be an RNN.\n"
+                    "Cure: nnx.RNN(cell)."
+                )
         keep_options(self, locals())
         self.forward_rnn = forward_rnn
         self.backward_rnn = backward_rnn

@@ -86,6 +86,7 @@ class _DenseCell(RNNCellBase, Layer):
     in_features: int
     hidden_features: int
     rngs: RngStream | None
+    _has_memory = False  # the carry is (c, h), not h
 
     def _make_layers(self, from_input: Callable[..., Linear], from_hidden: Any) -> None:
         """Make the maps, from two makers that take the number of outputs and `use_bias`."""
@@ -125,7 +126,7 @@ class _DenseCell(RNNCellBase, Layer):
         rngs: Rngs | RngStream | None = None,
         carry_init: Initializer | None = None,
     ) -> Any:
-        """h (..., hidden_features): zeros, or what `carry_init` draws.
+        """h (..., hidden_features), of an LSTM (c, h): zeros, or what `carry_init` draws.
 
         Args:
             input_shape: the shape (..., in_features) of x at one step.
@@ -136,17 +137,21 @@ class _DenseCell(RNNCellBase, Layer):
             ValueError: `carry_init` is to draw, without `rngs`.
         """
         init = self.carry_init if carry_init is None else carry_init
-        shape = (*input_shape[:-1], self.hidden_features)
-        if init is None:  # zeros take no key, so a call of an RNN changes no stream
-            return jnp.zeros(shape, self.param_dtype)
         rngs = self.rngs if rngs is None else rngs
-        if rngs is None:
+        if init is not None and rngs is None:
             raise ValueError(
                 f"{type(self).__name__}: carry_init is to draw the first carry, but there are no "
                 "`rngs`.\nCure: cell.initialize_carry(shape, nnx.Rngs(carry=0)), or nnx.RNN(cell, "
                 "rngs=rngs)."
             )
-        return init(rngs.carry() if isinstance(rngs, Rngs) else rngs(), shape, self.param_dtype)
+
+        def first() -> jax.Array:
+            shape = (*input_shape[:-1], self.hidden_features)
+            if init is None or rngs is None:  # zeros take no key: a call of an RNN moves no stream
+                return jnp.zeros(shape, self.param_dtype)
+            return init(rngs.carry() if isinstance(rngs, Rngs) else rngs(), shape, self.param_dtype)
+
+        return (first(), first()) if self._has_memory else first()
 
 
 class SimpleCell(_DenseCell):
@@ -280,6 +285,8 @@ class LSTMCell(_GatedCell):
         ((2, 4), (2, 4), (2, 4))
     """
 
+    _has_memory = True
+
     def _make_layers(self, from_input: Callable[..., Linear], from_hidden: Any) -> None:
         n = self.hidden_features
         self.ii, self.if_, self.ig, self.io = (from_input(n, use_bias=False) for _ in range(4))
@@ -289,16 +296,6 @@ class LSTMCell(_GatedCell):
         """i, f, g and o before their activations."""
         of_x, of_h = (self.ii, self.if_, self.ig, self.io), (self.hi, self.hf, self.hg, self.ho)
         return [from_x(x) + from_h(h) for from_x, from_h in zip(of_x, of_h, strict=True)]
-
-    def initialize_carry(
-        self,
-        input_shape: tuple[int, ...],
-        rngs: Rngs | RngStream | None = None,
-        carry_init: Initializer | None = None,
-    ) -> Any:
-        """(c, h), each as the h of an `nnx.SimpleCell`, and with the same arguments."""
-        first = super().initialize_carry
-        return first(input_shape, rngs, carry_init), first(input_shape, rngs, carry_init)
 
     def __call__(
         self, carry: tuple[jax.Array, jax.Array], inputs: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -96,6 +97,12 @@ class Stack(Module):
         transform_metadata: Mapping[str, Any] | None = None,
     ):
         self._set_options(remat, unroll, outputs, per_block, transform_metadata)
+        if isinstance(make_block, Pytree) or not callable(make_block):
+            raise TypeError(
+                f"Stack: make_block is {describe_value(make_block)}, but must make blocks.\n"
+                "Cure: nnx.Stack(Block, n, rngs=rngs) or nnx.Stack(lambda rngs: Block(8, rngs), n, "
+                "rngs=rngs); for blocks that exist, nnx.Stack.from_list(blocks)."
+            )
         if n < 0:
             raise ValueError(f"Stack: n={n}, but a number of blocks is not negative.")
         self.n = n
@@ -143,6 +150,11 @@ class Stack(Module):
         per_block: Sequence[str | int] = (),
         transform_metadata: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(remat, bool) and not callable(remat):
+            raise TypeError(
+                f"Stack: remat={remat!r}, but it is True, False or a policy of what to keep, such "
+                "as jax.checkpoint_policies.dots_saveable."
+            )
         per_block = tuple(per_block)
         partition_name = (transform_metadata or {}).get(PARTITION_NAME)
         keep_options(self, locals())
@@ -164,7 +176,7 @@ class Stack(Module):
         # A function that reads objects may see others at the next call: no program of it is kept.
         reads = any(reads_objects(x) for x in leaves if not _is_dynamic(x))
         arguments = jax.tree.map(
-            lambda x: x if _is_dynamic(x) else _Static(x), (args, kwargs), is_leaf=stops
+            lambda x: x if _is_dynamic(x) else _Static(static_key(x)), (args, kwargs), is_leaf=stops
         )
 
         def axis(path: Any, leaf: Any) -> Any:
@@ -182,6 +194,7 @@ class Stack(Module):
         axes = jax.tree_util.tree_map_with_path(axis, arguments, is_leaf=stops)
         # Where no loop is left, XLA would find the two computations equal and keep the first.
         unrolled = self.unroll is True or self.n <= self.unroll
+        options = _Static(static_key((self.outputs, self.remat, unrolled)))
         run = scan(
             functools.partial(_step) if reads else _step,
             length=self.n,
@@ -190,7 +203,7 @@ class Stack(Module):
             out_axes=(Carry, 0) if self.outputs else Carry,
             transform_metadata=self._metadata,
         )
-        return run(self.blocks, x, arguments, _Static((self.outputs, self.remat, unrolled)))
+        return run(self.blocks, x, arguments, options)
 
     def vmap(self, f: Callable[[Any], Any]) -> Any:
         """`f(block)` of every block, as one `nnx.vmap`; results are stacked, changes are kept.
@@ -251,17 +264,11 @@ def _make(make_block: Callable[..., Any], *rngs: Any) -> Any:
 
 
 @jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class _Static:
     """A static value among arrays: a pytree without leaves, compared as static attributes are."""
 
-    def __init__(self, value: Any):
-        self.key = static_key(value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+    key: tuple  # see `static_key`
 
 
 def _is_dynamic(value: Any) -> bool:

@@ -12,7 +12,7 @@ from .._jax_compat import TRACE
 from ..graph.errors import describe_value, path_string
 from ..graph.graphdef import GraphDef
 from ..graph.names import named_variables
-from ..graph.variable import Variable, set_raw_value
+from ..graph.variable import Variable, raw, set_raw_value
 from ..graph.verbs import flatten, unflatten, update
 from ..lift.axis_names import AxisName
 from ..lift.places import outline
@@ -44,7 +44,7 @@ def take_blocks(stacked: Any, index: int | slice, axis: AxisName) -> Any:
         variables = [leaf for leaf in leaves if isinstance(leaf, Variable)]
         axis.remove(variables, [0] * len(variables), graphdef)
     return unflatten(
-        graphdef, [_with_value(v, jax.tree.map(lambda x: x[index], _value(v))) for v in leaves]
+        graphdef, [_with_value(v, jax.tree.map(lambda x: x[index], raw(v))) for v in leaves]
     )
 
 
@@ -54,14 +54,10 @@ def put_block(stacked: Any, index: int, block: Any, axis: AxisName) -> None:
     values = _alike(present, "the Stack's blocks", block, "the new block")
     graphdef, leaves = flatten(stacked)
     written = [
-        _with_value(leaf, jax.tree.map(lambda x, y: x.at[index].set(y), _value(leaf), value))
+        _with_value(leaf, jax.tree.map(lambda x, y: x.at[index].set(y), raw(leaf), value))
         for leaf, value in zip(leaves, values, strict=True)
     ]
     update(stacked, unflatten(graphdef, written))
-
-
-def _value(leaf: Any) -> Any:
-    return leaf._value if isinstance(leaf, Variable) else leaf
 
 
 def _with_value(leaf: Any, value: Any) -> Any:
@@ -81,7 +77,7 @@ def _alike(expected: Any, name: str, block: Any, other_name: str) -> list[Any]:
             f"`{place}` is {was} in {name} but {now} in {other_name}.\n"
             "Cure: make them alike, or keep blocks that are not in a plain list."
         )
-    return [_value(leaf) for leaf in others]
+    return [raw(leaf) for leaf in others]
 
 
 def _differences(
@@ -96,7 +92,7 @@ def _differences(
         unseen = "the order of its attributes, or what a function closes over"
         yield "block", "one thing", f"another ({unseen})"
     for path, leaf, same in zip(graphdef.paths.leaves, leaves, others, strict=True):
-        was, now = (jax.tree.map(_form, _value(x)) for x in (leaf, same))
+        was, now = (jax.tree.map(_form, raw(x)) for x in (leaf, same))
         if was != now:
             yield path_string(path, "block"), f"{was}", f"{now}"
 

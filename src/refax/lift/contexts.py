@@ -21,7 +21,7 @@ from ..graph import errors
 from ..graph.filters import Filter
 from ..graph.graphdef import VARIABLE, WITH_IDENTITY, GraphDef
 from ..graph.state import from_flat_state, iter_leaves
-from ..graph.variable import Variable
+from ..graph.variable import raw
 from ..graph.verbs import split
 from ..graph.walk import walk
 from .write_back import give_structure
@@ -103,7 +103,7 @@ class Context:
             leaf = cells[i] if i in elsewhere else values.pop(path, None)
             if leaf is None:
                 raise errors.leaf_missing(path, 0)
-            leaves.append(leaf._value if isinstance(leaf, Variable) else leaf)
+            leaves.append(raw(leaf))
         if values:
             raise ValueError(
                 f"merge: the State has `{errors.path_string(next(iter(values)))}`, which is not "

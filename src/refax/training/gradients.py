@@ -15,17 +15,13 @@ from ..graph.errors import describe_value, path_string
 from ..graph.filters import Filter
 from ..graph.module import Pytree
 from ..graph.state import State, iter_leaves, map_state
-from ..graph.variable import Variable, make_variable
+from ..graph.variable import Variable, make_variable, raw
 from ..graph.verbs import state as state_of
 
 _CURE = (
     "Cure: differentiate with the filter that the optimizer was made with: "
     "nnx.grad(loss, argnums=nnx.DiffState(0, wrt)) and nnx.Optimizer(model, tx, wrt=wrt)."
 )
-
-
-def _raw(leaf: Any) -> Any:
-    return leaf._value if isinstance(leaf, Variable) else leaf
 
 
 def gradients_like(params: State, grads: Any, wrt: Filter) -> State:
@@ -51,13 +47,13 @@ def gradients_like(params: State, grads: Any, wrt: Filter) -> State:
     if given.keys() != wanted.keys():
         raise ValueError(_other_paths(wanted, given))
     for path, param in wanted.items():
-        if not _same_shape(_raw(param), _raw(given[path])):
+        if not _same_shape(raw(param), raw(given[path])):
             raise ValueError(
                 f"The parameter `{path_string(path)}` is "
-                f"{describe_value(_raw(param))}, its gradient {describe_value(_raw(given[path]))}."
+                f"{describe_value(raw(param))}, its gradient {describe_value(raw(given[path]))}."
                 "\nCure: pass the gradients of this very model, at its present sizes."
             )
-    return map_state(lambda path, param: with_value(param, _raw(given[path])), params)
+    return map_state(lambda path, param: with_value(param, raw(given[path])), params)
 
 
 def _same_shape(a: Any, b: Any) -> bool:

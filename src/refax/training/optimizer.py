@@ -28,6 +28,7 @@ from ..graph.variable import (
     Param,
     Variable,
     make_variable,
+    raw,
     without_hooks,
 )
 from ..graph.verbs import state as state_of
@@ -182,7 +183,7 @@ class Optimizer(Pytree):
         values, new_structure = jax.tree.flatten(after, is_leaf=_is_variable)
         if structure == new_structure:
             for cell, value in zip(cells, values, strict=True):
-                cell.value = value._value if isinstance(value, Variable) else value
+                cell.value = raw(value)
         else:  # a transformation whose state changes its form
             self.opt_state = jax.tree.map(_wrap, after, is_leaf=_is_variable)
 

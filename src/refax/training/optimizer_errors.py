@@ -10,7 +10,7 @@ import jax
 
 from ..graph.errors import describe_value, path_string
 from ..graph.state import State, iter_leaves
-from ..graph.variable import Variable
+from ..graph.variable import Variable, raw
 from ..graph.verbs import state as state_of
 
 GRADIENTS_ONLY = (
@@ -75,4 +75,4 @@ def _misfits(opt_state: Any, wanted: dict[tuple, Any]) -> Iterator[str]:
 
 
 def _shape(leaf: Any) -> str:
-    return str(getattr(leaf._value if isinstance(leaf, Variable) else leaf, "shape", None))
+    return str(getattr(raw(leaf), "shape", None))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..graph.module import Pytree
+from ..lift.arguments import unbind
+from ..lift.call import Call, enter, pure_function
 
 
 def decorator_or_function(transform: Callable) -> Callable:
@@ -71,6 +73,17 @@ def without_static(
     """(the arguments with None for static ones, the static ones by position)."""
     static = {i: args[i] for i in positions(numbers, len(args), shift)}
     return tuple(None if i in static else a for i, a in enumerate(args)), static
+
+
+def enter_unbound(
+    f: Callable, args: tuple, kwargs: dict[str, Any], static: int | Iterable[int] = ()
+) -> tuple[Call, Callable]:
+    """(the call, its pure function) of a function or bound method, less its static arguments."""
+    function, bound = unbind(f)
+    args = args if bound is None else (bound, *args)
+    args, statics = without_static(args, static, 0 if bound is None else 1)
+    call = enter(args, kwargs)
+    return call, pure_function(with_static(function, statics), call)
 
 
 def with_static(function: Callable, static: dict[int, Any]) -> Callable:

@@ -10,10 +10,10 @@ import jax
 from ..graph.plan import Plan
 from ..graph.rebuild import rebuild
 from ..graph.walk import walk
-from ..lift.arguments import unbind
-from ..lift.call import Call, enter, pure_function
+from ..lift.call import Call
 from ..lift.inside import Static
 from ..lift.write_back import write_back
+from .bound import enter_unbound
 
 A = TypeVar("A")
 
@@ -31,9 +31,8 @@ def eval_shape(f: Callable[..., A], *args: Any, **kwargs: Any) -> A:
         >>> model.kernel.value
         ShapeDtypeStruct(shape=(10000, 10000), dtype=float32)
     """
-    function, bound = unbind(f)
-    call = enter(args if bound is None else (bound, *args), kwargs)
-    out = jax.eval_shape(pure_function(function, call), call.grouped, call.tree)
+    call, pure = enter_unbound(f, args, kwargs)
+    out = jax.eval_shape(pure, call.grouped, call.tree)
     return leave_abstract(call, out)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ..graph.errors import describe_value
-from ..graph.variable import Variable
+from ..graph.variable import raw
 from ..lift.arguments import is_slot
 
 
@@ -33,7 +33,7 @@ def shown(value: Any, kinds: Sequence[str] = ()) -> str:
         known = 0 <= x.number < len(kinds)
         return _Word(kinds[x.number] if known else "a new object")
 
-    value = value._value if isinstance(value, Variable) else value
+    value = raw(value)
     return str(jax.tree.map(word, value, is_leaf=is_slot))
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 
-from ..lift.arguments import unbind
-from ..lift.call import enter, leave, pure_function
-from .bound import decorator_or_function, with_static, without_static
+from ..lift.call import leave
+from .bound import decorator_or_function, enter_unbound
 from .eval_shape import leave_abstract
 
 
@@ -37,14 +36,10 @@ def make_jaxpr(
         >>> "dot_general" in str(jaxpr)
         True
     """
-    function, bound = unbind(f)
 
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        args = args if bound is None else (bound, *args)
-        args, statics = without_static(args, static_argnums, 0 if bound is None else 1)
-        call = enter(args, kwargs)
-        pure = pure_function(with_static(function, statics), call)
+        call, pure = enter_unbound(f, args, kwargs, static_argnums)
         jaxpr, out = jax.make_jaxpr(pure, return_shape=True, **options)(call.grouped, call.tree)
         return (jaxpr, leave_abstract(call, out)) if return_shape else jaxpr
 
@@ -77,13 +72,11 @@ def checkify(f: Callable, errors: Any = None) -> Callable:
 
     library = load_checkify()
     options = {} if errors is None else {"errors": errors}
-    function, bound = unbind(f)
 
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        call = enter(args if bound is None else (bound, *args), kwargs)
-        checked = library.checkify(pure_function(function, call), **options)
-        error, out = checked(call.grouped, call.tree)
+        call, pure = enter_unbound(f, args, kwargs)
+        error, out = library.checkify(pure, **options)(call.grouped, call.tree)
         return error, leave(call, out)
 
     return wrapped

@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 
-from ..lift.arguments import unbind
-from ..lift.call import enter, leave, pure_function
-from .bound import decorator_or_function, with_static, without_static
+from ..lift.call import leave
+from .bound import decorator_or_function, enter_unbound
 
 
 @decorator_or_function
@@ -45,14 +44,10 @@ def remat(
         >>> grads.linear.kernel.shape
         (2, 2)
     """
-    function, bound = unbind(f)
 
     @functools.wraps(f)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        args = args if bound is None else (bound, *args)
-        args, statics = without_static(args, static_argnums, 0 if bound is None else 1)
-        call = enter(args, kwargs)
-        pure = pure_function(with_static(function, statics), call)
+        call, pure = enter_unbound(f, args, kwargs, static_argnums)
         inner = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy, **options)
         return leave(call, inner(call.grouped, call.tree))
 
