@@ -27,7 +27,7 @@ from jax import lax
 from refax import nnx
 from refax.layers.dot_product_attention import _softmax
 
-from .harness import quantity
+from .harness import aligned, quantity
 from .models import ADAM, GPT, REAL, cross_entropy, inputs, nnx_model
 
 # -- the forms: normalization --------------------------------------------------------------------
@@ -382,11 +382,11 @@ def table(patterns: Sequence[str] | None, quick: bool) -> str:
         patterns: only parts with one of these in their names.
         quick: small models, and few turns: to see that it runs.
     """
-    rows = ["| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+    found = [HEADER]
     for part in PARTS:
         if patterns is None or any(pattern in part.name for pattern in patterns):
             for blocks in (1, 2) if quick else (12, 24):
                 for cells in lines(part, blocks, rounds=4 if quick else 40):
-                    rows.append(f"| {' | '.join(cells)} |")
-                    print(rows[-1], file=sys.stderr, flush=True)
-    return "\n".join(rows)
+                    found.append(cells)
+                    print("  ".join(cells), file=sys.stderr, flush=True)
+    return aligned(found)

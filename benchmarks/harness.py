@@ -279,11 +279,14 @@ def cells(result: Result) -> tuple[str, ...]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The table of all results as aligned Markdown."""
-    lines = [_HEADER, *map(cells, results)]
+    """The table of all results."""
+    return aligned([_HEADER, *map(cells, results)])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Markdown of a table whose first line is the header; numbers from the second column on."""
     widths = [max(map(len, column)) for column in zip(*lines)]
-    marks = ["-" * (w + 1) + (":" if 0 < i < len(widths) - 1 else "-")
-             for i, w in enumerate(widths)]  # fmt: skip
+    marks = ["-" * (w + 1) + (":" if i > 0 else "-") for i, w in enumerate(widths)]
     shown = [
         f"| {' | '.join([c[0].ljust(widths[0]), *map(str.rjust, c[1:], widths[1:])])} |"
         for c in lines

@@ -55,6 +55,7 @@ class GPT(NamedTuple):
 
 # A size as people train it on a CPU: the work of XLA shows, and not the dispatch.
 REAL = GPT(12, width=128, heads=4, vocabulary=256, length=64, batch=4)
+REAL_24 = REAL._replace(layers=24)
 # One sequence, for which all sides draw the same dropout masks.
 REAL_DROPOUT = REAL._replace(length=256, batch=1, dropout=0.1)
 

@@ -13,6 +13,7 @@ from .models import (
     GPT,
     MLP,
     REAL,
+    REAL_24,
     REAL_DROPOUT,
     Flat,
     Size,
@@ -30,7 +31,7 @@ def rows() -> Iterator[Row]:
     for size in (MLP(10), GPT(12), MLP(400)):
         yield from (Train(size, donate=False), Train(size, donate=True))
     yield from (Eval(SCANNED, 1.5), Train(SCANNED, donate=False))
-    yield from (Train(size, donate=False, slow=True) for size in (REAL, REAL_DROPOUT))
+    yield from (Train(size, donate=False, slow=True) for size in (REAL, REAL_DROPOUT, REAL_24))
     yield JitAgain()
 
 

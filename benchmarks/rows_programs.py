@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from .harness import Bound, Row, Work
-from .models import ADAM, GPT, REAL, REAL_DROPOUT, Flat, equinox_model, inputs, nnx_model
+from .models import ADAM, GPT, REAL, REAL_24, REAL_DROPOUT, Flat, equinox_model, inputs, nnx_model
 from .rows_calls import SCANNED, adam_of_equinox, train_step_of_equinox, train_step_of_nnx
 
 
@@ -18,9 +18,9 @@ def rows() -> Iterator[Row]:
     yield Lower(GPT(12))
     yield Lower(GPT(48), slow=True)
     yield Lower(SCANNED)
-    for size in (GPT(12), GPT(24), SCANNED, REAL, REAL_DROPOUT):
+    for size in (GPT(12), SCANNED, REAL, REAL_DROPOUT, REAL_24):
         yield CompileTime(size)
-    for size in (REAL, REAL_DROPOUT):
+    for size in (REAL, REAL_DROPOUT, REAL_24):
         yield from (Temporaries(size), Instructions(size))
     yield PeakMemory(GPT(12))
 
