@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BUDGET = 10_000  # lines in all; what is over is told at every run
-MAX_TOTAL_LINES = 10_747  # of code: as many as there are, so that they become fewer, never more
+MAX_TOTAL_LINES = 10_743  # of code: as many as there are, so that they become fewer, never more
 MAX_FILE_LINES = 700
 MAX_IMPORT_RATIO = 1.10
 
