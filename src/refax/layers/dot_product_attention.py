@@ -2,7 +2,7 @@
 
 The softmax has its derivative written by hand, as normalization has: with y = softmax(x) and
 s = y·dx, dy = s - y·Σs. With that of `jax.nn.softmax`, XLA keeps half as much memory again for the
-way back, and a train step takes 5 to 15 % longer on a CPU. And in
+way back, and a train step takes 5 to 17 % longer on a CPU. And in
 the products the heads come first: where sequences are not short, that is up to a third faster
 forward than `einsum` with the axes as they are. `python -m benchmarks --forms` measures the forms.
 """
