@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from refax import nnx
 from tests.layers.cases import AFFINE, attend, softmax
@@ -140,6 +141,31 @@ def test_derivatives_are_those_of_the_plain_softmax() -> None:
             expected = derivative(lambda *a: plainly(*a, mask=mask))
             for mine, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-11)  # float64
+
+
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto])
+@pytest.mark.parametrize("axis", ["queries", "heads"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_a_sharding_by_queries_or_heads_stays(kind: Any, axis: str, kv_heads: int) -> None:
+    """Also with groups of heads: what is sharded is not gathered, forward or back."""
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(kind,))
+    query, kv = draw(2, 6, 4, 8), draw(2, 6, kv_heads, 8, seed=1)
+    spec = P(None, "x") if axis == "queries" else P(None, None, "x")
+    expected = nnx.dot_product_attention(query, kv, kv, is_causal=True)
+    with jax.set_mesh(mesh):
+        query = jax.device_put(query, jax.NamedSharding(mesh, spec))
+        kv = jax.device_put(kv, jax.NamedSharding(mesh, spec if axis == "heads" else P()))
+
+        def attend(query: Any, kv: Any) -> jax.Array:
+            return nnx.dot_product_attention(query, kv, kv, is_causal=True)
+
+        y = jax.jit(attend)(query, kv)
+        text = jax.jit(attend).lower(query, kv).compile().as_text()
+        gradient = jax.jit(jax.grad(lambda q, kv: (attend(q, kv) ** 2).sum()))(query, kv)
+    assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all"))
+    assert y.sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), y.ndim)
+    assert gradient.sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), y.ndim)
+    np.testing.assert_allclose(y, expected, atol=3e-6)
 
 
 def test_dropout_needs_a_key() -> None:

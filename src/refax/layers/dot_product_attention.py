@@ -137,20 +137,14 @@ def _weights(
 ) -> jax.Array:
     """softmax(q·kᵀ / √d + bias): (*batch, heads, queries, keys), in the dtype of the query."""
     wide = dtypes.widest(query.dtype)
-    *batch, queries, heads, depth = query.shape
-    keys, kv_heads = key.shape[-3:-1]
-    # The query heads that share a key head are more queries for it.
-    of_key_head = (*batch, kv_heads, heads // kv_heads * queries, depth)
-    query = jnp.swapaxes(query, -3, -2).reshape(of_key_head)
-    key = jnp.moveaxis(key, -3, -1)  # (*batch, kv_heads, d, keys)
-    logits = jnp.matmul(query, key, precision=precision, preferred_element_type=wide)
-    logits = logits.reshape(*batch, heads, queries, keys) * (depth**-0.5)
+    logits = _product(jnp.swapaxes(query, -3, -2), jnp.moveaxis(key, -3, -1), precision, wide)
+    logits = logits * (query.shape[-1] ** -0.5)
     if bias is not None:
         logits = logits + bias.astype(wide)
     if mask is not None:
         logits = jnp.where(mask, logits, _lowest(wide))
     if is_causal:
-        allowed = jnp.tril(jnp.ones((1,) * (logits.ndim - 2) + (queries, keys), bool))
+        allowed = jnp.tril(jnp.ones((1,) * (logits.ndim - 2) + logits.shape[-2:], bool))
         logits = jnp.where(allowed, logits, _lowest(wide))
     return _softmax(logits).astype(query.dtype)
 
@@ -185,11 +179,20 @@ def _drop(weights: jax.Array, rng: jax.Array, keep: Any, broadcast: bool) -> jax
 @partial(jax.jit, static_argnums=(2,), inline=True)
 def _combine(weights: jax.Array, value: jax.Array, precision: Any) -> jax.Array:
     """weights·v: (*batch, queries, heads, v)."""
-    *batch, heads, queries, keys = weights.shape
-    kv_heads, depth = value.shape[-2:]
-    weights = weights.reshape(*batch, kv_heads, heads // kv_heads * queries, keys)
-    y = jnp.matmul(weights, jnp.swapaxes(value, -3, -2), precision=precision)
-    return jnp.swapaxes(y.reshape(*batch, heads, queries, depth), -3, -2)
+    y = _product(weights, jnp.swapaxes(value, -3, -2), precision, None)
+    return jnp.swapaxes(y, -3, -2)
+
+
+def _product(x: jax.Array, y: jax.Array, precision: Any, dtype: Any) -> jax.Array:
+    """x·y: (*batch, heads, n, m), (*batch, kv_heads, m, p) → (*batch, heads, n, p)."""
+    *batch, heads, n, m = x.shape
+    kv_heads, _, p = y.shape[-3:]
+    product = partial(jnp.einsum, precision=precision, preferred_element_type=dtype)
+    if heads == kv_heads:
+        return product("...hnm,...hmp->...hnp", x, y)
+    # An axis of their own for the heads of a group: merged into n, they would lose their sharding.
+    x = x.reshape(*batch, kv_heads, heads // kv_heads, n, m)
+    return product("...hgnm,...hmp->...hgnp", x, y).reshape(*batch, heads, n, p)
 
 
 @partial(jax.jit, static_argnums=(5, 6), inline=True)
