@@ -154,7 +154,7 @@ def test_plans_over_several_roots_are_right_after_any_change(roots, changes):
         plan_for(tuple(roots))
 
 
-@given(root=graphs.graphs, changes=st.lists(graphs.changes, min_size=1, max_size=4))
+@given(root=graphs.graphs, changes=st.lists(graphs.traced_changes, min_size=1, max_size=4))
 def test_jit_computes_on_the_current_structure(root, changes):
     f = nnx.jit(lambda m: graphs.total(m))
     for change in changes:
