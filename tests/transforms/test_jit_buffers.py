@@ -211,3 +211,18 @@ def test_donation_together_with_shardings():
     f(model, jnp.ones(8))
     np.testing.assert_array_equal(model.scale.value, jnp.full(8, 3.0))
     assert model.scale.sharding == data and not model.mean.value.is_deleted()
+
+
+def test_what_is_no_array_is_named_by_its_path():
+    class Scaled(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.data(1.5)
+
+    model = Scaled()
+    scale = nnx.jit(lambda model: model.scale)
+    assert scale(model) == 1.5
+    model.scale = "a text"
+    with pytest.raises(TypeError, match=r"`model.scale` holds str 'a text'.*\n.*nnx.static"):
+        scale(model)
+    with pytest.raises(TypeError, match=r"`x` holds str 's'.*\n.*static_argnames"):
+        nnx.jit(lambda x: x)("s")

@@ -92,13 +92,9 @@ def _differences(
         unseen = "the order of its attributes, or what a function closes over"
         yield "block", "one thing", f"another ({unseen})"
     for path, leaf, same in zip(graphdef.paths.leaves, leaves, others, strict=True):
-        was, now = (jax.tree.map(_form, raw(x)) for x in (leaf, same))
+        was, now = (jax.tree.map(jax.typeof, raw(x)) for x in (leaf, same))
         if was != now:
-            yield path_string(path, "block"), f"{was}", f"{now}"
-
-
-def _form(x: Any) -> str:
-    return describe_value(jax.typeof(x))
+            yield path_string(path, "block"), describe_value(was), describe_value(now)
 
 
 def check_own(block: Any) -> None:

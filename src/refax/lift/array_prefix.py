@@ -40,7 +40,9 @@ def for_arrays(prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool]
             place = name + jax.tree_util.keystr((*path, *below))
             return leaf_entry(entry, tuple(map(key_name, below)), value, place)
 
-        return jax.tree_util.tree_map_with_path(resolve, subtree, is_leaf=_is_variable)
+        return jax.tree_util.tree_map_with_path(
+            resolve, subtree, is_leaf=lambda x: isinstance(x, Variable)
+        )
 
     return jax.tree_util.tree_map_with_path(under, prefix, tree, is_leaf=is_leaf)
 
@@ -63,7 +65,3 @@ def spread(
         is_leaf=is_leaf,
     )
     return entries
-
-
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, Variable)

@@ -1,4 +1,4 @@
-"""Inputs that are of no use any more: tracers that a call left behind, arrays that were donated."""
+"""Inputs of no use: tracers that a call left behind, arrays that were donated, what is no array."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ..graph.errors import TraceContextError, describe_value
 from .call import Call, root_places
 from .errors import argument_names, argument_place
 from .places import place_under
+from .write_back import is_array_like
 
 
-def spent_input(call: Call, function: Callable) -> RuntimeError | None:
+def spent_input(call: Call, function: Callable) -> Exception | None:
     """The error that says where such an input is; None if there is none.
 
     For the error path: each tracer is used once, which raises if its trace is over.
@@ -41,6 +42,12 @@ def spent_input(call: Call, function: Callable) -> RuntimeError | None:
                 "a call, through another object that holds the same array.\n"
                 "Cure: give each object arrays of its own before donating: copy.deepcopy(model). "
                 "(nnx.clone and nnx.split share arrays, which never change.)"
+            )
+        if not all(map(is_array_like, leaves)):
+            return TypeError(
+                f"`{place}` holds {describe_value(value)}, which cannot be traced.\n"
+                "Cure: an argument: static_argnames=…; an attribute that `nnx.data` marked: a "
+                "number or an array, or nnx.static(value)."
             )
     return None
 

@@ -67,11 +67,11 @@ def _has_slot(tree: Any) -> bool:
         return any(map(_has_slot, tree))
     if cls is dict:
         return any(map(_has_slot, tree.values()))
-    return not _is_array_like(tree)
+    return not is_array_like(tree)
 
 
-def _is_array_like(value: Any) -> bool:
-    return value is None or hasattr(value, "dtype") or isinstance(value, (int, float))
+def is_array_like(value: Any) -> bool:
+    return value is None or hasattr(value, "dtype") or isinstance(value, (int, float, complex))
 
 
 class _Lookup(Sequence[Any]):

@@ -94,7 +94,7 @@ def _branch(
                 looks.append(Look(*jax.eval_shape(look, grouped, tree)))
             written = _written(looks, functions, form, name)
             pures = [
-                pure_function(f, form, force=written, explicit=True, returned=_without_static)
+                pure_function(f, form, force=written, explicit=True, returned=lambda *out: out[:2])
                 for f in functions
             ]
             try:
@@ -110,10 +110,6 @@ def _branch(
     key = (name, call.plan.graphdef)
     program = eager_program(branches, key, make)
     return leave(call, program(call.grouped, (call.tree, selector)))
-
-
-def _without_static(result: Any, grouped: Any, static: Any) -> Any:
-    return result, grouped
 
 
 def _static(change: Change, written: frozenset[int]) -> Static:

@@ -107,7 +107,7 @@ class CustomVjp:
         diff, rest = separate(call, wrt)
         # What is static among the arguments (flags, functions) is closed over, not passed.
         leaves, treedef = jax.tree.flatten(rest)
-        static = {i: x for i, x in enumerate(leaves) if not _is_numeric(x)}
+        static = {i: x for i, x in enumerate(leaves) if not is_array_like(x)}
         inputs = [x for i, x in enumerate(leaves) if i not in static]
 
         def pure(function: Callable, **options: Any) -> Callable:
@@ -217,10 +217,6 @@ def _cotangents(call: Call, grouped: list, change: Change, types: Any) -> Any:
         for group, avals in zip(call.groups.members[1:], types[0], strict=True)
     ]
     return by_argument, [zeros(tree) for tree in types[1]]
-
-
-def _is_numeric(x: Any) -> bool:
-    return hasattr(x, "dtype") or isinstance(x, (int, float, complex))
 
 
 @jax.tree_util.register_static

@@ -110,7 +110,7 @@ class JitWrapped:
             call, program, inputs = self._prepare(args, kwargs)
         try:
             out = program.jitted(*inputs)
-        except (jax.errors.UnexpectedTracerError, RuntimeError, ValueError) as error:
+        except (jax.errors.UnexpectedTracerError, RuntimeError, TypeError, ValueError) as error:
             spent = spent_input(call, self._function)
             if spent is None:
                 raise

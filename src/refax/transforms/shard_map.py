@@ -53,7 +53,7 @@ def shard_map(
         args = by_position(f, args, kwargs)
         args, prefix = with_self(wrapped, bound, args, in_specs, _WHOLE)
         args, statics = _separate(args, prefix)
-        prefix = _without_none(prefix)
+        prefix = jax.tree.map(lambda s: _WHOLE if s is None else s, prefix, is_leaf=_is_spec)
         call = enter(args, {})
         rules = group_by_prefix(call, function, prefix, out_specs, "in_specs", is_leaf=_is_spec)
         by_group = list(rules.entries)
@@ -104,10 +104,6 @@ def _separate(args: tuple, specs: Any) -> tuple[tuple, dict[int, Any]]:
         if spec is None and not any(map(is_object, jax.tree.leaves(arg, is_leaf=is_object)))
     }
     return tuple(None if i in static else a for i, a in enumerate(args)), static
-
-
-def _without_none(specs: Any) -> Any:
-    return jax.tree.map(lambda s: _WHOLE if s is None else s, specs, is_leaf=_is_spec)
 
 
 def _without_lift_types(specs: Any) -> Any:
