@@ -16,7 +16,7 @@ import hypothesis
 import jax
 import pytest
 
-from refax.graph import variable
+from refax.objects import variable_types
 
 # A first example may compile, so no deadline; in CI the same examples are tried at every run.
 hypothesis.settings.register_profile("refax", deadline=None, max_examples=50)
@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("refax-ci" if os.environ.get("CI") else "refax"
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of Variable types that a test registers end with it: the registry is one a process."""
-    monkeypatch.setattr(variable, "_TYPE_OF_NAME", dict(variable._TYPE_OF_NAME))
+    monkeypatch.setattr(variable_types, "_TYPE_OF_NAME", dict(variable_types._TYPE_OF_NAME))
 
 
 @pytest.fixture

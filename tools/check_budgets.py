@@ -6,12 +6,10 @@ Each violation is one line: where, what, and the cure. The exit status is 1 if t
 
 What is checked (the floors are told in CONTRIBUTING.md):
 
-- lines: those of the whole package are over their budget, which is told; what fails is another line
-  of code (docstrings, comments and blank lines apart) than there are now; and of each file, all;
-- floors: a module imports only from its own folder and from floors below, also inside functions.
-  Where a function, or a type annotation, must have something from above, the import says why in a
-  comment: `# upward: <reason>`;
-- no cycle of imports at module level;
+- lines: those of code in the whole package (docstrings, comments and blank lines apart); of each
+  file, all;
+- floors: a module imports only from its own folder and from floors below, also inside functions;
+- no two modules import each other, at module level, inside functions or for annotations;
 - JAX's private and experimental modules only in `_jax_compat.py`; peers nowhere; heavy libraries
   only inside functions;
 - the time of `import refax.nnx` over that of `import jax, optax` (a warning: machines are noisy).
@@ -27,29 +25,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-BUDGET = 10_000  # lines in all; what is over is told at every run
-MAX_TOTAL_LINES = 10_743  # of code: as many as there are, so that they become fewer, never more
-MAX_FILE_LINES = 700
+MAX_TOTAL_LINES = 14_000  # of code: a ceiling, not an aim
+MAX_FILE_LINES = 500
 MAX_IMPORT_RATIO = 1.10
 
 # The first part of a module's name inside the package → its floor; "" is the package itself.
 FLOORS = {
     "_jax_compat": 0,
-    "errors": 0,
-    "graph": 1,
-    "lift": 2,
-    "transforms": 3,
-    "layers": 4,
-    "inspect": 5,
-    "training": 5,
-    "graphlib": 5,
-    "nnx": 6,
-    "": 7,
+    "objects": 1,
+    "graph": 2,
+    "verbs": 3,
+    "lift": 4,
+    "transforms": 5,
+    "layers": 6,
+    "devices": 7,
+    "inspect": 7,
+    "training": 7,
+    "weights": 7,
+    "nnx": 8,
+    "as_flax": 9,
+    "": 9,
 }
 # Only these may import the package itself, and nothing may import them.
-FACES = {"", "nnx"}
+FACES = {"", "nnx", "as_flax"}
 COMPAT = "_jax_compat"
-UPWARD = "# upward: "
 
 PRIVATE_JAX = ("jax._src", "jax.experimental", "jax.extend", "jaxlib")
 PEERS = ("flax", "equinox", "haiku", "penzai")
@@ -232,10 +231,6 @@ def check_floors(modules: dict[str, Module], package: str) -> Iterator[Violation
                 continue
             if other == "" and own in FACES:
                 continue
-            statement = module.lines[imported.line - 1 : imported.last_line]
-            explained = any(UPWARD in line for line in statement)
-            if explained and not imported.runs_at_import and other not in FACES:
-                continue
             if other == "":
                 what = f"imports the root package ({imported.target})"
                 cure = "import from the floor's folder that defines it"
@@ -247,8 +242,6 @@ def check_floors(modules: dict[str, Module], package: str) -> Iterator[Violation
                     f"{direction} it (floor {FLOORS[other]})"
                 )
                 cure = "move what is shared down a floor, or pass it in as an argument"
-                if other not in FACES:
-                    cure += f"; an import inside a function may say `{UPWARD}<reason>`"
             yield Violation(module.shown, imported.line, what, cure)
 
 
@@ -271,12 +264,12 @@ def check_libraries(modules: dict[str, Module], package: str) -> Iterator[Violat
 
 
 def check_cycles(modules: dict[str, Module]) -> Iterator[Violation]:
-    """One violation for each knot of modules that import one another at module level."""
+    """One violation for each knot of modules that import one another, inside functions or not."""
     edges: dict[str, dict[str, int]] = {name: {} for name in modules}
     for name, module in modules.items():
         for imported in module.imports:
             target = resolve(imported.target, modules)
-            if imported.runs_at_import and target in modules and target != name:
+            if target in modules and target != name:
                 edges[name].setdefault(target, imported.line)
     for knot in knots(edges):
         cycle = shortest_cycle(min(knot), edges)
@@ -380,7 +373,7 @@ def import_ratio(statement: str, folder: Path, rounds: int = 5) -> tuple[float, 
 def check_import(package: Path, strict: bool) -> tuple[str, list[Violation]]:
     """A line to print, and the violations."""
     statement = f"import {package.name}.nnx"
-    face = str(package / "nnx.py")
+    face = str(package / "nnx")
     try:
         ratio, loaded = import_ratio(statement, package.parent)
         if ratio > MAX_IMPORT_RATIO:  # once more: another program may have been in the way
@@ -407,15 +400,13 @@ def check_import(package: Path, strict: bool) -> tuple[str, list[Violation]]:
 def summary(modules: dict[str, Module]) -> str:
     sizes = {module.shown: len(module.lines) for module in modules.values()}
     largest = max(sizes, key=lambda shown: sizes[shown])
-    upward = sum(UPWARD in line for module in modules.values() for line in module.lines)
     code = sum(module.code_lines for module in modules.values())
     total = sum(sizes.values())
-    verdict = f"{total - BUDGET:,} over" if total > BUDGET else "within"
     return (
-        f"budgets: {total:,} lines, {verdict} the budget of {BUDGET:,}; {code:,} of them code, "
-        f"of which there may be {MAX_TOTAL_LINES:,}; {len(sizes)} files; "
+        f"budgets: {code:,} lines of code of {MAX_TOTAL_LINES:,}, {total:,} in all; "
+        f"{len(sizes)} files; "
         f"median {statistics.median(sizes.values()):.0f}, largest {sizes[largest]} of "
-        f"{MAX_FILE_LINES} ({largest}); imports marked upward: {upward}"
+        f"{MAX_FILE_LINES} ({largest})"
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refax import nnx
-from refax.graph import operators as table
+from refax.objects import operators as table
 from tests.models import Node
 
 pytestmark = pytest.mark.usefixtures("strict_numerics")

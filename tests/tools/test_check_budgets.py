@@ -55,10 +55,10 @@ def test_a_good_package_has_no_problems(tree: Tree):
 
 
 def test_a_file_too_long(tree: Tree):
-    tree.write("graph/short.py", *["x = 1"] * 700)
-    tree.write("graph/long.py", *["x = 1"] * 701)
+    tree.write("graph/short.py", *["x = 1"] * 500)
+    tree.write("graph/long.py", *["x = 1"] * 501)
     problem = only(tree.problems())
-    assert problem.startswith("graph/long.py:701: 701 lines, a file may have 700 → split it")
+    assert problem.startswith("graph/long.py:501: 501 lines, a file may have 500 → split it")
 
 
 def test_a_package_too_long(tree: Tree, monkeypatch: pytest.MonkeyPatch):
@@ -87,53 +87,36 @@ def test_an_import_from_above(tree: Tree, statement: str):
     tree.write("graph/variable.py", "import jax", statement)
     problem = only(tree.problems())
     assert problem.startswith(
-        "graph/variable.py:2: graph (floor 1) imports tiny.layers.linear, above it (floor 4) → "
+        "graph/variable.py:2: graph (floor 2) imports tiny.layers.linear, above it (floor 6) → "
     )
 
 
-def test_an_import_from_above_inside_a_function_needs_a_reason(tree: Tree):
+def test_an_import_from_above_inside_a_function(tree: Tree):
     tree.write("inspect/display.py", "def render(): ...")
     inside = "    from ..inspect.display import render"
     tree.write("graph/variable.py", "def show():", inside)
-    assert "imports tiny.inspect.display, above it (floor 5)" in only(tree.problems())
-    tree.write("graph/variable.py", "def show():", inside + "  # upward: repr is drawn there")
-    assert tree.problems() == []
+    assert "imports tiny.inspect.display, above it (floor 7)" in only(tree.problems())
 
 
-def test_a_reason_over_several_lines(tree: Tree):
-    tree.write("inspect/display.py", "def render(): ...")
-    statement = ["    from ..inspect.display import (  # upward: repr", "        render,", "    )"]
-    tree.write("graph/variable.py", "def show():", *statement)
-    assert tree.problems() == []
-
-
-def test_a_reason_does_not_excuse_an_import_at_module_level(tree: Tree):
-    tree.write("inspect/display.py", "def render(): ...")
-    tree.write("graph/variable.py", "from ..inspect.display import render  # upward: no")
-    assert "graph/variable.py:1: " in only(tree.problems())
-
-
-def test_an_import_for_annotations_counts_and_may_be_explained(tree: Tree):
+def test_an_import_for_annotations_counts(tree: Tree):
     tree.write("layers/linear.py", "class Linear: ...")
     guarded = ["from typing import TYPE_CHECKING", "if TYPE_CHECKING:"]
     statement = "    from tiny.layers.linear import Linear"
     tree.write("graph/variable.py", *guarded, statement)
     assert "graph/variable.py:3: " in only(tree.problems())
-    tree.write("graph/variable.py", *guarded, statement + "  # upward: an annotation")
-    assert tree.problems() == []
 
 
 def test_floors_of_one_height_do_not_import_one_another(tree: Tree):
     tree.write("training/optimizer.py", "class Optimizer: ...")
     tree.write("inspect/tabulate.py", "from ..training.optimizer import Optimizer")
-    assert "imports tiny.training.optimizer, beside it (floor 5)" in only(tree.problems())
+    assert "imports tiny.training.optimizer, beside it (floor 7)" in only(tree.problems())
 
 
 @pytest.mark.parametrize("statement", ["import tiny.nnx", "from tiny import nnx"])
 def test_nothing_imports_the_face(tree: Tree, statement: str):
     tree.write("nnx.py", "")
-    tree.write("layers/linear.py", "def f():", f"    {statement}  # upward: not even so")
-    assert "imports tiny.nnx, above it (floor 6)" in only(tree.problems())
+    tree.write("layers/linear.py", "def f():", f"    {statement}")
+    assert "imports tiny.nnx, above it (floor 8)" in only(tree.problems())
 
 
 @pytest.mark.parametrize("statement", ["import tiny", "from tiny import x", "from .. import x"])
@@ -220,11 +203,11 @@ def test_two_cycles_are_two_problems(tree: Tree):
     assert len(tree.problems()) == 2
 
 
-def test_imports_that_do_not_run_at_import_make_no_cycle(tree: Tree):
-    tree.write("graph/a.py", "from . import b, c")
-    tree.write("graph/b.py", "def f():", "    from . import a")
-    tree.write("graph/c.py", "import typing", "if typing.TYPE_CHECKING:", "    from . import a")
-    assert tree.problems() == []
+@pytest.mark.parametrize("head", ["def f():", "if typing.TYPE_CHECKING:"])
+def test_imports_that_do_not_run_at_import_make_a_cycle_too(tree: Tree, head: str):
+    tree.write("graph/a.py", "from . import b")
+    tree.write("graph/b.py", "import typing", head, "    from . import a")
+    assert "a cycle of imports: tiny.graph.a → tiny.graph.b → " in only(tree.problems())
 
 
 # ── Import time ───────────────────────────────────────────────────────────────────────────────
@@ -303,8 +286,8 @@ def test_the_command_prints_sizes_and_violations(
     arguments = ["--package", str(tree.package), "--no-import-time"]
     assert check_budgets.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "budgets: 2 lines, within the budget of 10,000; 2 of them code" in printed
-    assert "3 files; median 0, largest 2 of 700" in printed
+    assert "budgets: 2 lines of code of 14,000, 2 in all" in printed
+    assert "3 files; median 0, largest 2 of 500" in printed
 
     monkeypatch.setattr(check_budgets, "BUDGET", 1)
     assert check_budgets.main(arguments) == 0

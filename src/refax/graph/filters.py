@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import cast
 
-from .variable import Variable
+from ..objects.variable import Variable
 
 Filter = typing.Any
 Predicate = Callable[[tuple, typing.Any], bool]

@@ -12,7 +12,7 @@ are plain nested tuples: Python hashes and compares them in C.
     (PYTREE,   one-level treedef, keys, children)           any other registered pytree
 
 A child is an `int` (the position of a record), `LEAF` (an array that stands in an attribute without
-a Variable) or a static `(type, value)` (`graph/statics.py`).
+a Variable) or a static `(type, value)` (`objects/statics.py`).
 
 *Leaves* are what a GraphDef leaves out: first the Variables in table order, then the LEAFs. Paths
 are worked out only when somebody asks. The path of a node that is reached several ways is the first
@@ -31,8 +31,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ..objects.errors import UnhashableStaticError, path_string
+from ..objects.mappings import sorted_keys
+from ..objects.representation import MAX_LINES
+from ..objects.statics import static_key, static_value
 from . import errors
-from .statics import static_key, static_value
 
 VARIABLE, OBJECT, LIST, DICT, TUPLE, PYTREE = range(6)
 WITH_IDENTITY = (VARIABLE, OBJECT, LIST, DICT)
@@ -57,35 +60,6 @@ def record_children(record: tuple) -> tuple[Iterable[Any], tuple]:
         fields = getattr(record[1], "_fields", None) if kind == TUPLE else None
         return fields or range(len(record[2])), record[2]
     return record[2], record[3]
-
-
-def sorted_keys(keys: Iterable[Any]) -> list[Any]:
-    """The order in which JAX flattens a dict of these keys; any order where it refuses."""
-    keys = list(keys)
-    try:
-        return sorted(keys)
-    except TypeError:
-        return sorted(keys, key=lambda k: (type(k).__name__, str(k)))
-
-
-def register_mapping(
-    cls: type, content: Callable[[Any], dict], make: Callable[[dict], Any]
-) -> None:
-    """Make a class of mappings known to JAX, flattened as JAX flattens a dict."""
-
-    def flatten(mapping: Any) -> tuple[tuple, tuple]:
-        items = content(mapping)
-        keys = tuple(sorted_keys(items))
-        return tuple([items[k] for k in keys]), keys
-
-    def flatten_with_keys(mapping: Any) -> tuple[tuple, tuple]:
-        children, keys = flatten(mapping)
-        return tuple(zip(map(jax.tree_util.DictKey, keys), children, strict=True)), keys
-
-    def unflatten(keys: tuple, children: Iterable[Any]) -> Any:
-        return make(dict(zip(keys, children, strict=True)))
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
 class Paths(NamedTuple):
@@ -145,7 +119,7 @@ class GraphDef:
                 hash(value)
             except TypeError:
                 return errors.unhashable_static(path, value)
-        return errors.UnhashableStaticError(
+        return UnhashableStaticError(
             "The static part of a registered pytree, or a mapping's key, cannot be hashed.\n"
             "Cure: make it hashable, or keep the pytree in a Variable's value."
         )
@@ -241,9 +215,20 @@ class GraphDef:
             return make()
 
     def __repr__(self) -> str:
-        from .representation import represent_graphdef
-
-        return represent_graphdef(self)
+        lines = [f"GraphDef({len(self.records)} nodes, {len(self.paths.leaves)} leaves"]
+        for path, record in zip(self.paths.nodes, self.records, strict=True):
+            if record[0] == VARIABLE:
+                text = record[1].__name__ + (f" {dict(record[2])}" if record[2] else "")
+            else:
+                pairs = zip(*record_children(record), strict=True)
+                statics = [f"{key}={child[1]!r}" for key, child in pairs if type(child) is tuple]
+                cls = record[1] if isinstance(record[1], type) else type(record[1])
+                text = f"{cls.__name__}({', '.join(statics)})"
+            lines.append(f"  {path_string(path)}: {text}")
+            if len(lines) > MAX_LINES:
+                lines.append("  …")
+                break
+        return "\n".join([*lines, ")"])
 
 
 class _Packed(NamedTuple):

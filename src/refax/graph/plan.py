@@ -17,12 +17,12 @@ import weakref
 from operator import is_
 from typing import Any
 
+from ..objects.node import Node, set_object_plans, set_object_watch
+from ..objects.variable import Variable, set_raw_value, set_watch
+from ..objects.watch import add_watcher
 from .graphdef import intern
 from .guards import Guards
-from .module import Pytree, set_object_plans, set_object_watch
-from .variable import Variable, set_raw_value, set_watch
 from .walk import Walk, walk
-from .watch import add_watcher
 
 _MAX_PLANS_PER_ROOT = 8
 
@@ -72,7 +72,7 @@ class Plan:
         for value in walked.objects:
             if isinstance(value, Variable):
                 set_watch(value, add_watcher(value._watch, ref))
-            elif isinstance(value, Pytree):
+            elif isinstance(value, Node):
                 set_object_watch(value, add_watcher(value._refax_watch, ref))
 
     def holds(self) -> bool:
@@ -157,7 +157,7 @@ class _Held:
 def plan_for(roots: tuple[Any, ...]) -> Plan:
     """The plan of `roots`, from before if their structure is as it was."""
     owner = roots[0] if roots else None
-    if not isinstance(owner, Pytree):
+    if not isinstance(owner, Node):
         # Bare Variables and containers own no plan: a Variable would be in a cycle with it.
         return Plan(walk(roots))
     plans = owner._refax_plans
@@ -195,7 +195,7 @@ class _Forget:
 
     __slots__ = ("key", "owner")
 
-    def __init__(self, owner: Pytree, key: Any):
+    def __init__(self, owner: Node, key: Any):
         self.owner = weakref.ref(owner)
         self.key = key
 

@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from ..objects.node import Node, new_pytree, set_object_marks
+from ..objects.statics import static_value
+from ..objects.variable import Variable, make_variable
+from ..objects.watch import keeps_structure
 from .graphdef import (
     DICT,
     LEAF,
@@ -24,13 +28,9 @@ from .graphdef import (
     GraphDef,
     record_children,
 )
-from .module import Pytree, new_pytree, set_object_marks
 from .plan import Plan
 from .state import State, form_changed, state_over
-from .statics import static_value
-from .variable import Variable, make_variable
 from .walk import walk
-from .watch import keeps_structure
 
 
 def make_empty(record: tuple) -> Any:
@@ -179,6 +179,6 @@ def renew_tuples(plan: Plan, roots: Sequence[Any]) -> None:
         obj = objects[i]
         if not has_content(obj, records[i], children):
             fill(obj, records[i], children)
-            for ref in (isinstance(obj, Pytree) and obj._refax_watch) or ():
+            for ref in (isinstance(obj, Node) and obj._refax_watch) or ():
                 if (other := ref()) is not None and other is not plan:
                     other.valid = False  # it has the values of before

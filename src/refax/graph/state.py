@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 
-from .errors import GraphError, not_exhaustive, path_string, suggest
-from .filters import Filter, first_match, to_predicate
-from .graphdef import register_mapping, sorted_keys
+from ..objects.errors import GraphError, path_string, suggest
+from ..objects.mappings import register_mapping, sorted_keys
+from ..objects.representation import Form, Shown
+from ..objects.variable import Variable, raw
+from .errors import not_exhaustive
+from .filters import Filter, PathIn, first_match, to_predicate
 from .traversals import unflatten_mapping
-from .variable import Variable, raw
 
 Path = tuple[Any, ...]
 
@@ -51,7 +53,7 @@ def _bare(mapping: Mapping) -> dict:
     return top
 
 
-class State(MutableMapping[Any, Any]):
+class State(MutableMapping[Any, Any], Shown):
     """A nested mapping path → Variable (or array). Made by `nnx.state`, `nnx.split`, `nnx.grad`.
 
     Args:
@@ -127,13 +129,10 @@ class State(MutableMapping[Any, Any]):
     def __copy__(self) -> State:
         return State(self)
 
-    def __repr__(self) -> str:
-        from .representation import represent
+    __repr__ = Shown.__repr__
 
-        return represent(self)
-
-    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
-        return subtree_renderer(dict(self._tree), path=path)
+    def _refax_form(self) -> Form:
+        return Form("State({", self._tree.items(), ": ", "})")
 
     @property
     def raw_mapping(self) -> dict:
@@ -327,8 +326,6 @@ def restore_int_paths(pure: Mapping) -> dict:
 
 def create_path_filters(state: Mapping) -> dict[Any, Any]:
     """{filter of the paths: value} for a State of equal values, such as one of axes."""
-    from .filters import PathIn
-
     paths_of: dict[Any, list[Path]] = {}
     for path, leaf in iter_leaves(state):
         paths_of.setdefault(raw(leaf), []).append(path)

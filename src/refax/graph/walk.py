@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ..objects.containers import Dict, List
+from ..objects.marks import class_marks
+from ..objects.node import Node
+from ..objects.statics import is_plain_static, static_key
+from ..objects.variable import Variable
+from ..objects.watch import is_array
 from . import errors
-from .containers import Dict, List
 from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
 from .guards import Guard
-from .module import Pytree, class_marks
 from .state import State
-from .statics import is_plain_static, static_key
-from .variable import Variable
-from .watch import is_array
 
 _LISTS = frozenset({list, List})
 _DICTS = frozenset({dict, Dict, OrderedDict, defaultdict})
@@ -93,7 +94,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
         cls = type(value)
         if is_plain_static(value, cls):
             return (cls, value)
-        if isinstance(value, (Variable, Pytree)) or cls in _LISTS or cls in _DICTS or cls is State:
+        if isinstance(value, (Variable, Node)) or cls in _LISTS or cls in _DICTS or cls is State:
             return reference(value)
         if is_array(value):
             return array(value, container, key)
@@ -122,7 +123,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
         if isinstance(value, Variable):
             variables.append(value)
             records.append((VARIABLE, cls, value._metadata))
-        elif isinstance(value, Pytree):
+        elif isinstance(value, Node):
             attributes = value.__dict__
             marks = class_marks(cls)
             own = value._refax_marks
@@ -172,13 +173,13 @@ def walk(roots: tuple[Any, ...]) -> Walk:
 
 def _holds_objects(value: Any) -> bool:
     items = list(value.values() if isinstance(value, dict) else value)
-    leaves = jax.tree.leaves(items, is_leaf=lambda x: isinstance(x, (Variable, Pytree)))
-    return any(isinstance(x, (Variable, Pytree)) or is_array(x) for x in leaves)
+    leaves = jax.tree.leaves(items, is_leaf=lambda x: isinstance(x, (Variable, Node)))
+    return any(isinstance(x, (Variable, Node)) or is_array(x) for x in leaves)
 
 
 def _is_graph_part(value: Any) -> bool:
     cls = type(value)
-    return isinstance(value, (Pytree, Variable, State)) or cls in _LISTS or cls in _DICTS
+    return isinstance(value, (Node, Variable, State)) or cls in _LISTS or cls in _DICTS
 
 
 def _marked(value: Any, mark: str | None, child: Any, container: Any, key: Any) -> Any:

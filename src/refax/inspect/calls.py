@@ -14,12 +14,13 @@ from typing import Any
 
 import jax
 
-from ..graph.module import Module
-from ..graph.variable import Variable, make_variable
-from ..graph.verbs import flatten, unflatten
-from ..graph.watch import is_array
 from ..lift.arguments import is_object
+from ..objects.variable import Variable, make_variable
+from ..objects.watch import is_array
 from ..transforms.eval_shape import eval_shape
+from ..verbs.merging import unflatten
+from ..verbs.module import Module
+from ..verbs.splitting import flatten
 from .hooks import Hook, callable_modules, hooked, remove_hooks
 
 

@@ -8,12 +8,15 @@ from typing import Any
 import jax
 
 from ..graph.filters import Filter
-from ..graph.iteration import iter_graph
-from ..graph.module import Module, Pytree, sown_attribute, sown_path
 from ..graph.state import State, iter_leaves, nest, state_over
-from ..graph.variable import Intermediate, Perturbation, Variable, make_variable
-from ..graph.watch import is_array
 from ..lift.arguments import take_apart, unbind
+from ..objects.variable import Variable, make_variable
+from ..objects.variable_types import Intermediate, Perturbation
+from ..objects.watch import is_array
+from ..verbs.iteration import iter_graph
+from ..verbs.module import Module
+from ..verbs.popping import sown_attribute, sown_path
+from ..verbs.pytree import Pytree
 from .hooks import Hook, callable_modules, hooked
 
 _Cell = tuple[tuple, Any, str, Variable]  # (path, the object, the name in it, what stands there)

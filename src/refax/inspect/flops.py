@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..graph.variable import Param
-from ..graph.verbs import clone, graphdef, merge, split, state
-from ..graph.watch import is_array
 from ..lift.arguments import is_object
+from ..objects.variable_types import Param
+from ..objects.watch import is_array
 from ..transforms.jit import jit
+from ..verbs.copying import clone
+from ..verbs.merging import merge
+from ..verbs.splitting import graphdef, split, state
 from .calls import Call, describe, traceable
 
 

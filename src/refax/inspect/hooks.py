@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..graph.filters import Filter, to_predicate
-from ..graph.iteration import iter_graph
-from ..graph.module import Module, new_pytree
+from ..objects.node import new_pytree
+from ..verbs.iteration import iter_graph
+from ..verbs.module import Module
 
 _HOOKS = "_refax_hooks"
 

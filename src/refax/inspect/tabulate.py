@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..graph.errors import suggest
 from ..graph.filters import Filter, to_predicate
-from ..graph.iteration import iter_children_of, iter_graph
-from ..graph.module import Module
-from ..graph.representation import bytes_text, count
-from ..graph.variable import RngState, Variable, raw
-from ..graph.watch import is_array
+from ..objects.errors import suggest
+from ..objects.representation import bytes_text, count
+from ..objects.variable import Variable, raw
+from ..objects.variable_types import RngState
+from ..objects.watch import is_array
+from ..verbs.iteration import iter_children_of, iter_graph
+from ..verbs.module import Module
 from .calls import Call, describe, trace_calls
 from .flops import FlopCounter
 

@@ -35,7 +35,7 @@ from jax.nn import swish as swish
 from jax.numpy import tanh as tanh
 from jax.typing import DTypeLike
 
-from ..graph.variable import Param
+from ..objects.variable_types import Param
 from . import dtypes
 from .options import NO_METADATA, Layer, PromoteDtype, keep_options
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
-from ..graph.rngs import Rngs, RngStream
-from ..graph.variable import Cache
+from ..objects.variable_types import Cache
+from ..verbs.module import Module
+from ..verbs.rngs import Rngs, RngStream
 from . import dtypes
 from .dot_product_attention import dot_product_attention
 from .dropout import draw_key, fork_stream

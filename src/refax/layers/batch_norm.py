@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.rngs import Rngs
-from ..graph.variable import BatchStat
+from ..objects.variable_types import BatchStat
+from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .normalization import Normalization, scale_and_shift
 from .options import NO_METADATA, Initializer, PromoteDtype, resolve_flag

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
-from ..graph.variable import Intermediate
+from ..objects.variable_types import Intermediate
+from ..verbs.module import Module
 from . import dtypes
 from .dropout import keep_mask
 from .options import PromoteDtype

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..graph.module import Module
-from ..graph.rngs import Rngs, RngStream
+from ..verbs.module import Module
+from ..verbs.rngs import Rngs, RngStream
 from .dtypes import as_array
 from .options import keep_options, resolve_flag
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.rngs import Rngs
+from ..verbs.rngs import Rngs
 from . import dtypes
 from .linear import Affine, Options, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options

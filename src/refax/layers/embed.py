@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..graph.rngs import Rngs
+from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .options import (
     NO_METADATA,

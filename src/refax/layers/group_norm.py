@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..graph.rngs import Rngs
+from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .normalization import Axes, Normalization, normalize, positive_axes
 from .options import NO_METADATA, Initializer, PromoteDtype

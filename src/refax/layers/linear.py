@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.rngs import Rngs
-from ..graph.variable import Param
+from ..objects.variable_types import Param
+from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .options import (
     NO_METADATA,

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.rngs import Rngs
-from ..graph.variable import VariableMetadata
+from ..objects.variable_metadata import VariableMetadata
+from ..verbs.rngs import Rngs
 from . import dtypes
 from .linear import Affine, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options

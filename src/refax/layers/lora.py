@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..graph.errors import describe_value
-from ..graph.rngs import Rngs
-from ..graph.variable import LoRAParam, Variable
+from ..objects.errors import describe_value
+from ..objects.variable import Variable
+from ..objects.variable_types import LoRAParam
+from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .linear import Linear
 from .options import NO_METADATA, Initializer, Layer, PromoteDtype, check_last_axis, keep_options

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..graph.rngs import Rngs
-from ..graph.variable import Param
+from ..objects.variable_types import Param
+from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .options import (
     NO_METADATA,

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
-from ..graph.variable import Param
+from ..objects.variable_types import Param
+from ..verbs.module import Module
 from . import dtypes
 
 Initializer = Callable[..., Any]  # (key, shape, dtype) → array

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..graph.module import Module
+from ..verbs.module import Module
 from . import dtypes
 from .windows import Padding, Pads, PerAxis, canonical_padding, per_axis
 

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..graph.errors import describe_value
 from ..graph.filters import Filter
-from ..graph.module import Module
-from ..graph.rngs import Rngs, RngStream, backup_keys, fork_rngs, restore_rngs
+from ..objects.errors import describe_value
 from ..transforms.carry import Carry
 from ..transforms.prefixes import StateAxes
 from ..transforms.scan import scan
+from ..verbs.module import Module
+from ..verbs.rngs import Rngs, RngStream, backup_keys, fork_rngs, restore_rngs
 from .dropout import fork_stream
 from .dtypes import as_array
 from .options import keep_options

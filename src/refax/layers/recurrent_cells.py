@@ -16,8 +16,8 @@ from jax.nn import sigmoid
 from jax.numpy import tanh
 from jax.typing import DTypeLike
 
-from ..graph.module import Module
-from ..graph.rngs import Rngs, RngStream
+from ..verbs.module import Module
+from ..verbs.rngs import Rngs, RngStream
 from . import dtypes, initializers
 from .dropout import fork_stream
 from .linear import Linear, default_bias_init, default_kernel_init

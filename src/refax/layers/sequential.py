@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..graph.module import Module
-from ..graph.rngs import Rngs, RngStream
+from ..verbs.module import Module
+from ..verbs.rngs import Rngs, RngStream
 
 
 class Identity(Module):

@@ -12,20 +12,22 @@ from typing import Any, SupportsIndex
 import jax
 import numpy as np
 
-from ..graph.errors import describe_value
-from ..graph.module import Module, Pytree, new_pytree
-from ..graph.rngs import Rngs, RngStream
-from ..graph.spmd import PARTITION_NAME
-from ..graph.statics import static_key, static_value
-from ..graph.variable import Param
 from ..lift.arguments import is_object, stops
 from ..lift.axis_names import AxisName
 from ..lift.closures import reads_objects
+from ..objects.errors import describe_value
+from ..objects.node import new_pytree
+from ..objects.statics import static_key, static_value
+from ..objects.variable_types import Param
 from ..transforms.carry import Carry
 from ..transforms.prefixes import StateAxes
 from ..transforms.remat import remat as rematerialized
 from ..transforms.scan import scan
 from ..transforms.vmap import vmap
+from ..verbs.module import Module
+from ..verbs.pytree import Pytree
+from ..verbs.rngs import Rngs, RngStream
+from ..verbs.spmd import PARTITION_NAME
 from .options import keep_options
 from .sequential import has_rngs
 from .stacking import check_own, put_block, stack_blocks, take_blocks

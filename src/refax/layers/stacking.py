@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from .._jax_compat import TRACE
-from ..graph.errors import describe_value, path_string
 from ..graph.graphdef import GraphDef
-from ..graph.names import named_variables
-from ..graph.variable import Variable, raw, set_raw_value
-from ..graph.verbs import flatten, unflatten, update
 from ..lift.axis_names import AxisName
 from ..lift.places import outline
+from ..objects.errors import describe_value, path_string
+from ..objects.variable import Variable, raw, set_raw_value
+from ..verbs.merging import unflatten
+from ..verbs.names import named_variables
+from ..verbs.splitting import flatten
+from ..verbs.updating import update
 
 _SHARE = (
     "Cure: pass what is shared to the call, stack(x, shared); or give each block a copy of its own "

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..graph.errors import path_string
 from ..graph.filters import Filter, PathContains, to_predicate
-from ..graph.iteration import iter_graph
-from ..graph.rngs import Rngs
-from ..graph.variable import BatchStat, Param, Variable, set_raw_value
-from ..graph.verbs import clone
+from ..objects.errors import path_string
+from ..objects.variable import Variable, set_raw_value
+from ..objects.variable_types import BatchStat, Param
+from ..verbs.copying import clone
+from ..verbs.iteration import iter_graph
+from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .normalization import Axes, positive_axes, scale_and_shift
 from .options import Initializer, Layer, PromoteDtype, keep_options

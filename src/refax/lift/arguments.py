@@ -18,9 +18,9 @@ from typing import Any, TypeGuard
 import jax
 import numpy as np
 
-from ..graph.module import Pytree
 from ..graph.state import State
-from ..graph.variable import Variable
+from ..objects.variable import Variable
+from ..verbs.pytree import Pytree
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

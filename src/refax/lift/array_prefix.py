@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from ..graph.variable import Variable
 from ..graph.walk import key_name
+from ..objects.variable import Variable
 from .prefix import FilterPrefix, is_entry, leaf_entry
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..graph.graphdef import GraphDef
-from ..graph.spmd import PARTITION_NAME
-from ..graph.variable import Variable, replace_metadata
+from ..objects.variable import Variable, replace_metadata
+from ..verbs.spmd import PARTITION_NAME
 from . import errors
 
 

@@ -17,8 +17,8 @@ import jax
 
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan, plan_for
-from ..graph.trace_errors import tracing
 from ..graph.walk import walk
+from ..objects.trace_errors import tracing
 from . import errors
 from .arguments import is_slot, named_like, put_back, take_apart
 from .axis_names import AxisName

@@ -17,11 +17,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ..graph.iteration import iter_graph
-from ..graph.module import Pytree
-from ..graph.outer_reads import COLLECTING, Reads
 from ..graph.state import State
-from ..graph.variable import Variable, watch_reads
+from ..objects.outer_reads import COLLECTING, Reads
+from ..objects.variable import Variable, watch_reads
+from ..verbs.iteration import iter_graph
+from ..verbs.pytree import Pytree
 
 _OBJECTS = (Pytree, Variable, State)
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), range, slice})

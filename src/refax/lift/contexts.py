@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph import errors
 from ..graph.filters import Filter
 from ..graph.graphdef import VARIABLE, WITH_IDENTITY, GraphDef
 from ..graph.state import from_flat_state, iter_leaves
-from ..graph.variable import raw
-from ..graph.verbs import split
 from ..graph.walk import walk
+from ..objects.errors import describe_value, path_string
+from ..objects.variable import raw
+from ..verbs.errors import leaf_missing
+from ..verbs.splitting import split
 from .write_back import give_structure
 
 
@@ -89,7 +90,7 @@ class Context:
         if not isinstance(graphdef, ContextGraphDef):
             raise TypeError(
                 f"merge takes what `split` of a context returned, got "
-                f"{errors.describe_value(graphdef)}.\nCure: nnx.merge takes a plain GraphDef."
+                f"{describe_value(graphdef)}.\nCure: nnx.merge takes a plain GraphDef."
             )
         shape, numbers, elsewhere, returns = graphdef
         side = self._outside if returns else self._inside
@@ -102,11 +103,11 @@ class Context:
         for i, path in enumerate(shape.paths.leaves):
             leaf = cells[i] if i in elsewhere else values.pop(path, None)
             if leaf is None:
-                raise errors.leaf_missing(path, 0)
+                raise leaf_missing(path, 0)
             leaves.append(raw(leaf))
         if values:
             raise ValueError(
-                f"merge: the State has `{errors.path_string(next(iter(values)))}`, which is not "
+                f"merge: the State has `{path_string(next(iter(values)))}`, which is not "
                 "in the GraphDef.\nCure: merge the States that were split with it."
             )
         objects = give_structure(shape, known, leaves)

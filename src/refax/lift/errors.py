@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.tree_util import keystr
 
-from ..graph.errors import GraphError, path_string
+from ..objects.errors import GraphError, path_string
 
 
 class PrefixError(GraphError):

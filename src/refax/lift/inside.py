@@ -21,9 +21,9 @@ import jax
 
 from ..graph.graphdef import LEAF, WITH_IDENTITY, GraphDef, intern, record_children
 from ..graph.rebuild import rebuild
-from ..graph.variable import Variable
 from ..graph.walk import Walk, walk
-from ..graph.watch import is_array
+from ..objects.variable import Variable
+from ..objects.watch import is_array
 from .arguments import Slot, put_back, take_apart
 from .axis_names import AxisName
 from .prefix import Groups, OutputRules

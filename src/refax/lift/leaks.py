@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-from ..graph.errors import TraceContextError, describe_value
+from ..objects.errors import TraceContextError, describe_value
 from .call import Call, root_places
 from .errors import argument_names, argument_place
 from .places import place_under

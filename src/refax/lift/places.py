@@ -7,9 +7,9 @@ from typing import Any
 
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from ..graph.errors import path_string
 from ..graph.graphdef import VARIABLE, GraphDef, record_children
-from ..graph.representation import short
+from ..objects.errors import path_string
+from ..objects.representation import short
 from .array_prefix import spread
 from .call import Call
 from .errors import argument_names

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.errors import path_string
 from ..graph.filters import Filter, to_predicate
 from ..graph.plan import Plan
 from ..graph.state import State, create_path_filters
 from ..graph.walk import Walk
+from ..objects.errors import path_string
 from . import errors
 from .arguments import is_object, stops
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from .._jax_compat import TRACE
-from ..graph.trace_errors import tracing
+from ..objects.trace_errors import tracing
 from .arguments import named_like
 from .closures import reads_objects
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 
-from ..graph import errors
 from ..graph.graphdef import GraphDef
 from ..graph.state import State, from_flat_state, iter_leaves, map_state
-from ..graph.variable import Variable
-from ..graph.verbs import merge, split
+from ..objects.errors import describe_value
+from ..objects.variable import Variable
+from ..verbs.merging import merge
+from ..verbs.splitting import split
 from .arguments import Slot, put_back, stops, take_apart
 
 
@@ -100,7 +101,7 @@ def map_graph(f: Any, node: Any, /) -> Any:
     """
     if isinstance(node, Mapping) and not stops(node):
         raise TypeError(
-            f"nnx.map takes an object graph or a State, got {errors.describe_value(node)}.\n"
+            f"nnx.map takes an object graph or a State, got {describe_value(node)}.\n"
             "Cure: for plain pytrees there is jax.tree.map_with_path."
         )
 

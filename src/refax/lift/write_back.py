@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..graph.graphdef import VARIABLE, GraphDef
-from ..graph.module import Pytree, set_object_watch
 from ..graph.plan import Plan
 from ..graph.rebuild import build, fill, has_content, make_empty, renew_tuples
-from ..graph.variable import make_variable, replace_metadata, set_raw_value
 from ..graph.walk import walk
-from ..graph.watch import invalidate
+from ..objects.node import set_object_watch
+from ..objects.variable import make_variable, replace_metadata, set_raw_value
+from ..objects.watch import invalidate
+from ..verbs.pytree import Pytree
 from .arguments import Slot, put_back
 from .inside import Change, NewGraph
 

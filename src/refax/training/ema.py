@@ -9,15 +9,16 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from ..graph.errors import describe_value, path_string
 from ..graph.filters import Filter
-from ..graph.module import Pytree
 from ..graph.plan import plan_for
 from ..graph.rebuild import rebuild
 from ..graph.state import iter_leaves, map_state
-from ..graph.variable import OptState, Param, Variable, make_variable, set_raw_value
-from ..graph.verbs import state as state_of
-from ..graph.verbs import update as update_node
+from ..objects.errors import describe_value, path_string
+from ..objects.variable import Variable, make_variable, set_raw_value
+from ..objects.variable_types import OptState, Param
+from ..verbs.pytree import Pytree
+from ..verbs.splitting import state as state_of
+from ..verbs.updating import update as update_node
 from .placement import beside
 
 M = TypeVar("M")

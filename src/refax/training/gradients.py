@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from ..graph.errors import describe_value, path_string
 from ..graph.filters import Filter
-from ..graph.module import Pytree
 from ..graph.state import State, iter_leaves, map_state
-from ..graph.variable import Variable, make_variable, raw
-from ..graph.verbs import state as state_of
+from ..objects.errors import describe_value, path_string
+from ..objects.variable import Variable, make_variable, raw
+from ..verbs.pytree import Pytree
+from ..verbs.splitting import state as state_of
 
 _CURE = (
     "Cure: differentiate with the filter that the optimizer was made with: "

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from ..graph.filters import Filter
-from ..graph.module import Pytree
-from ..graph.variable import Variable
-from ..graph.verbs import split
+from ..objects.variable import Variable
+from ..verbs.pytree import Pytree
+from ..verbs.splitting import split
 
 
 class MetricState(Variable):

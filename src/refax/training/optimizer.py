@@ -18,21 +18,13 @@ import jax.numpy as jnp
 import optax
 
 from ..graph.filters import Filter
-from ..graph.module import Pytree
 from ..graph.state import State, iter_leaves, map_state
-from ..graph.statics import frozen
-from ..graph.variable import (
-    OptArray,
-    OptState,
-    OptVariable,
-    Param,
-    Variable,
-    make_variable,
-    raw,
-    without_hooks,
-)
-from ..graph.verbs import state as state_of
-from ..graph.verbs import update as update_node
+from ..objects.statics import frozen
+from ..objects.variable import Variable, make_variable, raw
+from ..objects.variable_types import OptArray, OptState, OptVariable, Param, without_hooks
+from ..verbs.pytree import Pytree
+from ..verbs.splitting import state as state_of
+from ..verbs.updating import update as update_node
 from . import optimizer_errors as errors
 from .gradients import gradients_like, with_value
 from .placement import beside

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from ..graph.errors import describe_value, path_string
 from ..graph.state import State, iter_leaves
-from ..graph.variable import Variable, raw
-from ..graph.verbs import state as state_of
+from ..objects.errors import describe_value, path_string
+from ..objects.variable import Variable, raw
+from ..verbs.splitting import state as state_of
 
 GRADIENTS_ONLY = (
     "Optimizer.update takes the model and the gradients, and got one of them.\n"

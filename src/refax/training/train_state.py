@@ -11,10 +11,10 @@ import optax
 from typing_extensions import dataclass_transform
 
 from ..graph.graphdef import GraphDef
-from ..graph.module import Pytree
-from ..graph.module import dataclass as pytree_dataclass
 from ..graph.state import State, merge_state
-from ..graph.verbs import call
+from ..objects.marks import dataclass as pytree_dataclass
+from ..verbs.merging import call
+from ..verbs.pytree import Pytree
 from .gradients import gradients_like
 from .placement import beside
 

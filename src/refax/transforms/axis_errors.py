@@ -8,12 +8,12 @@ from typing import Any
 import jax
 
 from .._jax_compat import is_mapped_here
-from ..graph.errors import describe_value
 from ..graph.graphdef import GraphDef
 from ..lift.call import Call
 from ..lift.errors import PrefixError
 from ..lift.places import check_outputs, inputs_by_place
 from ..lift.prefix import OutputRules
+from ..objects.errors import describe_value
 
 
 def check_broadcast(graphdef: GraphDef, rules: OutputRules, transform: str) -> Callable[..., Any]:

@@ -8,9 +8,9 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..graph.module import Pytree
 from ..lift.arguments import unbind
 from ..lift.call import Call, enter, pure_function
+from ..verbs.pytree import Pytree
 
 
 def decorator_or_function(transform: Callable) -> Callable:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from ..graph.errors import path_string
 from ..graph.graphdef import PYTREE, TUPLE, VARIABLE, record_children
 from ..lift.arguments import is_slot
 from ..lift.call import CallForm
@@ -15,6 +14,7 @@ from ..lift.errors import PrefixError
 from ..lift.inside import NewGraph, Static
 from ..lift.places import place_of_leaf, place_of_output
 from ..lift.prefix import OutputRules
+from ..objects.errors import path_string
 from .forms import same_form, shown
 
 

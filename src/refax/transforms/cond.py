@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
-from ..graph.variable import Variable
 from ..lift.call import CallForm, enter, leave, pure_function
 from ..lift.inside import Change, Static
 from ..lift.programs import eager_program
+from ..objects.variable import Variable
 from .branch_errors import Look, different_structures, different_values
 
 _NO_OPERAND = object()

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..graph.errors import describe_value
-from ..graph.variable import Param
 from ..lift.call import Call, enter, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import Change, Static, leaves_out
+from ..lift.write_back import is_array_like
+from ..objects.errors import describe_value
+from ..objects.variable_types import Param
 from .bound import by_position, decorator_or_function, method_of
 from .branch_errors import Look, different_structures
 from .differentiation import gradient_builder, group_by_argument, join, separate

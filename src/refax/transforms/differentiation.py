@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..graph.errors import describe_value
 from ..graph.plan import plan_for
-from ..graph.variable import Param, Variable, make_variable
-from ..graph.verbs import layout_of
 from ..lift.arguments import named_like, put_back, slot_numbers, unbind
 from ..lift.call import Call, enter, occurrences_in, pure_function
 from ..lift.prefix import FilterPrefix, group_leaves
+from ..objects.errors import describe_value
+from ..objects.variable import Variable, make_variable
+from ..objects.variable_types import Param
+from ..verbs.layouts import layout_of
 from .prefixes import DiffState
 
 

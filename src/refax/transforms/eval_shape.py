@@ -13,6 +13,8 @@ from ..graph.walk import walk
 from ..lift.call import Call
 from ..lift.inside import Static
 from ..lift.write_back import write_back
+from ..verbs.splitting import split
+from ..verbs.spmd import get_named_sharding
 from .bound import enter_unbound
 
 A = TypeVar("A")
@@ -55,9 +57,6 @@ def _abstract(values: list[Any]) -> list[Any]:
 
 def get_abstract_model(init: Callable[[], Any], mesh: Any = None) -> tuple[Any, Any]:
     """(graphdef, abstract state) of the model that `init()` would make, sharded over `mesh`."""
-    from ..graph.spmd import get_named_sharding
-    from ..graph.verbs import split
-
     graphdef, state = split(eval_shape(init))
     if mesh is None:
         return graphdef, state

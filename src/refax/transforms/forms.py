@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from ..graph.errors import describe_value
-from ..graph.variable import raw
 from ..lift.arguments import is_slot
+from ..objects.errors import describe_value
+from ..objects.variable import raw
 
 
 class _Word(str):

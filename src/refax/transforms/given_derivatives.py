@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..graph.errors import describe_value, path_string, suggest
-from ..graph.module import Pytree
 from ..graph.state import State, iter_leaves
-from ..graph.variable import Variable
-from ..graph.verbs import state
 from ..lift.arguments import is_slot
 from ..lift.call import Call, root_places
 from ..lift.errors import PrefixError, argument_names
 from ..lift.places import place_under
+from ..objects.errors import describe_value, path_string, suggest
+from ..objects.variable import Variable
+from ..verbs.pytree import Pytree
+from ..verbs.splitting import state
 from .forms import shown
 
 

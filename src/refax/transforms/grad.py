@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
-from ..graph.errors import describe_value
 from ..lift.call import leave
+from ..objects.errors import describe_value
 from .bound import decorator_or_function
 from .differentiation import gradient_builder, normalize_argnums, prepare
 from .prefixes import DiffState

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.outer_reads import Reads, written_since
 from ..lift import errors
 from ..lift.arguments import named_like, unbind
 from ..lift.call import Call, enter, leave, pure_function, root_places
@@ -22,7 +21,9 @@ from ..lift.closures import collecting
 from ..lift.inside import Inside
 from ..lift.leaks import spent_input
 from ..lift.programs import programs_of, proxy, remember
+from ..objects.outer_reads import Reads, written_since
 from .bound import decorator_or_function, method_of, positions
+from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, layout_of
 from .jit_options import Options, StaticArguments
 from .retrace import StaleConstantWarning, TraceRecord, Traces, stale_constant, users_level
@@ -236,8 +237,6 @@ class JitWrapped:
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes and dtypes of the result, without running; the arguments stay as they are."""
-        from .eval_shape import eval_shape
-
         function, bound = self._function, self._bound
         statics = StaticArguments(self._options, args, kwargs, 0)
         args, kwargs = statics.without(args, kwargs)

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..graph.errors import suggest
-from ..graph.statics import static_key
 from ..lift import errors
+from ..objects.errors import suggest
+from ..objects.statics import static_key
 from .bound import without_static
 
 

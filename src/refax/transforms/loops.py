@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import jax
 
-from ..graph.statics import static_key
 from ..lift.arguments import Slot, named_like, put_back
 from ..lift.call import Call, CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
@@ -16,6 +15,7 @@ from ..lift.inside import Change, Static
 from ..lift.places import place_of_leaf
 from ..lift.prefix import OutputRules
 from ..lift.programs import eager_program
+from ..objects.statics import static_key
 from .carry import Carry, check_carry, is_carry
 from .scan import input_slots
 

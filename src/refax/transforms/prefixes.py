@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..graph.filters import Filter, to_predicate
-from ..graph.variable import Param
 from ..lift.prefix import FilterPrefix
+from ..objects.variable_types import Param
 
 
 class StateAxes(FilterPrefix):

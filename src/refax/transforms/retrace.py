@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.errors import describe_value
 from ..graph.graphdef import GraphDef
-from ..graph.stack import Stack
-from ..graph.trace_errors import known_name, where
 from ..lift.errors import argument_place
 from ..lift.places import outline, place_under
+from ..objects.errors import describe_value
+from ..objects.stack import Stack
+from ..objects.trace_errors import known_name, where
 
 _LOGGER = logging.getLogger("refax.retrace")
 _MAX_RECORDS = 64

@@ -14,8 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..graph.errors import describe_value
-from ..graph.statics import static_key
 from ..lift.arguments import Slot, is_slot, put_back, unbind
 from ..lift.array_prefix import hashable, spread
 from ..lift.axis_names import AxisName
@@ -24,6 +22,8 @@ from ..lift.errors import PrefixError
 from ..lift.places import check_outputs
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..lift.programs import eager_program
+from ..objects.errors import describe_value
+from ..objects.statics import static_key
 from .axis_errors import check_sizes
 from .bound import by_position, decorator_or_function, with_self
 from .carry import Carry, check_carry, is_carry

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from ..graph.statics import static_key
 from ..lift.arguments import is_object, unbind
 from ..lift.array_prefix import for_arrays, hashable
 from ..lift.call import enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.prefix import FilterPrefix
 from ..lift.programs import eager_program
+from ..objects.statics import static_key
 from .bound import by_position, decorator_or_function, with_self, with_static
 from .spec_errors import check_replicated, check_specs
 

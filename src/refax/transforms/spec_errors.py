@@ -10,12 +10,12 @@ import jax
 from jax.sharding import PartitionSpec
 
 from .._jax_compat import varying_axes
-from ..graph.errors import describe_value
 from ..graph.graphdef import GraphDef
 from ..lift.call import Call
 from ..lift.errors import PrefixError
 from ..lift.places import check_outputs, inputs_by_place
 from ..lift.prefix import OutputRules
+from ..objects.errors import describe_value
 
 
 def check_replicated(graphdef: GraphDef, rules: OutputRules) -> Callable[..., Any]:

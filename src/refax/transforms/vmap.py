@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 
-from ..graph.statics import static_key
 from ..lift.arguments import unbind
 from ..lift.array_prefix import for_arrays, hashable, without_objects
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.programs import eager_program
+from ..objects.statics import static_key
 from .axis_errors import check_broadcast, check_sizes
 from .bound import decorator_or_function, with_self, with_static, without_static
 

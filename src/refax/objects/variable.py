@@ -15,37 +15,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._jax_compat import TRACE
-from .errors import suggest
 from .metadata import EMPTY, Metadata, canonical_name
 from .operators import add_operators
 from .outer_reads import outer_read
+from .representation import Form, Shown
 from .trace_errors import mutation_error
+from .variable_metadata import GET_HOOK, SET_HOOK, A, VariableMetadata
 from .watch import invalidate
 
-A = TypeVar("A")
-
-_GET_HOOK, _SET_HOOK = "on_get_value", "on_set_value"
 _SLOTS = ("_value", "_metadata", "_trace", "_watch", "_hooked")
 
 
-class VariableMetadata(Generic[A]):
-    """A value on its way into a Variable, with metadata: what `with_metadata` makers return."""
-
-    __slots__ = ("metadata", "raw_value")
-
-    def __init__(self, raw_value: A, metadata: dict[str, Any]):
-        self.raw_value = raw_value
-        self.metadata = metadata
-
-
-class _VariableType(type):
+class VariableType(type):
     """Lets JAX rebuild a Variable without running a subclass's `__init__`.
 
     `jax.tree_util.register_dataclass` flattens in C++ (2-3 times faster than a Python flatten
@@ -58,7 +46,7 @@ class _VariableType(type):
         return super().__call__(*args, **kwargs)
 
 
-class Variable(Generic[A], metaclass=_VariableType):
+class Variable(Shown, Generic[A], metaclass=VariableType):
     """A mutable cell: one value and metadata.
 
     Args:
@@ -86,7 +74,7 @@ class Variable(Generic[A], metaclass=_VariableType):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        cls._class_hooked = hasattr(cls, _GET_HOOK) or hasattr(cls, _SET_HOOK)
+        cls._class_hooked = hasattr(cls, GET_HOOK) or hasattr(cls, SET_HOOK)
         jax.tree_util.register_dataclass(cls, data_fields=["value"], meta_fields=["raw_metadata"])
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -112,7 +100,7 @@ class Variable(Generic[A], metaclass=_VariableType):
         """The value. Reading applies `on_get_value`; writing checks the trace and the set hook."""
         if self._hooked:
             outer_read(self)
-            hook = self._hook(_GET_HOOK)
+            hook = self._hook(GET_HOOK)
             if hook is not None:
                 return hook(self._value)
         return self._value
@@ -124,7 +112,7 @@ class Variable(Generic[A], metaclass=_VariableType):
         if isinstance(new, Variable):
             new = new._value
         if self._hooked:
-            hook = self._hook(_SET_HOOK)
+            hook = self._hook(SET_HOOK)
             if hook is not None:
                 new = hook(new)
         set_raw_value(self, new)
@@ -307,16 +295,9 @@ class Variable(Generic[A], metaclass=_VariableType):
         value: Any = self.value
         return value(*args, **kwargs)
 
-    def __repr__(self) -> str:
-        from .representation import represent
-
-        return represent(self)
-
-    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
-        from .representation import treescope_constructor
-
-        attributes = {"value": self._value, **self._metadata}
-        return treescope_constructor(self, attributes, path, subtree_renderer)
+    def _refax_form(self) -> Form:
+        items = [("value", self._value), *self._metadata.items()]
+        return Form(type(self).__name__ + "(", items, values=(self._value,))
 
     # Written out for readers of types; `add_operators` gives every operator.
     def __iter__(self) -> Iterator[Any]: ...  # pragma: no cover - replaced below
@@ -336,7 +317,7 @@ jax.tree_util.register_dataclass(Variable, data_fields=["value"], meta_fields=["
 
 
 def _has_hooks(cls: type[Variable], metadata: Metadata) -> bool:
-    return cls._class_hooked or _GET_HOOK in metadata or _SET_HOOK in metadata
+    return cls._class_hooked or GET_HOOK in metadata or SET_HOOK in metadata
 
 
 def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
@@ -359,14 +340,6 @@ def raw(leaf: Any) -> Any:
 def watch_reads(self: Variable, watched: bool) -> None:
     """Send reads past `outer_read`, by the way that a Variable with hooks takes; and back."""
     _set_hooked(self, watched or _has_hooks(type(self), self._metadata))
-
-
-def without_hooks(x: Any) -> Any:
-    """The same value in a Variable whose reading and writing runs no hook; others as they are."""
-    if not isinstance(x, Variable) or not x._hooked:
-        return x
-    cls = Param if type(x)._class_hooked else type(x)
-    return make_variable(cls, x._value, x._metadata.without(_GET_HOOK).without(_SET_HOOK))
 
 
 def replace_metadata(self: Variable, metadata: Metadata) -> None:
@@ -408,180 +381,4 @@ def _pack_leaf(leaf: Any) -> Any:
 # -- types ---------------------------------------------------------------------------------------
 
 
-class Param(Variable[A]):
-    """A trainable parameter: what `nnx.grad` differentiates and `nnx.Optimizer` updates."""
-
-    __slots__ = ()
-
-
-class BatchStat(Variable[A]):
-    """A running statistic, such as the mean and variance of BatchNorm."""
-
-    __slots__ = ()
-
-
-class Cache(Variable[A]):
-    """A cache kept between calls, such as the keys and values of decoding attention."""
-
-    __slots__ = ()
-
-
-class Intermediate(Variable[A]):
-    """A value recorded on the way through a model by `Module.sow`."""
-
-    __slots__ = ()
-
-
-class Perturbation(Intermediate[A]):
-    """A zero added to a value, so that its gradient is the gradient of that value."""
-
-    __slots__ = ()
-
-
-class RngState(Variable[A]):
-    """Base of the state of a random stream."""
-
-    __slots__ = ()
-
-
-class RngCount(RngState[A]):
-    """How many keys a stream has given: a uint32 scalar."""
-
-    __slots__ = ()
-
-
-class RngKey(RngState[A]):
-    """The key of a stream: a typed JAX random key."""
-
-    __slots__ = ()
-
-
-class LoRAParam(Param[A]):
-    """A parameter of a low-rank adapter."""
-
-    __slots__ = ()
-
-
-class OptState(Variable[A]):
-    """Base of the state of an optimizer."""
-
-    __slots__ = ()
-
-
-class OptArray(OptState[A]):
-    """An array of an optimizer's state that belongs to no parameter, such as a step count."""
-
-    __slots__ = ()
-
-
-class OptVariable(OptState[A]):
-    """The part of an optimizer's state that belongs to one parameter, with its metadata."""
-
-    __slots__ = ()
-
-
 # -- names ---------------------------------------------------------------------------------------
-
-_TYPE_OF_NAME: dict[str, type[Variable]] = {
-    "params": Param,
-    "batch_stats": BatchStat,
-    "cache": Cache,
-    "intermediates": Intermediate,
-    "perturbations": Perturbation,
-}
-
-
-def register_variable_name(
-    name: str, typ: type[Variable] | None = None, *, overwrite: bool = False
-) -> Any:
-    """Bind a collection name to a Variable type; as a decorator when `typ` is left out."""
-    if typ is None:
-        return lambda cls: register_variable_name(name, cls, overwrite=overwrite)
-    known = _TYPE_OF_NAME.get(name)
-    if known is not None and known is not typ and not overwrite:
-        raise ValueError(
-            f"The name {name!r} already stands for {known.__name__}.\n"
-            "Cure: take another name, or pass overwrite=True to bind this one to another type."
-        )
-    _TYPE_OF_NAME[name] = typ
-    return typ
-
-
-def variable_type_from_name(
-    name: str, *, base: type[Variable] = Variable, allow_register: bool = False
-) -> type[Variable]:
-    """The Variable type of a collection name ('params' → Param), made if `allow_register`."""
-    if name not in _TYPE_OF_NAME:
-        if not allow_register:
-            raise ValueError(
-                f"No Variable type is registered under {name!r}; known: "
-                f"{', '.join(_TYPE_OF_NAME)}.{suggest(name, _TYPE_OF_NAME)}\n"
-                "Cure: register one with nnx.register_variable_name, or pass allow_register=True."
-            )
-        _TYPE_OF_NAME[name] = _VariableType(name, (base,), {"__slots__": ()})
-    return _TYPE_OF_NAME[name]
-
-
-def variable_name_from_type(typ: type[Variable], *, allow_register: bool = False) -> str:
-    for name, known in _TYPE_OF_NAME.items():
-        if known is typ:
-            return name
-    if not allow_register:
-        raise ValueError(
-            f"{typ.__name__} has no registered name.\nCure: register one with "
-            "nnx.register_variable_name, or pass allow_register=True."
-        )
-    name = typ.__name__
-    register_variable_name(name, typ)
-    return name
-
-
-def with_metadata(
-    initializer: Callable[..., A],
-    set_value_hooks: Any = (),
-    get_value_hooks: Any = (),
-    create_value_hooks: Any = (),
-    add_axis_hooks: Any = (),
-    remove_axis_hooks: Any = (),
-    **metadata: Any,
-) -> Callable[..., VariableMetadata[A]]:
-    """Wrap an initializer so that the Variable made from its value gets this metadata.
-
-    Example:
-        >>> from refax import nnx
-        >>> init = nnx.with_metadata(nnx.initializers.lecun_normal(), sharding=("in", "out"))
-        >>> layer = nnx.Linear(2, 3, kernel_init=init, rngs=nnx.Rngs(0))
-        >>> layer.kernel.sharding
-        ('in', 'out')
-    """
-    hooks = {
-        _SET_HOOK: set_value_hooks,
-        _GET_HOOK: get_value_hooks,
-        "on_create_value": create_value_hooks,
-        "on_add_axis": add_axis_hooks,
-        "on_remove_axis": remove_axis_hooks,
-    }
-    for name, given in hooks.items():
-        sequence = (given,) if callable(given) else tuple(given)
-        if sequence:
-            metadata[name] = _chain(name, sequence)
-
-    def wrapped(*args: Any, **kwargs: Any) -> VariableMetadata[A]:
-        return VariableMetadata(initializer(*args, **kwargs), metadata)
-
-    wrapped.__wrapped__ = initializer  # type: ignore[attr-defined]
-    return wrapped
-
-
-def _chain(name: str, hooks: tuple[Callable, ...]) -> Callable:
-    if len(hooks) == 1:
-        return hooks[0]
-    passes_value = name in (_GET_HOOK, _SET_HOOK, "on_create_value")
-
-    def chained(variable: Variable, *args: Any) -> Any:
-        for hook in hooks:
-            result = hook(variable, *args)
-            args = (result,) if passes_value else args
-        return args[0] if passes_value else None
-
-    return chained

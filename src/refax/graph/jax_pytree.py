@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 
-from .graphdef import GraphDef, sorted_keys
+from ..objects.mappings import sorted_keys
+from .graphdef import GraphDef
 from .plan import Plan, plan_for
 from .rebuild import rebuild
 from .state import nest

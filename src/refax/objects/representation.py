@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .errors import path_string
-from .graphdef import VARIABLE, GraphDef, record_children
-from .module import Pytree
-from .state import State
 from .statics import FunctionKey
-from .variable import Variable
-from .walk import walk
 from .watch import is_array
 
-_MAX_LINES = 400
+MAX_LINES = 400
 _MAX_DEPTH = 60
 _INDENT = "  "
 
@@ -51,16 +45,61 @@ def size_comment(values: Iterable[Any]) -> str:
     return f" # {elements:,} ({bytes_text(size)})" if elements else ""
 
 
-def _variables_below(node: Any) -> list[Variable]:
-    from .iteration import iter_graph
+class Form(NamedTuple):
+    """How an object is shown: `head` items `end`, the label of each item before `sep`."""
 
-    return [v for _, v in iter_graph(node) if isinstance(v, Variable)]
+    head: str
+    items: Iterable[tuple[Any, Any]]
+    sep: str = "="
+    end: str = ")"
+    values: tuple = ()  # of the object itself, if it is a cell
 
 
-def _by_type(variables: Iterable[Variable]) -> str:
+class Shown:
+    """Base of what is shown as a tree: it says its form."""
+
+    __slots__ = ()
+
+    def _refax_form(self) -> Form:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return represent(self)
+
+    def __treescope_repr__(self, path: Any, subtree_renderer: Any) -> Any:
+        import treescope
+
+        form = self._refax_form()
+        if form.sep != "=":
+            return subtree_renderer(dict(form.items), path=path)
+        return treescope.repr_lib.render_object_constructor(
+            object_type=type(self),
+            attributes=dict(form.items),
+            path=path,
+            subtree_renderer=subtree_renderer,
+        )
+
+
+def _by_type(root: Shown) -> str:
+    """The sizes of the cells below `root`, by their types."""
     groups: dict[str, list[Any]] = {}
-    for v in variables:
-        groups.setdefault(type(v).__name__, []).append(v._value)
+    seen = {id(root)}
+    queue: list[Any] = [root]
+    for value in queue:  # which grows
+        if isinstance(value, Shown):
+            form = value._refax_form()
+            if form.values:
+                groups.setdefault(type(value).__name__, []).extend(form.values)
+                continue
+            children: Iterable[Any] = (child for _, child in form.items)
+        elif isinstance(value, (list, tuple, dict)):
+            children = value.values() if isinstance(value, dict) else value
+        else:
+            continue
+        for child in children:
+            if isinstance(child, (Shown, list, tuple, dict)) and id(child) not in seen:
+                seen.add(id(child))
+                queue.append(child)
     parts = []
     for name, values in groups.items():
         elements, size = count(values)
@@ -104,10 +143,7 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bo
         depth: how many levels down.
         collapse: show a run of objects of one structure in a list as its first.
     """
-    compound = isinstance(value, (Pytree, Variable, State)) or (
-        isinstance(value, (list, tuple, dict)) and _has_objects(value)
-    )
-    if not compound:
+    if not isinstance(value, Shown) and not _holds_shown(value):
         return short(value).split("\n")
     if not isinstance(value, tuple):
         if id(value) in seen:
@@ -115,17 +151,12 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bo
         seen[id(value)] = path
     if depth > _MAX_DEPTH:
         return [f"{type(value).__name__}(…)"]
-    name = type(value).__name__
-    items: Any
-    if isinstance(value, Variable):
-        head = f"{name}({size_comment([value._value])}"
-        items = [("value", value._value), *value._metadata.items()]
-        sep, end = "=", ")"
-    elif isinstance(value, Pytree):
-        head = f"{name}({'' if depth else _by_type(_variables_below(value))}"
-        items, sep, end = vars(value).items(), "=", ")"
-    elif isinstance(value, State):
-        head, items, sep, end = "State({", value._tree.items(), ": ", "})"
+    if isinstance(value, Shown):
+        head, items, sep, end, values = value._refax_form()
+        if values:
+            head += size_comment(values)
+        elif sep == "=" and not depth:
+            head += _by_type(value)
     elif isinstance(value, Mapping):
         head, items, sep, end = "{", value.items(), ": ", "}"
     elif isinstance(value, tuple):
@@ -149,7 +180,7 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bo
         if alike > 1:
             body.append(f"{_INDENT}… ({alike - 1} more of this structure)")
         lines += body
-        if len(lines) > _MAX_LINES and i < len(items):
+        if len(lines) > MAX_LINES and i < len(items):
             lines.append(f"{_INDENT}… ({len(items) - i} more)")
             break
     return [*lines, end]
@@ -157,70 +188,53 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bo
 
 def _alike(items: list | tuple, start: int) -> int:
     """How many objects from `start` on have the structure, shapes and dtypes of the first."""
-    if not isinstance(items[start], Pytree):
+    if not isinstance(items[start], Shown):
         return 1
     first = _structure(items[start])
     end = start + 1
-    while end < len(items) and isinstance(items[end], Pytree) and _structure(items[end]) == first:
+    while end < len(items) and isinstance(items[end], Shown) and _structure(items[end]) == first:
         end += 1
     return end - start
 
 
-def _structure(node: Pytree) -> tuple:
-    """The records, and the shapes and dtypes of the Variables."""
-    walked = walk((node,))
-    leaves = jax.tree.leaves([v._value for v in walked.variables])
-    shapes = [(x.shape, x.dtype) if is_array(x) else type(x) for x in leaves]
-    return walked.graphdef.records, shapes
+def _structure(root: Any) -> list[Any]:
+    """What tells two objects apart in print when the values of their arrays do not count."""
+    seen: dict[int, int] = {}
+    found: list[Any] = []
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if is_array(value):
+            found.append((value.shape, value.dtype))
+        elif not isinstance(value, (Shown, list, tuple, dict)):
+            found.append(short(value))
+        elif id(value) in seen and not isinstance(value, tuple):
+            found.append(seen[id(value)])
+        else:
+            seen[id(value)] = len(seen)
+            found.append(type(value))
+            if isinstance(value, Shown):
+                items = list(value._refax_form().items)
+            else:
+                items = list(value.items() if isinstance(value, dict) else enumerate(value))
+            found.extend(key for key, _ in items)
+            stack.extend(child for _, child in reversed(items))
+    return found
 
 
-def _has_objects(value: Any) -> bool:
+def _holds_shown(value: Any) -> bool:
+    if not isinstance(value, (list, tuple, dict)):
+        return False
     items = value.values() if isinstance(value, dict) else value
-    return any(
-        isinstance(x, (Pytree, Variable, State))
-        or (isinstance(x, (list, tuple, dict)) and _has_objects(x))
-        for x in items
-    )
+    return any(isinstance(x, Shown) or _holds_shown(x) for x in items)
 
 
 def represent(value: Any) -> str:
     lines = _lines(value, {}, "", 0, False)
-    if len(lines) > _MAX_LINES:
+    if len(lines) > MAX_LINES:
         lines = _lines(value, {}, "", 0, True)
-    if len(lines) > _MAX_LINES:
-        half = _MAX_LINES // 2
+    if len(lines) > MAX_LINES:
+        half = MAX_LINES // 2
         cut = len(lines) - 2 * half
         lines = [*lines[:half], f"{_INDENT}… ({cut} lines more)", *lines[-half:]]
     return "\n".join(lines)
-
-
-def represent_graphdef(graphdef: GraphDef) -> str:
-    lines = [f"GraphDef({len(graphdef.records)} nodes, {len(graphdef.paths.leaves)} leaves"]
-    for path, record in zip(graphdef.paths.nodes, graphdef.records, strict=True):
-        if record[0] == VARIABLE:
-            text = record[1].__name__
-            if record[2]:
-                text += f" {dict(record[2])}"
-        else:
-            statics = [
-                f"{k}={c[1]!r}"
-                for k, c in zip(*record_children(record), strict=True)
-                if type(c) is tuple
-            ]
-            cls = record[1] if isinstance(record[1], type) else type(record[1])
-            text = f"{cls.__name__}({', '.join(statics)})"
-        lines.append(f"{_INDENT}{path_string(path)}: {text}")
-        if len(lines) > _MAX_LINES:
-            lines.append(f"{_INDENT}…")
-            break
-    return "\n".join([*lines, ")"])
-
-
-def treescope_constructor(
-    value: Any, attributes: dict[str, Any], path: Any, subtree_renderer: Any
-) -> Any:
-    import treescope
-
-    return treescope.repr_lib.render_object_constructor(
-        object_type=type(value), attributes=attributes, path=path, subtree_renderer=subtree_renderer
-    )

@@ -14,9 +14,11 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .module import Pytree
-from .state import State, map_state
-from .variable import Variable, with_metadata
+from ..graph.state import State, map_state
+from ..objects.node import Node
+from ..objects.variable import Variable
+from ..objects.variable_metadata import with_metadata
+from .splitting import state
 
 PARTITION_NAME = "partition_name"
 """The key of `transform_metadata` that says which axis name a transform adds or removes."""
@@ -83,16 +85,14 @@ def _map_variables(tree: Any, f: Callable[[Any], Any]) -> Any:
     def mapped(x: Any) -> Any:
         return x.replace(f(x)) if isinstance(x, Variable) else f(x)
 
-    if isinstance(tree, Pytree):
-        from .verbs import state
-
+    if isinstance(tree, Node):
         tree = state(tree)
     if isinstance(tree, State):
         return map_state(lambda _, x: mapped(x), tree)
     return jax.tree.map(
-        lambda x: _map_variables(x, f) if isinstance(x, (State, Pytree)) else mapped(x),
+        lambda x: _map_variables(x, f) if isinstance(x, (State, Node)) else mapped(x),
         tree,
-        is_leaf=lambda x: isinstance(x, (Variable, State, Pytree)),
+        is_leaf=lambda x: isinstance(x, (Variable, State, Node)),
     )
 
 

@@ -9,12 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from .containers import Dict, List
-from .graphdef import sorted_keys
-from .module import Module, Pytree
-from .state import State
-from .variable import BatchStat, Param, RngCount, RngKey, Variable
-from .watch import is_array
+from ..graph.filters import to_predicate
+from ..graph.state import State
+from ..graph.walk import key_name, one_level_with_keys
+from ..objects.containers import Dict, List
+from ..objects.mappings import sorted_keys
+from ..objects.node import Node
+from ..objects.variable import Variable
+from ..objects.variable_types import BatchStat, Param, RngCount, RngKey
+from ..objects.watch import is_array
 
 _CONTAINERS = frozenset({list, List, tuple, dict, Dict, OrderedDict, defaultdict})
 
@@ -25,13 +28,13 @@ _ATOMS = frozenset(
 )
 
 
-def pytrees_below(root: Any) -> list[Pytree]:
-    """Every Pytree below `root`, itself included, each once, in no order to rely on."""
-    found: list[Pytree] = []
+def pytrees_below(root: Any) -> list[Node]:
+    """Every Node below `root`, itself included, each once, in no order to rely on."""
+    found: list[Node] = []
     seen = {id(root)}
     queue = [root]
     for value in queue:  # which grows
-        if isinstance(value, Pytree):
+        if isinstance(value, Node):
             found.append(value)
             children = value.__dict__.values()
         elif type(value) in _CONTAINERS:
@@ -47,7 +50,7 @@ def pytrees_below(root: Any) -> list[Pytree]:
 
 def iter_children_of(value: Any) -> list[tuple[Any, Any]]:
     """The (key, child) pairs one level below, in sorted order of names; [] for a leaf."""
-    if isinstance(value, Pytree):
+    if isinstance(value, Node):
         return sorted(value.__dict__.items())
     if isinstance(value, Variable) or is_array(value):
         return []
@@ -60,19 +63,17 @@ def iter_children_of(value: Any) -> list[tuple[Any, Any]]:
         return [(k, value[k]) for k in sorted_keys(value)]
     if jax.tree_util.all_leaves((value,)):
         return []
-    from .walk import key_name, one_level_with_keys
-
     return [(key_name(k), x) for k, x in one_level_with_keys(value)]
 
 
 def is_mutable(value: Any) -> bool:
     """Whether `set_child` can put something into it."""
-    return isinstance(value, (Pytree, list, dict, State))
+    return isinstance(value, (Node, list, dict, State))
 
 
 def set_child(holder: Any, key: Any, value: Any) -> None:
     """Put `value` one level below."""
-    if isinstance(holder, Pytree):
+    if isinstance(holder, Node):
         setattr(holder, key, value)
     else:
         holder[key] = value
@@ -99,7 +100,7 @@ def visit(node: Any) -> Iterator[tuple[tuple, Any, bool]]:
     while stack:
         path, value, done = stack.pop()
         if not done:
-            if isinstance(value, (Pytree, Variable, State)) or type(value) in _CONTAINERS:
+            if isinstance(value, (Node, Variable, State)) or type(value) in _CONTAINERS:
                 if id(value) in seen:
                     continue
                 seen.add(id(value))
@@ -109,22 +110,8 @@ def visit(node: Any) -> Iterator[tuple[tuple, Any, bool]]:
         yield path, value, done
 
 
-def iter_modules(node: Any, /) -> Iterator[tuple[tuple, Module]]:
-    """Every (path, Module) below `node`, each once, children first, itself last with path ()."""
-    return ((path, value) for path, value in iter_graph(node) if isinstance(value, Module))
-
-
-def iter_children(node: Pytree, /) -> Iterator[tuple[Any, Module]]:
-    """Every (name, Module) that is directly an attribute of `node`."""
-    for name, value in sorted(vars(node).items()):
-        if isinstance(value, Module):
-            yield name, value
-
-
 def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[tuple]]:
     """The paths of every node or Variable that is reached more than one way, grouped by object."""
-    from .filters import to_predicate
-
     matches = to_predicate(only)
     paths: dict[int, list[tuple]] = {}
     entered: set[int] = set()
@@ -132,7 +119,7 @@ def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[tuple]]:
     stack: list[tuple[tuple, Any]] = [((), node)]
     while stack:
         path, value = stack.pop()
-        shared = isinstance(value, (Pytree, Variable)) or type(value) in _CONTAINERS - {tuple}
+        shared = isinstance(value, (Node, Variable)) or type(value) in _CONTAINERS - {tuple}
         if shared and matches(path, value):
             paths.setdefault(id(value), []).append(path)
         if shared and id(value) in entered:

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import StructureError, describe_value, path_string, suggest
-from .filters import Filter, to_predicate
-from .iteration import is_mutable, iter_children_of, iter_graph, set_child, visit
-from .module import Module
-from .variable import Param, Variable
+from ..graph.filters import Filter, to_predicate
+from ..objects.errors import StructureError, describe_value, path_string, suggest
+from ..objects.variable import Variable
+from ..objects.variable_types import Param
+from .iteration import is_mutable, iter_children_of, iter_graph, set_child
 
 _PLAIN = re.compile(r"[^.\[\]'\"]+")
 # A part of a name: `attn`, `3`, `[3]`, `['a.b']`, `[(1, 2)]`.
@@ -56,21 +56,6 @@ def named_variables(node: Any, filter: Filter = ..., /) -> Iterator[tuple[str, V
 def named_parameters(node: Any, /) -> Iterator[tuple[str, Param]]:
     """`named_variables(node, nnx.Param)`."""
     return named_variables(node, Param)  # type: ignore[return-value]
-
-
-def named_modules(node: Any, /) -> Iterator[tuple[str, Module]]:
-    """Every (dotted name, Module) below `node`, a module before those inside it, itself as `''`.
-
-    Order, sharing and changes on the way as in `named_variables`.
-
-    Example:
-        >>> from refax import nnx
-        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.relu)
-        >>> [name for name, module in model.named_modules()]
-        ['', 'layers.0']
-    """
-    found = [(p, v) for p, v, done in visit(node) if isinstance(v, Module) and not done]
-    return iter([(dotted_name(path), module) for path, module in found])
 
 
 def _parse(name: str, verb: str) -> list[str]:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from .errors import path_string
-from .filters import All, Filter, first_match, to_predicate
+from ..graph.filters import All, Filter, first_match, to_predicate
+from ..objects.errors import path_string
+from ..objects.variable import Variable, set_raw_value
+from ..objects.variable_types import RngCount, RngKey
 from .iteration import iter_graph
-from .module import Pytree
-from .variable import RngCount, RngKey, Variable, set_raw_value
+from .pytree import Pytree
 
 # Drawing functions of jax.random whose first argument is the key, as methods of streams.
 _SAMPLERS = """

@@ -12,7 +12,7 @@ from typing import TypeVar
 import jax
 
 from .errors import suggest
-from .graphdef import register_mapping
+from .mappings import register_mapping
 
 T = TypeVar("T")
 

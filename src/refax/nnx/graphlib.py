@@ -1,0 +1,29 @@
+"""The verbs on object graphs under one name: `nnx.graph`, `nnx.graphlib`. No code."""
+
+from ..graph.graphdef import GraphDef as GraphDef
+from ..graph.state import State as State
+from ..lift.contexts import merge_context as merge_context
+from ..lift.contexts import split_context as split_context
+from ..lift.contexts import update_context as update_context
+from ..lift.tree_states import NodeStates as NodeStates
+from ..lift.tree_states import from_tree as from_tree
+from ..lift.tree_states import to_tree as to_tree
+from ..objects.variable import Variable as Variable
+from ..transforms.bound import cached_partial as cached_partial
+from ..verbs.copying import clone as clone
+from ..verbs.iteration import find_duplicates as find_duplicates
+from ..verbs.iteration import iter_graph as iter_graph
+from ..verbs.mapping import pure as pure
+from ..verbs.mapping import recursive_map as recursive_map
+from ..verbs.merging import call as call
+from ..verbs.merging import merge as merge
+from ..verbs.merging import unflatten as unflatten
+from ..verbs.module import iter_children as iter_children
+from ..verbs.module import iter_modules as iter_modules
+from ..verbs.popping import pop as pop
+from ..verbs.splitting import flatten as flatten
+from ..verbs.splitting import graphdef as graphdef
+from ..verbs.splitting import split as split
+from ..verbs.splitting import state as state
+from ..verbs.splitting import variables as variables
+from ..verbs.updating import update as update

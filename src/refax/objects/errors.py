@@ -1,0 +1,60 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class GraphError(ValueError):
+    """Base of the errors about an object graph or a State."""
+
+
+class StructureError(GraphError):
+    """A State and an object graph, or a path and an object, do not fit together."""
+
+
+class UnhashableStaticError(GraphError, TypeError):
+    """A static attribute cannot be hashed, so JAX cannot cache what was compiled for it."""
+
+
+class TraceContextError(RuntimeError):
+    """An object that belongs to an outer trace was mutated inside a transform."""
+
+
+def path_string(path: Iterable[Any], root: str = "") -> str:
+    """`('blocks', 3, 'attn')` as `blocks[3].attn`, after the name of the root if there is one."""
+    text = root
+    for key in path:
+        if isinstance(key, str) and key.isidentifier():
+            text += f".{key}" if text else key
+        else:
+            text += f"[{key!r}]"
+    return text or "the root"
+
+
+_SHORT = (int, float, complex, str, bytes, type, type(None))
+
+
+_CONTAINERS = (tuple, list, set, frozenset, dict)
+
+
+def describe_value(value: Any) -> str:
+    """A value's type with dtype and shape where it has them: `f32[3,4]`-like, short."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"{dtype}[{','.join(map(str, shape))}]"
+    name = type(value).__name__
+    if isinstance(value, _SHORT) or (isinstance(value, _CONTAINERS) and len(value) <= 4):
+        text = repr(value)
+        if len(text) <= 60 and "\n" not in text:
+            return f"{name} {text}"
+    return name
+
+
+def suggest(name: Any, choices: Iterable[Any]) -> str:
+    """ " Did you mean …?" for the nearest of `choices`, or nothing."""
+    others = [str(c) for c in choices if str(c) != str(name)]
+    near = difflib.get_close_matches(str(name), others, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

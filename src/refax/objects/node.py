@@ -1,0 +1,99 @@
+"""Node: a plain Python object that a graph is made of; base of `Pytree` and `Module`.
+
+A Node keeps refax's own bookkeeping in slots, so `vars(model)` shows the user's attributes and
+nothing else. Writing an attribute does two things besides: it checks that the object belongs to the
+current trace, and, if a plan knows the object, tells it of a change of structure.
+
+What an attribute is follows from its value (node, Variable, array, container: data; anything else:
+static), unless a mark overrules that (`marks.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from .._jax_compat import TRACE
+from .marks import Mark
+from .representation import Form, Shown
+from .trace_errors import mutation_error
+from .watch import invalidate, keeps_structure
+
+
+class Node(Shown):
+    """Base of every object of a graph that is not a Variable or a plain container."""
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_refax_marks",
+        "_refax_plans",
+        "_refax_trace",
+        "_refax_watch",
+    )
+    _refax_class_marks: typing.ClassVar[Mapping[str, str]]
+    # Whether a `cached_property` writes attributes past `__setattr__`.
+    _refax_hides_writes: typing.ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        members = (member for base in cls.__mro__ for member in vars(base).values())
+        cls._refax_hides_writes = any(isinstance(m, functools.cached_property) for m in members)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return new_pytree(cls)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._refax_trace is not TRACE.value:
+            raise mutation_error(self, f"set the attribute `{name}` of")
+        cls = type(value)
+        if cls is Mark:
+            set_object_marks(self, {**(self._refax_marks or {}), name: value.kind})
+            value = value.value
+            self._refax_changed()
+        elif self._refax_watch is not None:
+            attributes = self.__dict__
+            if name not in attributes or not keeps_structure(attributes[name], value):
+                self._refax_changed()
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._refax_trace is not TRACE.value:
+            raise mutation_error(self, f"delete the attribute `{name}` of")
+        self._refax_changed()
+        object.__delattr__(self, name)
+
+    def _refax_changed(self) -> None:
+        if self._refax_watch is not None:
+            invalidate(self._refax_watch)
+            set_object_watch(self, None)
+
+    def __getstate__(self) -> Any:
+        return dict(self.__dict__), self._refax_marks
+
+    def __setstate__(self, state: Any) -> None:
+        attributes, marks = state
+        self.__dict__.update(attributes)
+        set_object_marks(self, marks)
+
+    def _refax_form(self) -> Form:
+        return Form(type(self).__name__ + "(", vars(self).items())
+
+
+# The slot descriptors, called as functions, go past `__setattr__` and its checks.
+set_object_marks = Node.__dict__["_refax_marks"].__set__
+set_object_plans = Node.__dict__["_refax_plans"].__set__
+set_object_watch = Node.__dict__["_refax_watch"].__set__
+_set_trace = Node.__dict__["_refax_trace"].__set__
+
+
+def new_pytree(cls: type[Any]) -> Any:
+    """An object of `cls` with no attributes, made in the current trace, with no `__init__`."""
+    self = object.__new__(cls)
+    _set_trace(self, TRACE.value)
+    set_object_watch(self, None)
+    set_object_plans(self, None)
+    set_object_marks(self, None)
+    return self

@@ -1,0 +1,63 @@
+"""Copies of object graphs: `clone`, and `copy.deepcopy`."""
+
+from __future__ import annotations
+
+import copy as python_copy
+from typing import Any
+
+from ..graph.graphdef import VARIABLE, record_children
+from ..graph.rebuild import rebuild
+from ..graph.state import State
+from ..graph.walk import walk
+from ..objects.node import Node
+from ..objects.variable import copy_leaf
+from .layouts import N, copies_of, plan_of
+
+
+def clone(node: N, /, *, variables: bool = True) -> N:
+    """A copy of an object graph with its sharing and cycles; the arrays themselves are shared.
+
+    Args:
+        node: what to copy.
+        variables: make new Variables (default), or keep the same ones in new objects.
+
+    Note:
+        Arrays are immutable, so sharing them is safe, except under donation: to train one of the
+        two with `donate_argnums`, use `copy.deepcopy`.
+    """
+    plan = plan_of(node, "clone")
+    return rebuild(plan.graphdef, copies_of(plan) if variables else plan.leaves())[0]
+
+
+def deep_copy(node: N, memo: dict) -> N:
+    """`copy.deepcopy` of a Node: new objects, new Variables, new buffers; sharing kept.
+
+    Not recursive, so a deep model is no problem. Hashable static values are shared, so that what
+    was compiled for the one serves the other; unhashable ones, such as sets, are copied.
+    """
+    walked = walk((node,))
+    records = walked.graphdef.records
+    values: list[Any] = []
+    for variable in walked.variables:
+        known = memo.get(id(variable))
+        values.append(known if known is not None else python_copy.deepcopy(variable, memo))
+    values += map(copy_leaf, walked.bare())
+    objects = rebuild(walked.graphdef, values)
+    for record, old, new in zip(records, walked.objects, objects, strict=True):
+        if record[0] == VARIABLE:
+            continue
+        memo[id(old)] = new
+        for key, child in zip(*record_children(record), strict=True):
+            if type(child) is tuple and child[0].__hash__ is None:
+                if (holder := _items_of(new)) is not None:
+                    holder[key] = python_copy.deepcopy(child[1], memo)
+    return objects[0]
+
+
+def _items_of(holder: Any) -> Any:
+    """What to assign an item of a mutable node to, past all checks; None for an immutable one."""
+    if isinstance(holder, Node):
+        return holder.__dict__
+    if isinstance(holder, State):
+        return holder._tree
+    return holder if isinstance(holder, (list, dict)) else None

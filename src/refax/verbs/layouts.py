@@ -1,0 +1,96 @@
+"""Layouts: which leaves go into which State, remembered on the GraphDef.
+
+Users of plain JAX call the verbs at every step, so nothing that depends on structure only is worked
+out twice; nested dicts of leaves are built and taken apart by JAX in C++.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import jax
+
+from ..graph.filters import Filter, check_ellipsis_last, first_match, is_structural, to_predicate
+from ..graph.graphdef import GraphDef
+from ..graph.plan import Plan, plan_for
+from ..graph.state import State, nest, state_over
+from ..objects.errors import describe_value
+from ..objects.node import Node
+from ..objects.variable import Variable, make_variable
+
+N = TypeVar("N")
+
+
+_DEEP = 64  # JAX flattens nested dicts recursively; deeper ones are walked here
+
+
+class Layout:
+    """Which leaves make up one State, in the State's order, and the dicts that hold them."""
+
+    __slots__ = ("leaves", "paths", "treedef")
+
+    def __init__(self, graphdef: GraphDef, leaves: list[int]):
+        self.leaves = leaves
+        # A Variable that is the root itself stands in its State under "value".
+        self.paths = [graphdef.paths.leaves[i] or ("value",) for i in leaves]
+        self.treedef = None
+        if max(map(len, self.paths), default=0) <= _DEEP:
+            try:
+                self.treedef = jax.tree.structure(nest((p, 0) for p in self.paths))
+            except ValueError:  # keys of several types in one dict, which JAX refuses to sort
+                pass
+
+    def build(self, values: list[Any]) -> State:
+        mine = [values[i] for i in self.leaves]
+        if self.treedef is None:
+            return state_over(nest(zip(self.paths, mine, strict=True)))
+        return state_over(self.treedef.unflatten(mine))
+
+
+def layouts(plan: Plan, filters: tuple[Filter, ...], verb: str) -> tuple[list[Layout], list[int]]:
+    """One layout per filter, and the leaves that no filter matches."""
+    graphdef = plan.graphdef
+    if not filters:
+        return [full_layout(graphdef)], []
+
+    def make() -> tuple[list[Layout], list[int]]:
+        groups: list[list[int]] = [[] for _ in filters]
+        rest: list[int] = []
+        leaves = plan.leaves()
+        for i in graphdef.paths.order:
+            match = first_match(predicates, graphdef.paths.leaves[i], leaves[i])
+            (rest if match is None else groups[match]).append(i)
+        return [Layout(graphdef, g) for g in groups], rest
+
+    predicates = [to_predicate(f) for f in filters]
+    check_ellipsis_last(filters, verb)
+    if all(map(is_structural, predicates)):
+        return graphdef.remembered(("layouts", *predicates), make)
+    return make()
+
+
+def full_layout(graphdef: GraphDef) -> Layout:
+    return graphdef.remembered("layout", lambda: Layout(graphdef, list(graphdef.paths.order)))
+
+
+def layout_of(plan: Plan, filter: Filter) -> Layout:
+    """The layout of the State of what one filter matches."""
+    return layouts(plan, (filter,), "state")[0][0]
+
+
+def plan_of(node: Any, verb: str) -> Plan:
+    if not isinstance(node, (Node, Variable, State, list, tuple, dict)):
+        if node is None or jax.tree_util.all_leaves((node,)):
+            raise TypeError(
+                f"nnx.{verb} takes an object graph, got {describe_value(node)}.\n"
+                "Cure: give a Module or other Pytree, a Variable, or a container of them."
+            )
+    return plan_for((node,))
+
+
+def copies_of(plan: Plan) -> list[Any]:
+    """The leaves as a State holds them: Variables as new cells, arrays as they are."""
+    copies = [make_variable(type(v), v._value, v._metadata) for v in plan.variables]
+    if plan.arrays:
+        copies += plan.bare()
+    return copies

@@ -1,0 +1,81 @@
+"""From a GraphDef and States back to objects: `merge`, `unflatten`, `call`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..graph.graphdef import GraphDef
+from ..graph.rebuild import rebuild
+from ..graph.state import State
+from ..objects.errors import describe_value
+from ..objects.variable import Variable, make_variable
+from . import errors
+from .splitting import split
+from .updating import MISSING, match_leaves
+
+
+def unflatten(graphdef: GraphDef, leaves: Any, /) -> Any:
+    """The object of a GraphDef and the leaves of `flatten`, or a State."""
+    if isinstance(leaves, Mapping):
+        return merge(graphdef, leaves)
+    return rebuild(graphdef, _own_cells(leaves))[0]
+
+
+def _own_cells(leaves: Iterable[Any]) -> list[Any]:
+    """New cells for the leaves that come as Variables: an object never shares one with a State."""
+    return [
+        make_variable(type(x), x._value, x._metadata) if isinstance(x, Variable) else x
+        for x in leaves
+    ]
+
+
+def merge(graphdef: GraphDef, state: Mapping, /, *states: Mapping) -> Any:
+    """The object that a GraphDef and its States describe: new objects and new Variables.
+
+    The Variables belong to the trace in which `merge` is called, so they may be mutated there.
+
+    Raises:
+        ValueError: a path without a value, or a value without a place, named by its path.
+    """
+    if not isinstance(graphdef, GraphDef):
+        raise TypeError(
+            f"nnx.merge takes a GraphDef first, got {describe_value(graphdef)}.\n"
+            "Cure: nnx.merge(graphdef, state, ...), in the order in which nnx.split returned them."
+        )
+    paths = graphdef.paths.leaves
+    found: list[Any] = [MISSING] * len(paths)
+    for tree in (state, *states):
+        match_leaves(graphdef, tree, "merge", lambda i, value: found.__setitem__(i, value))
+    missing = [paths[i] for i in graphdef.paths.order if found[i] is MISSING]
+    if missing:
+        raise errors.leaf_missing(missing[0], len(missing) - 1)
+    return rebuild(graphdef, _own_cells(found))[0]
+
+
+def call(graphdef_state: tuple[GraphDef, Any], /) -> Any:
+    """Call a method of a split object: `y, (graphdef, state) = nnx.call((graphdef, state)).f(x)`.
+
+    The accessor takes attributes and items on the way: `nnx.call(pair).encoder.layers[0](x)`.
+    """
+    graphdef_, state_ = graphdef_state
+    root = merge(graphdef_, state_)
+    return _Caller(root, root)
+
+
+class _Caller:
+    __slots__ = ("_root", "_target")
+
+    def __init__(self, root: Any, target: Any):
+        self._root = root
+        self._target = target
+
+    def __getattr__(self, name: str) -> _Caller:
+        return _Caller(self._root, getattr(self._target, name))
+
+    def __getitem__(self, key: Any) -> _Caller:
+        return _Caller(self._root, self._target[key])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, tuple[GraphDef, State]]:
+        out = self._target(*args, **kwargs)
+        return out, split(self._root)

@@ -1,0 +1,188 @@
+"""Module: base of layers and models, which offers the verbs on objects as methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from ..graph.filters import matches_any
+from ..objects.errors import suggest
+from ..objects.variable import Variable
+from ..objects.variable_types import Param, Perturbation, variable_type_from_name
+from .iteration import iter_graph, pytrees_below, visit
+from .names import dotted_name, named_parameters, named_variables
+from .popping import sown_attribute
+from .pytree import Pytree
+
+M = TypeVar("M", bound="Module")
+
+
+class Module(Pytree):
+    """Base of layers and models: parameters are made in `__init__`, any method is callable.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> class Scale(nnx.Module):
+        ...     def __init__(self):
+        ...         self.factor = nnx.Param(jnp.ones(()))
+        ...
+        ...     def __call__(self, x):
+        ...         return self.factor * x
+        >>> float(Scale()(3.0))
+        3.0
+    """
+
+    __slots__ = ()
+
+    def train(self, **attributes: Any) -> None:
+        """Training mode everywhere below: `deterministic=False`, `use_running_average=False`."""
+        attributes = {"deterministic": False, "use_running_average": False, **attributes}
+        self.set_attributes(**attributes, raise_if_not_found=False)
+
+    def eval(self, **attributes: Any) -> None:
+        """Evaluation mode everywhere below: `deterministic=True`, `use_running_average=True`."""
+        attributes = {"deterministic": True, "use_running_average": True, **attributes}
+        self.set_attributes(**attributes, raise_if_not_found=False)
+
+    def set_attributes(
+        self, *filters: Any, raise_if_not_found: bool = True, **attributes: Any
+    ) -> None:
+        """Set attributes on every module below that has them (and matches one of the filters).
+
+        Raises:
+            ValueError: an attribute that no matching module has (`raise_if_not_found`).
+        """
+        matches = matches_any(filters)
+        if matches is None:
+            modules = pytrees_below(self)
+        else:
+            places = [(p, v) for p, v, done in visit(self) if not done and isinstance(v, Pytree)]
+            modules = [v for path, v in places if matches(path, v)]
+        remaining = set(attributes)
+        of_class: dict[type, set[str]] = {}
+        for module in modules:
+            own, cls = module.__dict__, type(module)
+            if cls not in of_class:
+                of_class[cls] = {name for name in attributes if hasattr(cls, name)}
+            inherited = of_class[cls]
+            for name, value in attributes.items():
+                if name in own or name in inherited:
+                    remaining.discard(name)
+                    if name not in own or own[name] is not value:
+                        setattr(module, name, value)
+        if remaining and raise_if_not_found:
+            known = {n for m in pytrees_below(self) for n in m.__dict__}
+            name = sorted(remaining)[0]
+            raise ValueError(
+                f"set_attributes: no module below {type(self).__name__} that the filters match has "
+                f"the attribute {', '.join(map(repr, sorted(remaining)))}.{suggest(name, known)}\n"
+                "Cure: set it in the module's __init__, or pass raise_if_not_found=False."
+            )
+
+    def iter_modules(self) -> Iterator[tuple[tuple, Module]]:
+        """`nnx.iter_modules(self)`: every (path, Module) below."""
+        return iter_modules(self)
+
+    def iter_children(self) -> Iterator[tuple[Any, Module]]:
+        """`nnx.iter_children(self)`: every (name, Module) that is an attribute of this one."""
+        return iter_children(self)
+
+    def named_variables(self, filter: Any = ..., /) -> Iterator[tuple[str, Variable]]:
+        """`nnx.named_variables(self, filter)`: `('blocks.3.attn.kernel', variable)`, …"""
+        return named_variables(self, filter)
+
+    def named_parameters(self) -> Iterator[tuple[str, Param]]:
+        """`nnx.named_parameters(self)`: the `nnx.Param`s by dotted names."""
+        return named_parameters(self)
+
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """`nnx.named_modules(self)`: `('', self)`, `('blocks.3.attn', module)`, …"""
+        return named_modules(self)
+
+    def sow(
+        self,
+        variable_type: type[Variable] | str,
+        name: str,
+        value: Any,
+        reduce_fn: Any = lambda old, new: (*old, new),
+        init_fn: Any = tuple,
+    ) -> bool:
+        """Record a value on the way, in the Variable `self.<name>`; collect it with `nnx.pop`.
+
+        Or with `nnx.capture`. Where a method has this name, the Variable stands beside the method;
+        both find it under its name. In a vmap or scan that broadcasts the module, say along which
+        axis its values are stacked: `in_axes=nnx.StateAxes({nnx.Intermediate: 0, ...: None})`.
+
+        Args:
+            variable_type: the type of the Variable, such as `nnx.Intermediate`, or its name.
+            name: the attribute that holds it.
+            value: any pytree of arrays.
+            reduce_fn: (what is there, value) → what is kept; by default a growing tuple.
+            init_fn: () → what is there before the first call.
+        """
+        attribute, cls, existing = _recording("sow", self, name, variable_type)
+        if existing is None:
+            setattr(self, attribute, cls(reduce_fn(init_fn(), value)))
+        else:
+            existing.value = reduce_fn(existing.value, value)
+        return True
+
+    def perturb(
+        self, name: str, value: Any, variable_type: type[Variable] | str = Perturbation
+    ) -> Any:
+        """`value` plus the zero in `self.<name>`, whose gradient is the gradient of `value`.
+
+        The first call makes the Variable, with the shape and dtype of `value`.
+        """
+        attribute, cls, existing = _recording("perturb", self, name, variable_type)
+        if existing is None:
+            existing = cls(jax.tree.map(jnp.zeros_like, value))
+            setattr(self, attribute, existing)
+        return jax.tree.map(jnp.add, value, existing.value)
+
+
+def _recording(
+    verb: str, module: Module, name: str, variable_type: type[Variable] | str
+) -> tuple[str, type[Variable], Variable | None]:
+    """The attribute to record in, the type of its Variable, and what is there already."""
+    if isinstance(variable_type, str):
+        variable_type = variable_type_from_name(variable_type, allow_register=True)
+    attribute = sown_attribute(module, name)
+    existing = vars(module).get(attribute)
+    if existing is not None and not isinstance(existing, variable_type):
+        raise ValueError(
+            f"{verb}: `{type(module).__name__}.{name}` is a {type(existing).__name__}, not a "
+            f"{variable_type.__name__}.\nCure: {verb} under another name."
+        )
+    return attribute, variable_type, existing
+
+
+def iter_modules(node: Any, /) -> Iterator[tuple[tuple, Module]]:
+    """Every (path, Module) below `node`, each once, children first, itself last with path ()."""
+    return ((path, value) for path, value in iter_graph(node) if isinstance(value, Module))
+
+
+def iter_children(node: Pytree, /) -> Iterator[tuple[Any, Module]]:
+    """Every (name, Module) that is directly an attribute of `node`."""
+    for name, value in sorted(vars(node).items()):
+        if isinstance(value, Module):
+            yield name, value
+
+
+def named_modules(node: Any, /) -> Iterator[tuple[str, Module]]:
+    """Every (dotted name, Module) below `node`, a module before those inside it, itself as `''`.
+
+    Order, sharing and changes on the way as in `named_variables`.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> [name for name, module in model.named_modules()]
+        ['', 'layers.0']
+    """
+    found = [(p, v) for p, v, done in visit(node) if isinstance(v, Module) and not done]
+    return iter([(dotted_name(path), module) for path, module in found])

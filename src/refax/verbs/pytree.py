@@ -1,0 +1,27 @@
+"""Pytree: a node of an object graph that is a JAX pytree too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..graph.jax_pytree import register
+from ..objects.node import Node
+from .copying import deep_copy
+
+
+class Pytree(Node):
+    """Base of every object of a graph that is not a Variable or a plain container.
+
+    A subclass is a JAX pytree (with value semantics: `jax.tree.map(f, obj)` is a new object) and a
+    node of the object graph (with reference semantics in the nnx transforms).
+    """
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, pytree: bool | str = True, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if pytree:
+            register(cls)
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return deep_copy(self, memo)
