@@ -279,19 +279,13 @@ def test_docstrings_comments_and_blank_lines_are_not_code(tree: Tree):
     assert (module.code_lines, len(module.lines)) == (2, 8)
 
 
-def test_the_command_prints_sizes_and_violations(
-    tree: Tree, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_the_command_prints_sizes_and_violations(tree: Tree, capsys: pytest.CaptureFixture[str]):
     tree.write("graph/a.py", "x = 1", "y = 2")
     arguments = ["--package", str(tree.package), "--no-import-time"]
     assert check_budgets.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "budgets: 2 lines of code of 14,000, 2 in all" in printed
     assert "3 files; median 0, largest 2 of 500" in printed
-
-    monkeypatch.setattr(check_budgets, "BUDGET", 1)
-    assert check_budgets.main(arguments) == 0
-    assert "budgets: 2 lines, 1 over the budget of 1;" in capsys.readouterr().out
 
     tree.write("graph/b.py", "import flax")
     assert check_budgets.main(arguments) == 1
