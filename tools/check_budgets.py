@@ -350,6 +350,7 @@ def import_once(statement: str, folder: Path) -> tuple[float, set[str]]:
     command = [sys.executable, "-c", MEASURE.format(statement=statement)]
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled already
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     if run.returncode:
         raise ImportError((run.stderr.strip().splitlines() or ["no message"])[-1])
