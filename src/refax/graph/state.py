@@ -8,7 +8,7 @@ As a JAX pytree it is those dicts, flattened in C++, so `jax.tree.map` over it s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -18,8 +18,10 @@ from ..objects.representation import Form, Shown
 from ..objects.variable import Variable, raw
 from .errors import not_exhaustive
 from .filters import Filter, PathIn, first_match, to_predicate
-from .traversals import unflatten_mapping
+from .traversals import as_path, unflatten_mapping
 
+K = TypeVar("K")
+V = TypeVar("V")
 Path = tuple[Any, ...]
 
 
@@ -53,11 +55,12 @@ def _bare(mapping: Mapping) -> dict:
     return top
 
 
-class State(MutableMapping[Any, Any], Shown):
+class State(MutableMapping[K, V], Shown):
     """A nested mapping path → Variable (or array). Made by `nnx.state`, `nnx.split`, `nnx.grad`.
 
     Args:
-        mapping: nested mappings, or pairs (path, leaf), or a `FlatState`.
+        mapping: nested mappings, or pairs (path, leaf), or a `FlatState`. A path is a tuple of
+            keys; a key alone, such as a name, is the path of that key.
 
     Example:
         >>> from refax import nnx
@@ -69,9 +72,9 @@ class State(MutableMapping[Any, Any], Shown):
     __slots__ = ("_tree",)
     _tree: dict
 
-    def __init__(self, mapping: Mapping | Iterable[tuple[Path, Any]] = (), /):
+    def __init__(self, mapping: Mapping | Iterable[tuple[Any, Any]] = (), /):
         if isinstance(mapping, FlatState) or not isinstance(mapping, Mapping):
-            mapping = unflatten_mapping(dict(mapping))
+            mapping = unflatten_mapping(mapping)  # type: ignore[arg-type]
         object.__setattr__(self, "_tree", _bare(mapping))
 
     def __getitem__(self, key: Any) -> Any:
@@ -101,6 +104,8 @@ class State(MutableMapping[Any, Any], Shown):
         self._tree[key] = value
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):  # such as the `__orig_class__` of typing
+            raise AttributeError(name)
         self[name] = value
 
     def __delitem__(self, key: Any) -> None:
@@ -119,9 +124,8 @@ class State(MutableMapping[Any, Any], Shown):
     def __or__(self, other: State) -> State:
         return merge_state(self, other) if other else self
 
-    def __sub__(self, other: State) -> State:
-        drop = dict(to_flat_state(other))
-        return from_flat_state([(p, v) for p, v in to_flat_state(self) if p not in drop])
+    def __sub__(self, other: Mapping) -> State:
+        return diff(self, other)
 
     def __reduce__(self) -> Any:
         return (state_over, (self._tree,))
@@ -145,14 +149,14 @@ class State(MutableMapping[Any, Any], Shown):
         return to_flat_state(self)
 
     @staticmethod
-    def from_flat_path(flat: Any) -> State:
-        return from_flat_state(flat)
+    def from_flat_path(flat_state: Any, /) -> State:
+        return from_flat_state(flat_state)
 
     def to_pure_dict(self, extract_fn: Any = None) -> dict:
         return to_pure_dict(self, extract_fn)
 
-    def replace_by_pure_dict(self, pure: Mapping, replace_fn: Any = None) -> None:
-        replace_by_pure_dict(self, pure, replace_fn)
+    def replace_by_pure_dict(self, pure_dict: Mapping, replace_fn: Any = None) -> None:
+        replace_by_pure_dict(self, pure_dict, replace_fn)
 
     def filter(self, first: Filter, /, *filters: Filter) -> Any:
         return filter_state(self, first, *filters)
@@ -160,9 +164,9 @@ class State(MutableMapping[Any, Any], Shown):
     def split(self, first: Filter = ..., /, *filters: Filter) -> Any:
         return split_state(self, first, *filters)
 
-    @staticmethod
-    def merge(state: State, /, *states: State) -> State:
-        return merge_state(state, *states)
+    def merge(self, /, *states: Mapping) -> State:
+        """`state.merge(other)` and `State.merge(state, other)`."""
+        return merge_state(self, *states)
 
     def map(self, f: Callable[[Path, Any], Any]) -> State:
         return map_state(f, self)
@@ -178,20 +182,64 @@ def state_over(tree: dict) -> State:
 register_mapping(State, lambda state: state._tree, state_over)
 
 
-class FlatState(Mapping[Path, Any]):
+class Entry(tuple):
+    """A (path, leaf) of a FlatState: a pair that a set, or a comparison with a path, takes by path.
+
+    So `set(state.flat_state())` is a set of paths, whatever the leaves are (arrays have no hash).
+    """
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(self[0])
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Entry):
+            return self[0] == other[0]
+        return self[0] == other or _is_pair(other, *self)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def _is_pair(value: Any, path: Path, leaf: Any) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2 or value[0] != path:
+        return False
+    return value[1] is leaf or (not hasattr(leaf, "shape") and value[1] == leaf)
+
+
+class FlatState(Mapping[Path, V]):
     """A State as a flat mapping from paths to leaves, in the order of the State as a pytree.
 
-    Iterating gives (path, leaf) pairs, as a list of pairs would; `dict(flat)` and indexing by path
-    work as well.
+    Iterating gives (path, leaf) pairs, as a list of pairs would; `dict(flat)`, `path in flat` and
+    indexing by path work as well, and a set of the pairs is a set of the paths.
+
+    Args:
+        items: pairs (path, leaf), or a mapping; a key alone is the path of that key.
+        sort: put them into the order of a State, rather than leave them in theirs.
+
+    Example:
+        >>> from refax import nnx
+        >>> flat = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0))).flat_state()
+        >>> [(path, leaf.shape) for path, leaf in flat]
+        [(('bias',), (3,)), (('kernel',), (2, 3))]
+        >>> ("bias",) in flat, set(flat) == {("bias",), ("kernel",)}
+        (True, True)
     """
 
     __slots__ = ("_leaf_of", "_leaves", "_paths")
 
-    def __init__(self, pairs: Iterable[tuple[Path, Any]] | Mapping[Path, Any]):
-        pairs = list(pairs.items() if isinstance(pairs, dict) else pairs)
-        self._paths = tuple(tuple(p) for p, _ in pairs)
+    def __init__(self, items: Iterable[tuple[Any, V]] | Mapping[Any, V], /, *, sort: bool = False):
+        pairs = [(as_path(p), v) for p, v in (items.items() if type(items) is dict else items)]
+        if sort:
+            pairs = list(iter_leaves(nest(pairs)))
+        self._paths = tuple(p for p, _ in pairs)
         self._leaves = [v for _, v in pairs]
         self._leaf_of = dict(zip(self._paths, self._leaves, strict=True))
+
+    @classmethod
+    def from_sorted_keys_values(cls, keys: tuple[Path, ...], values: list[V], /) -> FlatState[V]:
+        return cls(zip(keys, values, strict=True))
 
     paths = property(lambda self: self._paths, doc="The paths, in order.")
     leaves = property(lambda self: self._leaves, doc="The leaves, in the order of the paths.")
@@ -207,30 +255,58 @@ class FlatState(Mapping[Path, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, (int, slice)):
-            return self.items()[key]
+            return list(self)[key]
         try:
-            return self._leaf_of[tuple(key)]
+            return self._leaf_of[as_path(key)]
         except KeyError:
-            near = suggest(path_string(key), map(path_string, self._leaf_of))
+            near = suggest(path_string(as_path(key)), map(path_string, self._leaf_of))
             raise KeyError(
-                f"the State has no leaf at `{path_string(key)}`.{near} Cure: give the whole path "
-                "as a tuple."
+                f"the State has no leaf at `{path_string(as_path(key))}`.{near} Cure: give the "
+                "whole path as a tuple."
             ) from None
 
-    def __contains__(self, path: object) -> bool:
-        return path in self._leaf_of
+    def __contains__(self, item: object) -> bool:
+        return self.count(item) > 0
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.items())
+        return map(Entry, self.items())
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def index(self, item: Any) -> int:
+        """The position of a path, or of a (path, leaf) pair."""
+        path = as_path(item)
+        return [path == p or _is_pair(item, p, leaf) for p, leaf in self.items()].index(True)
+
+    def count(self, item: Any) -> int:
+        """1 for a path, or a (path, leaf) pair, that is there; else 0."""
+        try:
+            return int(self.index(item) >= 0)
+        except ValueError:
+            return 0
+
+    def split(self, first: Filter, /, *filters: Filter) -> Any:
+        """As `nnx.split_state`, in FlatStates."""
+        return _flat(split_state(self, first, *filters))
+
+    def filter(self, first: Filter, /, *filters: Filter) -> Any:
+        """As `nnx.filter_state`, in FlatStates."""
+        return _flat(filter_state(self, first, *filters))
+
+    def merge(self, /, *flat_states: Iterable[tuple[Path, Any]]) -> FlatState:
+        """One FlatState of several, sorted; where two have the same path, the later one counts."""
+        return FlatState([pair for flat in (self, *flat_states) for pair in flat], sort=True)
 
     def to_nested_state(self) -> State:
         return from_flat_state(self)
 
     def __repr__(self) -> str:
         return f"FlatState({self.items()!r})"
+
+
+def _flat(states: Any) -> Any:
+    return tuple(map(to_flat_state, states)) if type(states) is tuple else to_flat_state(states)
 
 
 jax.tree_util.register_pytree_node(
@@ -246,7 +322,10 @@ def to_flat_state(state: Mapping) -> FlatState:
 
 
 def iter_leaves(state: Mapping) -> Iterator[tuple[Path, Any]]:
-    """Every (path, leaf) of nested mappings, in sorted order."""
+    """Every (path, leaf) of nested mappings, in sorted order; of a FlatState in its own."""
+    if isinstance(state, FlatState):
+        yield from state.items()
+        return
     stack: list[tuple[Path, Any]] = [((), state)]
     while stack:
         path, value = stack.pop()
@@ -257,9 +336,13 @@ def iter_leaves(state: Mapping) -> Iterator[tuple[Path, Any]]:
             yield path, value
 
 
-def from_flat_state(flat: Mapping[Path, Any] | Iterable[tuple[Path, Any]]) -> State:
-    """The State of these (path, leaf) pairs."""
-    return state_over(nest(flat.items() if isinstance(flat, Mapping) else flat))
+def from_flat_state(
+    flat_state: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, cls: type = State
+) -> Any:
+    """The State (or other mapping `cls`) of these (path, leaf) pairs."""
+    pairs = flat_state.items() if isinstance(flat_state, Mapping) else flat_state
+    state = state_over(nest((as_path(path), leaf) for path, leaf in pairs))
+    return state if cls is State else cls(state)
 
 
 def nest(pairs: Iterable[tuple[Path, Any]]) -> dict:
@@ -271,6 +354,12 @@ def nest(pairs: Iterable[tuple[Path, Any]]) -> dict:
             target = target.setdefault(key, {})
         target[path[-1]] = value
     return top
+
+
+def diff(state: Mapping, other: Mapping) -> State:
+    """The State of the leaves of `state` at whose paths `other` has nothing: `state - other`."""
+    drop = {path for path, _ in iter_leaves(other)}
+    return from_flat_state([(p, v) for p, v in iter_leaves(state) if p not in drop])
 
 
 def one_or_all(states: Iterable[State]) -> Any:
@@ -285,7 +374,7 @@ def to_pure_dict(state: Mapping, extract_fn: Callable[[Any], Any] | None = None)
 
 
 def replace_by_pure_dict(
-    state: State, pure: Mapping, replace_fn: Callable[[Any, Any], Any] | None = None
+    state: State, pure_dict: Mapping, replace_fn: Callable[[Any, Any], Any] | None = None
 ) -> None:
     """Put the values of a (nested or flat) pure dict into a State, in place.
 
@@ -296,7 +385,7 @@ def replace_by_pure_dict(
     flat = dict(to_flat_state(state))
     pairs = [
         (path if path in flat or path[-1] != "value" else path[:-1], value)
-        for path, value in iter_leaves(restore_int_paths(pure))
+        for path, value in iter_leaves(restore_int_paths(pure_dict))
     ]
     for path, _ in pairs:
         if path not in flat:
@@ -314,10 +403,10 @@ def replace_by_pure_dict(
         target[path[-1]] = replace(target[path[-1]], value)
 
 
-def restore_int_paths(pure: Mapping) -> dict:
+def restore_int_paths(pure_dict: Mapping) -> dict:
     """Keys like '3' back to 3 at every level: what a checkpoint on disk makes of list indices."""
     restored: dict = {}
-    for key, value in pure.items():
+    for key, value in pure_dict.items():
         if isinstance(key, str) and key.removeprefix("-").isdecimal():
             key = int(key)
         restored[key] = restore_int_paths(value) if isinstance(value, Mapping) else value
@@ -355,12 +444,11 @@ def filter_state(state: Mapping, first: Filter, /, *filters: Filter) -> Any:
     return one_or_all(map(from_flat_state, _partition(state, (first, *filters))[0]))
 
 
-def merge_state(state: Mapping, /, *states: Mapping, cls: type = State) -> State:
+def merge_state(state: Mapping, /, *states: Mapping, cls: type = State) -> Any:
     """One State of several; where two have the same path, the later one counts."""
-    del cls
-    if not states:
-        return state if isinstance(state, State) else State(state)
-    return from_flat_state([pair for s in (state, *states) for pair in iter_leaves(s)])
+    if not states and type(state) is cls is State:
+        return state
+    return from_flat_state([pair for s in (state, *states) for pair in iter_leaves(s)], cls=cls)
 
 
 def map_state(f: Callable[[Path, Any], Any], state: Mapping) -> State:

@@ -9,6 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
+def as_path(key: Any) -> tuple:
+    """The path that a key of a flat mapping is: a tuple or list, or one key alone, such as a name.
+
+    The one place that says so: a string is a key, never the path of its letters.
+    """
+    return tuple(key) if isinstance(key, (tuple, list)) else (key,)
+
+
 class _EmptyNode:
     """Stands for an empty mapping where those are kept."""
 
@@ -79,13 +87,14 @@ def unflatten_mapping(
 ) -> dict[Any, Any]:
     """Nested dicts of a flat mapping (or pairs) whose keys are paths, or strings joined by `sep`.
 
+    A key that is no tuple or list is a path of itself alone.
+
     Raises:
         ValueError: a path that goes through another path's leaf.
     """
     nested: dict[Any, Any] = {}
     for path, value in xs.items() if isinstance(xs, Mapping) else xs:
-        if sep is not None:
-            path = path.split(sep)
+        path = path.split(sep) if sep is not None else as_path(path)
         if value is empty_node:
             value = {}
         target = nested
