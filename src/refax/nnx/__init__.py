@@ -190,7 +190,6 @@ from ..verbs.names import PathError as PathError
 from ..verbs.names import get_path as get_path
 from ..verbs.names import named_parameters as named_parameters
 from ..verbs.names import named_variables as named_variables
-from ..verbs.names import set_path as set_path
 from ..verbs.popping import pop as pop
 from ..verbs.pytree import Pytree as Object
 from ..verbs.pytree import Pytree as Pytree
@@ -213,6 +212,7 @@ from ..verbs.spmd import get_partition_spec as get_partition_spec
 from ..verbs.spmd import logical_axis_rules as logical_axis_rules
 from ..verbs.spmd import set_logical_axis_rules as set_logical_axis_rules
 from ..verbs.spmd import with_partitioning as with_partitioning
+from ..verbs.updating import set_path as set_path
 from ..verbs.updating import update as update
 from . import graphlib as graph
 from . import graphlib as graphlib

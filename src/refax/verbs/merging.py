@@ -11,8 +11,8 @@ from ..graph.state import State
 from ..objects.errors import describe_value
 from ..objects.variable import Variable, make_variable
 from . import errors
+from .matching import MISSING, Misfits, match
 from .splitting import split
-from .updating import MISSING, match_leaves
 
 
 def unflatten(graphdef: GraphDef, leaves: Any, /) -> Any:
@@ -46,7 +46,13 @@ def merge(graphdef: GraphDef, state: Mapping, /, *states: Mapping) -> Any:
     paths = graphdef.paths.leaves
     found: list[Any] = [MISSING] * len(paths)
     for tree in (state, *states):
-        match_leaves(graphdef, tree, "merge", lambda i, value: found.__setitem__(i, value))
+        matched = match(graphdef, tree)
+        if matched.unknown or matched.twice:
+            misfits = Misfits("merge")
+            misfits.add(graphdef, matched.unknown, matched.twice)
+            raise misfits.error()
+        for i, value in matched.values:
+            found[i] = value
     missing = [paths[i] for i in graphdef.paths.order if found[i] is MISSING]
     if missing:
         raise errors.leaf_missing(missing[0], len(missing) - 1)

@@ -8,14 +8,14 @@ found again by `get_path`, which also takes `blocks[3].attn` and the path itself
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ..graph.filters import Filter, to_predicate
 from ..objects.errors import StructureError, describe_value, path_string, suggest
 from ..objects.variable import Variable
 from ..objects.variable_types import Param
-from .iteration import is_mutable, iter_children_of, iter_graph, set_child
+from .iteration import iter_children_of, iter_graph
 
 _PLAIN = re.compile(r"[^.\[\]'\"]+")
 # A part of a name: `attn`, `3`, `[3]`, `['a.b']`, `[(1, 2)]`.
@@ -58,7 +58,7 @@ def named_parameters(node: Any, /) -> Iterator[tuple[str, Param]]:
     return named_variables(node, Param)  # type: ignore[return-value]
 
 
-def _parse(name: str, verb: str) -> list[str]:
+def parse_name(name: str, verb: str) -> list[str]:
     """The parts of a name as text; those in brackets keep them."""
     parts, at = [], 0
     while at < len(name):
@@ -73,9 +73,12 @@ def _parse(name: str, verb: str) -> list[str]:
     return parts
 
 
-def _step(value: Any, part: Any) -> Any:
-    """The key of `value` that a part stands for; raises KeyError if there is none."""
-    keys = [key for key, _ in iter_children_of(value)]
+def find_key(keys: Collection[Any], part: Any) -> Any:
+    """The key that a part of a name (or a key in its other form, 3 and '3') stands for.
+
+    Raises:
+        KeyError: there is none.
+    """
     if part in keys:
         return part
     text = str(part)
@@ -87,14 +90,21 @@ def _step(value: Any, part: Any) -> Any:
     for key in keys:
         if str(key) == text:
             return key
-    if isinstance(value, (list, tuple)) and text.startswith("-") and text[1:].isdecimal():
-        return keys[int(text)]
     raise KeyError(part)
 
 
-def _resolve(node: Any, path: Any, verb: str) -> tuple[tuple, list[Any]]:
+def _step(value: Any, part: Any) -> Any:
+    """The key of `value` that a part stands for; raises KeyError if there is none."""
+    keys = [key for key, _ in iter_children_of(value)]
+    text = str(part).strip("[]")
+    if isinstance(value, (list, tuple)) and text.startswith("-") and text[1:].isdecimal():
+        return keys[int(text)]
+    return find_key(keys, part)
+
+
+def resolve(node: Any, path: Any, verb: str) -> tuple[tuple, list[Any]]:
     """The path in its own keys, and the values along it, the root first."""
-    parts = _parse(path, verb) if isinstance(path, str) else list(path)
+    parts = parse_name(path, verb) if isinstance(path, str) else list(path)
     found: tuple = ()
     values = [node]
     for part in parts:
@@ -132,44 +142,10 @@ def get_path(node: Any, path: str | tuple) -> Any:
           a Linear (path 'layers.0.kernal'). Did you mean 'kernel'?
         Cure: it has 'bias', 'in_features', 'kernel', 'out_features'.
     """
-    return _resolve(node, path, "get_path")[1][-1]
+    return resolve(node, path, "get_path")[1][-1]
 
 
-def set_path(node: Any, path: str | tuple, value: Any) -> None:
-    """Put `value` in the place of what stands at a path: the assignment, by name.
-
-    `nnx.set_path(model, 'blocks.3.attn', new)` is `model.blocks[3].attn = new`. Shared modules are
-    replaced in this one place only. To write a Variable's value, `nnx.get_path(…).value = x`.
-
-    Raises:
-        PathError: nothing is there, or it stands in a tuple or another immutable container.
-
-    Example:
-        >>> from refax import nnx
-        >>> rngs = nnx.Rngs(0)
-        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=rngs), nnx.Linear(2, 2, rngs=rngs))
-        >>> for name, module in model.named_modules():
-        ...     if isinstance(module, nnx.Linear):
-        ...         nnx.set_path(model, name, nnx.LoRALinear(module, rank=1, rngs=rngs))
-        >>> type(model.layers[1]).__name__
-        'LoRALinear'
-    """
-    keys, values = _resolve(node, path, "set_path")
-    if not keys:
-        raise PathError(
-            "nnx.set_path: an empty path is the object itself, which cannot be replaced.\n"
-            "Cure: assign the new object to your own name for it."
-        )
-    parent, key = values[-2], keys[-1]
-    if not is_mutable(parent):
-        raise PathError(
-            f"nnx.set_path: {_place(node, keys[:-1])} is a {type(parent).__name__}, whose parts "
-            f"cannot be replaced.\nCure: replace it as a whole, at {dotted_name(keys[:-1])!r}."
-        )
-    set_child(parent, key, value)
-
-
-def _place(node: Any, path: tuple) -> str:
+def place_text(node: Any, path: tuple) -> str:
     return f"`{path_string(path, type(node).__name__)}`"
 
 
@@ -182,7 +158,7 @@ def _not_found(node: Any, asked: Any, found: tuple, value: Any, part: Any, verb:
     shown = asked if isinstance(asked, str) else tuple(asked)
     has = ", ".join(map(repr, children[:12])) + (", ..." if len(children) > 12 else "")
     return PathError(
-        f"nnx.{verb}: there is no {part!r} in {_place(node, found)}, "
+        f"nnx.{verb}: there is no {part!r} in {place_text(node, found)}, "
         f"a {type(value).__name__} (path {shown!r}).{near}\n"
         f"Cure: it has {has or f'no parts, it is {describe_value(value)}'}."
     )

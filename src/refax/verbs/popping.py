@@ -11,18 +11,18 @@ from ..objects.node import Node
 from ..objects.variable import Variable
 from .iteration import iter_children_of, iter_graph
 
-_SOWN = "sown:"
+SOWN = "sown:"
 
 
 def sown_attribute(module: Node, name: str) -> str:
     """The attribute that keeps a sown value: `name`, unless that would hide a method."""
-    return _SOWN + name if callable(getattr(type(module), name, None)) else name
+    return SOWN + name if callable(getattr(type(module), name, None)) else name
 
 
 def sown_path(path: tuple) -> tuple:
     """The path of a Variable with the name under which it was sown."""
     *above, name = path
-    return (*above, name.removeprefix(_SOWN) if isinstance(name, str) else name)
+    return (*above, name.removeprefix(SOWN) if isinstance(name, str) else name)
 
 
 def pop(node: Any, /, *filters: Filter) -> Any:

@@ -1,94 +1,27 @@
-"""`update`: States and nested dicts matched with the leaves of an object, and written into it."""
+"""`update` and `set_path`: values written into an object, all of them or none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from .._jax_compat import TRACE
-from ..graph.graphdef import GraphDef
+from ..graph.plan import Plan
 from ..graph.rebuild import renew_tuples
-from ..graph.state import State, nest
-from ..objects.errors import describe_value
+from ..graph.state import State
+from ..graph.walk import key_name
+from ..objects.errors import describe_value, suggest
 from ..objects.node import Node
 from ..objects.trace_errors import mutation_error
-from ..objects.variable import Variable, raw, replace_metadata
-from . import errors
-from .layouts import full_layout, plan_of
-from .splitting import split
-
-MISSING = object()
-
-
-_BOXES = ({"value"}, {"raw_value"})  # the keys of a value in a dict of its own
-
-
-def match_leaves(
-    graphdef: GraphDef, tree: Mapping, verb: str, assign: Callable[[int, Any], None]
-) -> None:
-    """Call `assign(leaf number, value)` for each leaf of a State or nested dict.
-
-    A key finds its place in its integer or its string form; a dict {'value': x} where a Variable
-    stands, as some checkpoints have it, is x.
-    """
-    full = full_layout(graphdef)
-    root = tree._tree if isinstance(tree, State) else tree
-    if full.treedef is not None and isinstance(tree, State):
-        try:
-            values = full.treedef.flatten_up_to(root)
-        except ValueError:
-            pass  # a part of the paths, or other ones: matched one by one
-        else:
-            if not any(type(v) is dict for v in values):
-                for i, value in zip(full.leaves, values, strict=True):
-                    assign(i, value)
-                return
-    places = graphdef.remembered("places", lambda: _places(graphdef))
-    if type(places) is int:  # the root is a Variable itself
-        value = root
-        if isinstance(root, Mapping) and len(root) == 1:
-            value = next(iter(root.values()))
-        assign(places, value)
-        return
-    stack: list[tuple[tuple, Any, Any]] = [((), root, places)]
-    while stack:
-        path, values, here = stack.pop()
-        for key, value in values.items():
-            place = here.get(key, MISSING)
-            if place is MISSING:
-                place = here.get(_other_form(key), MISSING)
-            if place is MISSING:
-                raise errors.unknown_path((*path, key), here, verb)
-            if isinstance(value, State):
-                value = value._tree
-            if type(place) is int:
-                while type(value) is dict and value.keys() in _BOXES:
-                    (value,) = value.values()
-                assign(place, value)
-            elif isinstance(value, Mapping) and not isinstance(value, Variable):
-                stack.append(((*path, key), value, place))
-            elif isinstance(value, (list, tuple)):
-                stack.append(((*path, key), dict(enumerate(value)), place))
-            elif value is not None:  # None: an empty part, as checkpoints write it
-                raise errors.unknown_path((*path, key), here, verb)
-
-
-def _places(graphdef: GraphDef) -> Any:
-    """Nested dicts of leaf numbers by path."""
-    paths = graphdef.paths.leaves
-    if len(paths) == 1 and paths[0] == ():
-        return 0
-    return nest((path, i) for i, path in enumerate(paths))
-
-
-def _other_form(key: Any) -> Any:
-    if isinstance(key, int):
-        return str(key)
-    if isinstance(key, str) and key.removeprefix("-").isdecimal():
-        return int(key)
-    return key
+from ..objects.variable import Variable, make_variable, raw, replace_metadata
+from .iteration import is_mutable, set_child
+from .layouts import plan_of
+from .matching import Matched, Misfits, Unknown, match
+from .names import PathError, dotted_name, place_text, resolve
+from .popping import sown_attribute
+from .splitting import state as state_of
 
 
 def update(node: Any, state: Any, /, *states: Any) -> None:
@@ -96,47 +29,111 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
 
     Args:
         node: a Module, a Variable, or a container of them.
-        state, *states: a `State`, a nested pure dict (as orbax restores one), partial or whole.
+        state, *states: a `State`, a nested pure dict (as orbax restores one), or a mapping of names
+            such as `{'blocks.3.attn.kernel': array}`; partial or whole. A shared Variable goes by
+            each of its names. A *Variable* under a name that an object does not have yet becomes
+            an attribute of it, as sown values do that were popped.
 
     Raises:
-        ValueError: a path that the object does not have, or another shape; both named.
+        ValueError: paths that the object does not have, or other shapes; all of them named.
         TraceContextError: the object belongs to an outer trace.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> saved = {name: p.value for name, p in model.named_parameters()}
+        >>> saved["layers.0.bias"] += 1.0
+        >>> nnx.update(model, saved)
+        >>> model.layers[0].bias.value.tolist()
+        [1.0, 1.0, 1.0]
     """
     plan = plan_of(node, "update")
     graphdef, variables = plan.graphdef, plan.variables
     trace = TRACE.value
     pending: list[tuple[int, Any]] = []
+    added: list[tuple[Any, str, Variable]] = []
+    misfits = Misfits("update")
     for tree in (state, *states):
-        if isinstance(tree, Variable):
-            tree = {"value": tree}
-        elif isinstance(tree, Node):
-            tree = split(tree)[1]
-        if not isinstance(tree, Mapping):
+        if isinstance(tree, Node):
+            tree = state_of(tree)
+        if not isinstance(tree, (Mapping, Variable)) and not (variables and node is variables[0]):
             raise TypeError(
                 f"nnx.update takes States or nested dicts, got {describe_value(tree)}.\n"
                 "Cure: nnx.update(object, state), with a State as nnx.state(object) returns it."
             )
-        match_leaves(graphdef, tree, "update", lambda i, value: pending.append((i, value)))
+        matched = match(graphdef, tree)
+        pending += matched.values
+        if matched.unknown or matched.twice:
+            new = [_new_attribute(node, x, plan, matched) for x in matched.unknown]
+            added += [x for x in new if x is not None]
+            unknown = [x for x, at in zip(matched.unknown, new, strict=True) if at is None]
+            misfits.add(graphdef, unknown, matched.twice)
+    count = len(variables)
+    owner = node._refax_trace if isinstance(node, Node) else trace
+    outer: list[Any] = [
+        variables[i] if i < count else node
+        for i, _ in pending
+        if (variables[i]._trace if i < count else owner) is not trace
+    ]
+    outer += [x for x, _, _ in added if isinstance(x, Node) and x._refax_trace is not trace]
+    if outer:
+        raise mutation_error(outer[0], "update")
     old = plan.gather()
-    foreign = isinstance(node, Node) and node._refax_trace is not trace
     for i, value in pending:
-        if variables[i]._trace is not trace if i < len(variables) else foreign:
-            raise mutation_error(variables[i] if i < len(variables) else node, "update")
-        was, new = old[i], raw(value)
-        if was is not new and _shape(was) != _shape(new) and _shape(was) is not None:
-            raise errors.shape_mismatch(graphdef.paths.leaves[i], was, new, "update")
+        if old[i] is not raw(value) and not _fits(old[i], value):
+            misfits.shape(graphdef.paths.leaves[i], old[i], raw(value))
+    if misfits.lines:
+        raise misfits.error()
     changed_inside = False  # of tuples: those must be made anew
     for i, value in pending:
         if isinstance(value, Variable):
-            if i < len(variables) and value._metadata is not variables[i]._metadata:
+            if i < count and value._metadata is not variables[i]._metadata:
                 if value._metadata != variables[i]._metadata:
                     replace_metadata(variables[i], value._metadata)
             value = value._value
-        elif type(value) in (dict, list) and i < len(variables) or i >= len(variables):
+        elif type(value) in (dict, list) and i < count or i >= count:
             value = _like(old[i], value)
         changed_inside |= not plan.place(i, value)
     if changed_inside:
         renew_tuples(plan, (node,))
+    for holder, name, value in added:
+        cell = make_variable(type(value), value._value, value._metadata)
+        set_child(holder, sown_attribute(holder, name) if isinstance(holder, Node) else name, cell)
+
+
+def _new_attribute(
+    node: Any, unknown: Unknown, plan: Plan, matched: Matched
+) -> tuple[Any, str, Variable] | None:
+    """(holder, name, Variable) where a Variable without a place is an attribute to be added.
+
+    Not where the name is nearly that of a Variable like it which the State leaves out: a misspelt
+    one is an error.
+    """
+    path, value, above, found = unknown
+    name = path[-1]
+    if not isinstance(value, Variable) or len(path) != len(found) + 1 or not isinstance(name, str):
+        return None
+    holder = resolve(node, found, "update")[1][-1]
+    if not isinstance(holder, (Node, dict, State)) or name in (
+        vars(holder) if isinstance(holder, Node) else holder
+    ):
+        return None
+    given = {i for i, _ in matched.values}
+    for key, i in above.items():
+        if type(i) is int and i < len(plan.variables) and i not in given and suggest(name, [key]):
+            other = plan.variables[i]
+            if type(other) is type(value) and _shape(other._value) == _shape(value._value):
+                return None
+    return holder, name, value
+
+
+def _fits(old: Any, value: Any) -> bool:
+    """Whether a value may come in the place of another: by shape, or as a pytree (quantized)."""
+    if _shape(old) is None or _shape(raw(value)) == _shape(old):
+        return True
+    if isinstance(value, Variable):
+        return not jax.tree_util.all_leaves((value._value,))
+    return not isinstance(value, (dict, list)) and not jax.tree_util.all_leaves((value,))
 
 
 def _shape(value: Any) -> Any:
@@ -145,8 +142,63 @@ def _shape(value: Any) -> Any:
 
 def _like(old: Any, new: Any) -> Any:
     """`new` in the containers of `old`, where a checkpoint turned tuples into lists or dicts."""
-    if jax.tree_util.all_leaves((old,)) or jax.tree.structure(old) == jax.tree.structure(new):
-        return new
-    leaves = jax.tree.leaves(new)
     treedef = jax.tree.structure(old)
+    if jax.tree_util.all_leaves((old,)) or treedef == jax.tree.structure(new):
+        return new
+    of_path = _by_text(new)
+    if of_path.keys() == _by_text(old).keys():
+        return treedef.unflatten([of_path[path] for path in _by_text(old)])
+    leaves = jax.tree.leaves(new)
     return treedef.unflatten(leaves) if len(leaves) == treedef.num_leaves else new
+
+
+def _by_text(tree: Any) -> dict[tuple[str, ...], Any]:
+    """The leaves of a pytree by paths, in which a name and an index are their text."""
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {tuple(str(key_name(key)) for key in path): leaf for path, leaf in pairs}
+
+
+def set_path(node: Any, path: str | tuple, value: Any) -> None:
+    """Put `value` in the place of what stands at a path: the assignment, by name.
+
+    `nnx.set_path(model, 'blocks.3.attn', new)` is `model.blocks[3].attn = new`. Shared modules are
+    replaced in this one place only. An array for a Variable becomes its value.
+
+    Raises:
+        PathError: nothing is there, or it stands in a tuple or another immutable container.
+        StructureError: an array of another shape than the Variable's.
+
+    Example:
+        >>> from refax import nnx
+        >>> rngs = nnx.Rngs(0)
+        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=rngs), nnx.Linear(2, 2, rngs=rngs))
+        >>> for name, module in model.named_modules():
+        ...     if isinstance(module, nnx.Linear):
+        ...         nnx.set_path(model, name, nnx.LoRALinear(module, rank=1, rngs=rngs))
+        >>> type(model.layers[1]).__name__
+        'LoRALinear'
+        >>> nnx.set_path(model, "layers.1.bias", nnx.state(model).layers[0].bias.value + 1.0)
+        >>> model.layers[1].bias.value.tolist()
+        [1.0, 1.0]
+    """
+    keys, values = resolve(node, path, "set_path")
+    if not keys:
+        raise PathError(
+            "nnx.set_path: an empty path is the object itself, which cannot be replaced.\n"
+            "Cure: assign the new object to your own name for it."
+        )
+    parent, old = values[-2:]
+    if isinstance(old, Variable) and not isinstance(value, (Variable, Node, str, type(None))):
+        if not _fits(old._value, value):
+            misfits = Misfits("set_path")
+            misfits.shape(keys, old._value, value)
+            raise misfits.error()
+        update(old, value)
+        return
+    if not is_mutable(parent):
+        raise PathError(
+            f"nnx.set_path: {place_text(node, keys[:-1])} is a {type(parent).__name__}, whose "
+            "parts cannot be replaced.\n"
+            f"Cure: replace it as a whole, at {dotted_name(keys[:-1])!r}."
+        )
+    set_child(parent, keys[-1], value)

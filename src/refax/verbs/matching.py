@@ -1,0 +1,212 @@
+"""Matching: which leaf of an object each value of a State, nested dict or mapping of names is for.
+
+A place is found by every path that leads to it, so a shared Variable goes by each of its names; a
+key finds its place in its integer or its string form; a key may be a dotted name
+(`'blocks.3.attn.kernel'`, `"heads['a.b'].kernel"`) or a path as a tuple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from ..graph.graphdef import LEAF, GraphDef, record_children
+from ..graph.state import FlatState, State
+from ..objects.errors import StructureError, describe_value, path_string, suggest
+from ..objects.node import Node
+from ..objects.variable import raw
+from .iteration import iter_children_of
+from .layouts import full_layout
+from .names import PathError, find_key, parse_name
+from .popping import SOWN
+from .splitting import state
+
+MISSING = object()
+_BOXES = ({"value"}, {"raw_value"})  # the keys of a value in a dict of its own
+
+# A place: the leaf number of a leaf, or the places below by key. They may be cyclic, as objects.
+Places = dict[Any, Any]
+
+
+class Unknown(NamedTuple):
+    """A value for which there is no leaf."""
+
+    path: tuple
+    value: Any
+    above: Any  # the place that the path comes to, and what of the path leads there
+    found: tuple
+
+
+class Matched(NamedTuple):
+    """What a State or nested dict has for an object."""
+
+    values: list[tuple[int, Any]]  # (leaf number, value)
+    unknown: list[Unknown]
+    twice: list[tuple[tuple, tuple]]  # two paths of one leaf, with different values
+
+
+def match(graphdef: GraphDef, tree: Any) -> Matched:
+    """The (leaf number, value) of each leaf of a State, nested dict or mapping of names."""
+    full = full_layout(graphdef)
+    if full.treedef is not None and type(tree) is State:
+        try:
+            values = full.treedef.flatten_up_to(tree._tree)
+        except ValueError:
+            pass  # a part of the paths, or other ones: matched one by one
+        else:
+            if dict not in set(map(type, values)):
+                return Matched(list(zip(full.leaves, values, strict=True)), [], [])
+    matched = Matched([], [], [])
+    named: dict[int, tuple[tuple, Any]] = {}
+    stack: list[tuple[tuple, Any, Any]] = [((), tree, places_of(graphdef))]
+    while stack:
+        path, value, place = stack.pop()
+        if type(place) is int:
+            value = unboxed(value)
+            before = named.setdefault(place, (path, value))
+            if before[1] is not value and not _equal(raw(before[1]), raw(value)):
+                matched.twice.append((before[0], path))
+            elif before[0] == path:
+                matched.values.append((place, value))
+            continue
+        if isinstance(value, Node):
+            value = state(value)
+        items = value.items() if isinstance(value, FlatState) else iter_children_of(value)
+        if not items and value is not None and not isinstance(value, (Mapping, list, tuple)):
+            matched.unknown.append(Unknown(path, value, place, path))
+        for key, below in items:
+            found, at, rest = _follow(place, key)
+            if rest:
+                matched.unknown.append(Unknown((*path, *found, *rest), below, at, (*path, *found)))
+            else:
+                stack.append(((*path, *found), below, at))
+    return matched
+
+
+def unboxed(value: Any) -> Any:
+    """The value of a Variable that a checkpoint has in a dict of its own, {'value': x}."""
+    while isinstance(value, (dict, State)) and value.keys() in _BOXES:
+        (value,) = value.values()
+    return value
+
+
+def _follow(place: Places, key: Any) -> tuple[tuple, Any, tuple]:
+    """(the keys that were found, the place that they lead to, the parts that were not found)."""
+    if key in place:
+        return (key,), place[key], ()
+    try:
+        parts = parse_name(key, "update") if isinstance(key, str) else key
+    except PathError:
+        parts = (key,)
+    parts = tuple(parts) if isinstance(parts, (tuple, list)) else (parts,)
+    found: tuple = ()
+    at: Any = place
+    for i, part in enumerate(parts):
+        if type(at) is int:  # a checkpoint's `kernel.value`
+            boxed = len(parts) == i + 1 and {part} in _BOXES
+            return found, at, () if boxed else _as_keys(parts[i:])
+        try:
+            step = find_key(at, part)
+        except KeyError:
+            if (step := f"{SOWN}{part}") not in at:
+                return found, at, _as_keys(parts[i:])
+        found, at = (*found, step), at[step]
+    return found, at, ()
+
+
+def _as_keys(parts: tuple) -> tuple:
+    """Parts of a name that stand for nothing as the keys that they look like, for a message."""
+    keys = [p.strip("[]'\"") if isinstance(p, str) else p for p in parts]
+    return tuple(int(k) if isinstance(k, str) and k.isdecimal() else k for k in keys)
+
+
+def places_of(graphdef: GraphDef) -> Any:
+    """The place of the root."""
+    return graphdef.remembered("places", lambda: _places(graphdef))
+
+
+def _places(graphdef: GraphDef) -> Any:
+    variables, arrays = graphdef.leaf_numbers()
+    places: list[Any] = [variables.get(i, {}) for i in range(len(graphdef.records))]
+    for i, record in enumerate(graphdef.records):
+        number = arrays[i]
+        for key, child in zip(*record_children(record), strict=True):
+            if child is LEAF:
+                places[i][key] = number
+                number += 1
+            elif type(child) is int:
+                places[i][key] = places[child]
+    return places[graphdef.roots[0]]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values of one leaf are the same; what is traced is the same only as itself."""
+    if isinstance(a, Tracer) or isinstance(b, Tracer):
+        return False
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(
+        jnp.shape(x) == jnp.shape(y) and bool(jnp.all((x == y) | ((x != x) & (y != y))))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+class Misfits:
+    """What of a State does not fit an object, gathered, so that one error can tell all of it."""
+
+    def __init__(self, verb: str):
+        self.verb = verb
+        self.lines: list[str] = []
+        self.cures: dict[str, None] = {}  # each once, in order
+
+    def add(
+        self, graphdef: GraphDef, unknown: list[Unknown], twice: list[tuple[tuple, tuple]]
+    ) -> None:
+        names = [path_string(path) for path in graphdef.paths.leaves]
+        for path, _, above, found in unknown:
+            near = ""
+            if len(self.lines) < _SUGGESTED:  # looking for near misses takes time
+                part = path[len(found)] if len(path) > len(found) else ""
+                siblings = above if isinstance(above, dict) else ()
+                near = suggest(part, siblings) or suggest(path_string(path), names)
+            self.lines.append(
+                f"`{path_string(path)}`: the object has no Variable or array there.{near}"
+            )
+            self.cures[_UNKNOWN] = None
+        for one, other in twice:
+            self.lines.append(
+                f"`{path_string(one)}` and `{path_string(other)}` are one Variable, with two "
+                "values."
+            )
+            self.cures["give a shared Variable one value, by any of its paths"] = None
+
+    def shape(self, path: Iterable[Any], old: Any, new: Any) -> None:
+        self.lines.append(
+            f"`{path_string(path)}` is {describe_value(old)} in the object but "
+            f"{describe_value(new)} in the State."
+        )
+        self.cures[_SHAPE] = None
+
+    def error(self) -> StructureError:
+        cure = "; or ".join(self.cures)
+        if len(self.lines) == 1:
+            return StructureError(f"nnx.{self.verb}: {self.lines[0]}\nCure: {cure}.")
+        return StructureError(
+            f"nnx.{self.verb}: {len(self.lines)} values of the State do not fit the object; "
+            "nothing was changed:\n  " + "\n  ".join(self.lines) + f"\nCure: {cure}."
+        )
+
+
+_SUGGESTED = 20
+_UNKNOWN = (
+    "build the State from an object of the same structure, or drop that path from it "
+    "(nnx.filter_state, or `del state[...]`)"
+)
+_SHAPE = (
+    "make the object with the same sizes as the State came from; to replace the array by one of "
+    "another shape on purpose, assign it: `variable.value = new`"
+)
