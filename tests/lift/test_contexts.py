@@ -117,11 +117,3 @@ def test_mistakes_are_named():
         nnx.split_context().__enter__().merge(graphdef, nnx.State({}))
     with pytest.raises(ValueError, match="`y`"):
         nnx.merge_context().__enter__().merge(graphdef, state, nnx.State({"y": nnx.Param(1.0)}))
-
-
-def test_namespaces_hold_the_public_names():
-    assert nnx.graph is nnx.graphlib and nnx.graphlib.split is nnx.split
-    assert nnx.statelib.State is nnx.State and nnx.rnglib.Rngs is nnx.Rngs
-    assert nnx.filterlib.Any is nnx.Any and nnx.filterlib.to_predicate is nnx.to_predicate
-    assert nnx.variablelib.Param is nnx.Param
-    assert nnx.spmd.get_partition_spec is nnx.get_partition_spec

@@ -14,7 +14,15 @@ from typing import cast
 from ..objects.variable import Variable
 
 Filter = typing.Any
+FilterLiteral = type | str | bool | None
 Predicate = Callable[[tuple, typing.Any], bool]
+
+
+@typing.runtime_checkable
+class HasTag(typing.Protocol):
+    """What `WithTag` asks: anything with a `tag`, such as `nnx.Param(value, tag="frozen")`."""
+
+    tag: str
 
 
 class _Frozen:
@@ -153,6 +161,17 @@ def to_predicate(filter: Filter) -> Predicate:
         "Cure: give a Variable type, a tag (a string), `...`, True, False, None, a callable (path, "
         "value) → bool, or a tuple or list of filters."
     )
+
+
+def filters_to_predicates(filters: Iterable[Filter]) -> tuple[Predicate, ...]:
+    """The predicates of filters that a leaf is tried with in order.
+
+    Raises:
+        ValueError: `...` (or True) before another filter, which would get nothing.
+    """
+    filters = tuple(filters)
+    check_ellipsis_last(filters, "filterlib.filters_to_predicates")
+    return tuple(map(to_predicate, filters))
 
 
 def is_structural(predicate: Predicate) -> bool:

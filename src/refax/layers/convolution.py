@@ -107,6 +107,11 @@ def _dimension_numbers(axes: int) -> lax.ConvDimensionNumbers:
     return lax.ConvDimensionNumbers(arrays, (axes + 1, axes, *spatial), arrays)
 
 
+def _conv_dimension_numbers(input_shape: Sequence[int]) -> lax.ConvDimensionNumbers:
+    """Where a convolution finds batch, channels and space in an input of this shape."""
+    return _dimension_numbers(len(input_shape) - 2)
+
+
 def _apply(
     how: _Strided | _FractionallyStrided,
     x: jax.Array,

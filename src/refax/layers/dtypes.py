@@ -51,8 +51,21 @@ def promote_dtype(
     if common in _INEXACT and (dtype is None or common == dtype):
         return tuple(args)
     arrays = [None if x is None else as_array(x) for x in args]
+    dtype = jax.dtypes.canonicalize_dtype(canonicalize_dtype(*arrays, dtype=dtype, inexact=inexact))
+    return tuple(x if x is None or x.dtype == dtype else x.astype(dtype) for x in arrays)
+
+
+def canonicalize_dtype(*args: Any, dtype: DTypeLike | None = None, inexact: bool = True) -> Any:
+    """The dtype that `promote_dtype` would bring these arrays to.
+
+    Example:
+        >>> from refax.layers.dtypes import canonicalize_dtype
+        >>> import jax.numpy as jnp
+        >>> canonicalize_dtype(jnp.arange(2), None).name
+        'float32'
+    """
     if dtype is None:
-        dtype = jnp.result_type(*[x for x in arrays if x is not None])
+        dtype = jnp.result_type(*[x for x in args if x is not None])
         if inexact and not jnp.issubdtype(dtype, jnp.inexact):
             dtype = np.dtype(np.float32)
     elif inexact and not jnp.issubdtype(dtype, jnp.inexact):
@@ -60,8 +73,7 @@ def promote_dtype(
             f"promote_dtype: dtype={np.dtype(dtype).name} cannot hold fractions.\n"
             "Cure: a floating or complex dtype, or inexact=False."
         )
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
-    return tuple(x if x is None or x.dtype == dtype else x.astype(dtype) for x in arrays)
+    return dtype
 
 
 def _common_dtype(args: Sequence[Any]) -> np.dtype | None:

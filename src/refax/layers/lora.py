@@ -18,7 +18,8 @@ from . import dtypes, initializers
 from .linear import Linear
 from .options import NO_METADATA, Initializer, Layer, PromoteDtype, check_last_axis, keep_options
 
-default_a_init = initializers.he_uniform()
+default_a_initializer = initializers.he_uniform()
+default_b_initializer = initializers.zeros
 
 
 @partial(jax.jit, inline=True)
@@ -70,8 +71,8 @@ class LoRA(Layer):
         base_module: Callable[..., Any] | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        a_initializer: Initializer = default_a_init,
-        b_initializer: Initializer = initializers.zeros,
+        a_initializer: Initializer = default_a_initializer,
+        b_initializer: Initializer = default_b_initializer,
         lora_param_type: type[Variable] = LoRAParam,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
@@ -146,8 +147,8 @@ class LoRALinear(Linear):
         rank: int | None = None,
         lora_dtype: DTypeLike | None = None,
         lora_param_dtype: DTypeLike = jnp.float32,
-        a_initializer: Initializer = default_a_init,
-        b_initializer: Initializer = initializers.zeros,
+        a_initializer: Initializer = default_a_initializer,
+        b_initializer: Initializer = default_b_initializer,
         lora_param_type: type[Variable] = LoRAParam,
         lora_promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,

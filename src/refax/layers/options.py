@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..objects.type_names import A, PromoteDtypeFn
+from ..objects.type_names import Initializer as Initializer
 from ..objects.variable_types import Param
 from ..verbs.module import Module
 from . import dtypes
 
-Initializer = Callable[..., Any]  # (key, shape, dtype) → array
-PromoteDtype = Callable[..., Any]  # (arrays, *, dtype) → arrays of one dtype
-
+PromoteDtype = PromoteDtypeFn
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -62,6 +62,18 @@ def check_last_axis(where: str, shape: tuple[int, ...], name: str, size: int) ->
         raise ValueError(
             f"{where}: the input has the shape {shape}, but its last axis must have {name}={size}."
         )
+
+
+def first_from(*args: A | None, error_msg: str) -> A:
+    """The first argument that is not None.
+
+    Raises:
+        ValueError: all are None; with the message that was given.
+    """
+    for arg in args:
+        if arg is not None:
+            return arg
+    raise ValueError(error_msg)
 
 
 def resolve_flag(layer: Module, name: str, *choices: bool | None) -> bool:

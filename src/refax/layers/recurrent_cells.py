@@ -31,6 +31,9 @@ def default_recurrent_kernel_init(key: jax.Array, shape: Any, dtype: Any = jnp.f
     return initializers.orthogonal()(key, shape, dtypes.widest(dtype)).astype(dtype)
 
 
+modified_orthogonal = default_recurrent_kernel_init
+
+
 class RNNCellBase(Module):
     """What `nnx.RNN` needs of a cell: a step, the first carry, and the form of an input.
 

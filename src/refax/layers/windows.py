@@ -44,3 +44,9 @@ def canonical_padding(
             f"{', '.join(map(repr, named))}, an int, or {axes} ints or pairs (low, high)."
         )
     return tuple((low, high) for low, high in pairs)
+
+
+def canonicalize_padding(padding: Padding, rank: int) -> str | Pads:
+    """`canonical_padding` for `rank` spatial axes, with the names that a convolution knows."""
+    named = (*NAMED, "CIRCULAR", "REFLECT", "CAUSAL")
+    return canonical_padding("canonicalize_padding", padding, rank, named)

@@ -87,7 +87,7 @@ def from_tree(tree: Any, /) -> Any:
     return put_back(structure.unflatten(slots), objects)
 
 
-def map_graph(f: Any, node: Any, /) -> Any:
+def map(f: Any, node: Any, /) -> Any:
     """A copy of an object graph (or State) with `f(path, leaf)` in the place of each leaf.
 
     A leaf is a Variable or a bare array; a Variable that `f` turns into a plain value keeps its

@@ -1,8 +1,5 @@
-"""The public names of refax, one line each. No code."""
+"""The public names of refax, one line each; the other files here are addresses. No code."""
 
-from ..graph import filters as filterlib
-from ..graph import state as statelib
-from ..graph import traversals as traversals
 from ..graph.filters import All as All
 from ..graph.filters import Any as Any
 from ..graph.filters import Everything as Everything
@@ -34,7 +31,6 @@ from ..inspect.hooks import add_forward_hook as add_forward_hook
 from ..inspect.hooks import add_forward_pre_hook as add_forward_pre_hook
 from ..inspect.hooks import forward_hooks as forward_hooks
 from ..inspect.tabulate import tabulate as tabulate
-from ..layers import initializers as initializers
 from ..layers.activations import PReLU as PReLU
 from ..layers.activations import celu as celu
 from ..layers.activations import elu as elu
@@ -106,7 +102,7 @@ from ..lift.contexts import split_context as split_context
 from ..lift.contexts import update_context as update_context
 from ..lift.tree_states import NodeStates as NodeStates
 from ..lift.tree_states import from_tree as from_tree
-from ..lift.tree_states import map_graph as map
+from ..lift.tree_states import map as map
 from ..lift.tree_states import to_tree as to_tree
 from ..objects.containers import Dict as Dict
 from ..objects.containers import List as List
@@ -119,8 +115,11 @@ from ..objects.marks import Static as Static
 from ..objects.marks import data as data
 from ..objects.marks import dataclass as dataclass
 from ..objects.marks import static as static
+from ..objects.type_names import A as A
+from ..objects.type_names import F as F
+from ..objects.type_names import Initializer as Initializer
+from ..objects.type_names import M as M
 from ..objects.variable import Variable as Variable
-from ..objects.variable import Variable as VariableState  # noqa: F401 - Flax's older name
 from ..objects.variable_metadata import VariableMetadata as VariableMetadata
 from ..objects.variable_metadata import with_metadata as with_metadata
 from ..objects.variable_types import BatchStat as BatchStat
@@ -135,10 +134,10 @@ from ..objects.variable_types import Perturbation as Perturbation
 from ..objects.variable_types import RngCount as RngCount
 from ..objects.variable_types import RngKey as RngKey
 from ..objects.variable_types import RngState as RngState
+from ..objects.variable_types import VariableState as VariableState
 from ..objects.variable_types import register_variable_name as register_variable_name
 from ..objects.variable_types import variable_name_from_type as variable_name_from_type
 from ..objects.variable_types import variable_type_from_name as variable_type_from_name
-from ..training import metrics as metrics
 from ..training.ema import EMA as EMA
 from ..training.metrics import Metric as Metric
 from ..training.metrics import MultiMetric as MultiMetric
@@ -172,8 +171,6 @@ from ..transforms.vjp import jvp as jvp
 from ..transforms.vjp import vjp as vjp
 from ..transforms.vmap import pmap as pmap
 from ..transforms.vmap import vmap as vmap
-from ..verbs import rngs as rnglib
-from ..verbs import spmd
 from ..verbs.copying import clone as clone
 from ..verbs.iteration import find_duplicates as find_duplicates
 from ..verbs.iteration import iter_graph as iter_graph
@@ -191,7 +188,7 @@ from ..verbs.names import get_path as get_path
 from ..verbs.names import named_parameters as named_parameters
 from ..verbs.names import named_variables as named_variables
 from ..verbs.popping import pop as pop
-from ..verbs.pytree import Pytree as Object
+from ..verbs.pytree import Object as Object
 from ..verbs.pytree import Pytree as Pytree
 from ..verbs.rngs import Rngs as Rngs
 from ..verbs.rngs import RngStream as RngStream
@@ -203,8 +200,6 @@ from ..verbs.rngs import split_rngs as split_rngs
 from ..verbs.splitting import flatten as flatten
 from ..verbs.splitting import graphdef as graphdef
 from ..verbs.splitting import split as split
-from ..verbs.splitting import state as state
-from ..verbs.splitting import variables as variables
 from ..verbs.spmd import PARTITION_NAME as PARTITION_NAME
 from ..verbs.spmd import get_logical_axis_rules as get_logical_axis_rules
 from ..verbs.spmd import get_named_sharding as get_named_sharding
@@ -214,6 +209,36 @@ from ..verbs.spmd import set_logical_axis_rules as set_logical_axis_rules
 from ..verbs.spmd import with_partitioning as with_partitioning
 from ..verbs.updating import set_path as set_path
 from ..verbs.updating import update as update
-from . import graphlib as graph
+from . import compat as compat
+from . import errors as errors
+from . import extract as extract
+from . import filterlib as filterlib
+from . import graph as graph
 from . import graphlib as graphlib
+from . import helpers as helpers
+from . import ids as ids
+from . import metrics as metrics
+from . import module as module
+from . import nn as nn
+from . import object as object
+from . import optimizer as optimizer
+from . import pytreelib as pytreelib
+from . import reprlib as reprlib
+from . import rnglib as rnglib
+from . import spmd as spmd
+from . import state as _state_address
+from . import statelib as statelib
+from . import summary as summary
+from . import tracers as tracers
+from . import training as training
+from . import transforms as transforms
+from . import traversals as traversals
 from . import variablelib as variablelib
+from . import variables as _variables_address
+from . import visualization as visualization
+from .nn import initializers as initializers
+
+# isort: split
+# After the addresses of the same names, so that these are the verbs.
+from ..verbs.splitting import state as state
+from ..verbs.splitting import variables as variables

@@ -1,29 +1,26 @@
-"""The verbs on object graphs under one name: `nnx.graph`, `nnx.graphlib`. No code."""
+"""`nnx.graphlib`: names only."""
 
 from ..graph.graphdef import GraphDef as GraphDef
-from ..graph.state import State as State
-from ..lift.contexts import merge_context as merge_context
-from ..lift.contexts import split_context as split_context
-from ..lift.contexts import update_context as update_context
-from ..lift.tree_states import NodeStates as NodeStates
-from ..lift.tree_states import from_tree as from_tree
-from ..lift.tree_states import to_tree as to_tree
+from ..graph.kinds import (
+    is_graph_node as is_graph_node, is_node as is_node, is_node_leaf as is_node_leaf,
+    is_pytree_node as is_pytree_node, jax_to_nnx_path as jax_to_nnx_path, NodeDef as NodeDef)
+from ..graph.state import FlatState as FlatState, map_state as map_state, State as State
+from ..lift.contexts import (
+    merge_context as merge_context, split_context as split_context,
+    update_context as update_context)
+from ..lift.tree_states import map as map
+from ..objects.type_names import (
+    A as A, B as B, C as C, F as F, Index as Index, Key as Key, Leaf as Leaf,
+    PathParts as PathParts, V as V)
 from ..objects.variable import Variable as Variable
 from ..transforms.bound import cached_partial as cached_partial
 from ..verbs.copying import clone as clone
-from ..verbs.iteration import find_duplicates as find_duplicates
-from ..verbs.iteration import iter_graph as iter_graph
-from ..verbs.mapping import pure as pure
-from ..verbs.mapping import recursive_map as recursive_map
-from ..verbs.merging import call as call
-from ..verbs.merging import merge as merge
-from ..verbs.merging import unflatten as unflatten
+from ..verbs.iteration import find_duplicates as find_duplicates, iter_graph as iter_graph
+from ..verbs.mapping import pure as pure, recursive_map as recursive_map
+from ..verbs.merging import call as call, merge as merge, unflatten as unflatten
 from ..verbs.module import iter_children as iter_children
-from ..verbs.module import iter_modules as iter_modules
 from ..verbs.popping import pop as pop
-from ..verbs.splitting import flatten as flatten
-from ..verbs.splitting import graphdef as graphdef
-from ..verbs.splitting import split as split
-from ..verbs.splitting import state as state
-from ..verbs.splitting import variables as variables
+from ..verbs.splitting import (
+    flatten as flatten, graphdef as graphdef, split as split, state as state,
+    variables as variables)
 from ..verbs.updating import update as update

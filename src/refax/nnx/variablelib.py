@@ -1,14 +1,15 @@
-"""Variables and what is said about them: `nnx.variablelib`. No code."""
+"""`nnx.variablelib`: names only."""
 
+from ..objects.type_names import (
+    A as A, AddAxisHook as AddAxisHook, AxisIndex as AxisIndex, AxisName as AxisName, B as B,
+    C as C, CreateValueHook as CreateValueHook, F as F, GetValueHook as GetValueHook, Leaf as Leaf,
+    P as P, RemoveAxisHook as RemoveAxisHook, SetValueHook as SetValueHook, V as V)
 from ..objects.variable import Variable as Variable
-from ..objects.variable_metadata import VariableMetadata as VariableMetadata
-from ..objects.variable_metadata import with_metadata as with_metadata
-from ..objects.variable_types import BatchStat as BatchStat
-from ..objects.variable_types import Cache as Cache
-from ..objects.variable_types import Intermediate as Intermediate
-from ..objects.variable_types import LoRAParam as LoRAParam
-from ..objects.variable_types import Param as Param
-from ..objects.variable_types import Perturbation as Perturbation
-from ..objects.variable_types import register_variable_name as register_variable_name
-from ..objects.variable_types import variable_name_from_type as variable_name_from_type
-from ..objects.variable_types import variable_type_from_name as variable_type_from_name
+from ..objects.variable_metadata import (
+    VariableMetadata as VariableMetadata, with_metadata as with_metadata)
+from ..objects.variable_types import (
+    BatchStat as BatchStat, Cache as Cache, Intermediate as Intermediate, Param as Param,
+    Perturbation as Perturbation, register_variable_name as register_variable_name,
+    variable_name_from_type as variable_name_from_type,
+    variable_type_from_name as variable_type_from_name, VariableMeta as VariableMeta,
+    VariableState as VariableState)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
-A = TypeVar("A")
+from .type_names import A
 
 GET_HOOK, SET_HOOK = "on_get_value", "on_set_value"
 

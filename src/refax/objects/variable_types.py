@@ -8,6 +8,9 @@ from .errors import suggest
 from .variable import A, Variable, VariableType, make_variable
 from .variable_metadata import GET_HOOK, SET_HOOK
 
+VariableMeta = VariableType
+VariableState = Variable  # of older programs, whose States held something else than Variables
+
 
 def without_hooks(x: Any) -> Any:
     """The same value in a Variable whose reading and writing runs no hook; others as they are."""

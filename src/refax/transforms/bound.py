@@ -111,6 +111,9 @@ def by_position(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tupl
     return bound.args
 
 
+resolve_kwargs = by_position
+
+
 def cached_partial(f: Callable, *objects: Any) -> Callable:
     """`functools.partial(f, *objects)`, for code that fixes the objects of a jitted step.
 

@@ -20,6 +20,16 @@ from .pytree import Pytree
 M = TypeVar("M", bound="Module")
 
 
+def tuple_init() -> tuple[()]:
+    """What `sow` starts with."""
+    return ()
+
+
+def tuple_reduce(xs: tuple[Any, ...], x: Any) -> tuple[Any, ...]:
+    """How `sow` keeps what is recorded: one after the other."""
+    return (*xs, x)
+
+
 class Module(Pytree):
     """Base of layers and models: parameters are made in `__init__`, any method is callable.
 
@@ -108,8 +118,8 @@ class Module(Pytree):
         variable_type: type[Variable] | str,
         name: str,
         value: Any,
-        reduce_fn: Any = lambda old, new: (*old, new),
-        init_fn: Any = tuple,
+        reduce_fn: Any = tuple_reduce,
+        init_fn: Any = tuple_init,
     ) -> bool:
         """Record a value on the way, in the Variable `self.<name>`; collect it with `nnx.pop`.
 

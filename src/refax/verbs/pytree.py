@@ -25,3 +25,6 @@ class Pytree(Node):
 
     def __deepcopy__(self, memo: dict) -> Any:
         return deep_copy(self, memo)
+
+
+Object = Pytree  # its older name

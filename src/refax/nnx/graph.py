@@ -1,0 +1,3 @@
+"""`nnx.graph`: what `nnx.graphlib` is called in older programs."""
+
+from .graphlib import *

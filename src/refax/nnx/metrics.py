@@ -1,0 +1,3 @@
+"""`nnx.metrics`, `nnx.training.metrics`: names only."""
+
+from .training.metrics import *

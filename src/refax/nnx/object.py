@@ -1,0 +1,3 @@
+"""`nnx.object`: what `nnx.pytreelib` is called in older programs."""
+
+from .pytreelib import *

@@ -1,0 +1,3 @@
+"""`nnx.optimizer`, `nnx.training.optimizer`: names only."""
+
+from .training.optimizer import *

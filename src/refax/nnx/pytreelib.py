@@ -1,0 +1,7 @@
+"""`nnx.pytreelib`: names only."""
+
+from ..objects.marks import (
+    Data as Data, data as data, dataclass as dataclass, Static as Static, static as static)
+from ..objects.type_names import A as A, P as P, T as T
+from ..objects.variable import Variable as Variable
+from ..verbs.pytree import Object as Object, Pytree as Pytree

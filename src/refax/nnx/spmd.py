@@ -1,0 +1,8 @@
+"""`nnx.spmd`: names only."""
+
+from ..objects.type_names import A as A, F as F
+from ..transforms.eval_shape import (
+    eval_shape as eval_shape, get_abstract_model as get_abstract_model)
+from ..verbs.spmd import (
+    get_named_sharding as get_named_sharding, get_partition_spec as get_partition_spec,
+    PARTITION_NAME as PARTITION_NAME, with_partitioning as with_partitioning)

@@ -1,0 +1,3 @@
+"""`nnx.summary`: names only."""
+
+from ..inspect.tabulate import tabulate as tabulate

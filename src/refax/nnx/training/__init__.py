@@ -1,0 +1,3 @@
+"""`nnx.training`: what trains a model, by subject."""
+
+from . import ema as ema, metrics as metrics, optimizer as optimizer

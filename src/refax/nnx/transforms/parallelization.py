@@ -1,0 +1,3 @@
+"""`nnx.transforms.parallelization`: names only."""
+
+from ...transforms.vmap import pmap as pmap

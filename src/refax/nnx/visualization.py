@@ -1,0 +1,3 @@
+"""`nnx.visualization`: names only."""
+
+from ..inspect.display import display as display

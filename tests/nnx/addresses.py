@@ -1,0 +1,161 @@
+"""The names that programs import, by address."""
+
+NAMES: dict[str, str] = {
+    "": """
+        A All Any BatchNorm BatchStat Bidirectional Cache Carry Conv ConvTranspose Data Dict
+        DiffState Dropout EMA Einsum Embed Everything FlatState GRUCell GraphDef GroupNorm
+        Initializer InstanceNorm Intermediate LSTMCell LayerNorm Linear LinearGeneral List LoRA
+        LoRALinear LoRAParam M Metric ModelAndOptimizer Module MultiHeadAttention MultiMetric
+        NodeStates Not Nothing Object OfType OptArray OptState OptVariable OptimizedLSTMCell
+        Optimizer PARTITION_NAME PReLU Param PathContains Perturbation Pytree RMSNorm RNN
+        RNNCellBase RngCount RngKey RngState RngStream Rngs Sequential SimpleCell SpectralNorm State
+        StateAxes StateSharding Static TrainState Variable VariableMetadata VariableState WeightNorm
+        WithTag avg_pool cached_partial call capture celu checkify clone combine_masks compat cond
+        custom_vjp data dataclass display dot_product_attention elu eval_shape extract filter_state
+        filterlib find_duplicates flatten fori_loop fork_rngs from_flat_state from_tree gelu
+        get_abstract_model get_named_sharding get_partition_spec glu grad graph graphdef graphlib
+        hard_sigmoid hard_silu hard_swish hard_tanh helpers identity initializers iter_children
+        iter_graph iter_modules jit jvp leaky_relu log_sigmoid log_softmax logical_axis_rules
+        logsumexp make_attention_mask make_causal_mask make_jaxpr map map_state max_pool merge
+        merge_context merge_state metrics min_pool module nn object one_hot optimizer pmap pool pop
+        pure pytreelib recursive_map register_variable_name relu relu6 remat replace_by_pure_dict
+        reprlib reseed restore_int_paths restore_rngs rnglib scan selu shard_map sigmoid silu
+        soft_sign softmax softplus split split_context split_rngs split_state spmd standardize state
+        statelib static summary swish switch tabulate tanh to_flat_state to_pure_dict to_tree
+        tracers training transforms traversals unflatten update update_context value_and_grad
+        variable_name_from_type variable_type_from_name variablelib variables visualization vjp vmap
+        while_loop with_metadata with_partitioning
+    """,
+    "compat": """
+        backup_keys cached_partial checkify clone cond custom_vjp eval_shape flatten fori_loop
+        fork_rngs get_abstract_model grad graphdef iter_children iter_graph iter_modules jit jvp
+        pmap recursive_map remat reseed scan shard_map split split_rngs state switch value_and_grad
+        vjp vmap while_loop
+    """,
+    "errors": "AliasError GraphError PathError PrefixError StructureError TraceContextError",
+    "extract": "A B F Index KeyPath Leaf NodeStates PathParts Pytree S State from_tree to_tree",
+    "filterlib": """
+        All Any Everything Filter FilterLiteral HasTag Key Not Nothing OfType PathContains PathIn
+        PathParts Predicate WithTag filters_to_predicates to_predicate
+    """,
+    "graph": """
+        A B C F FlatState GraphDef Index Key Leaf NodeDef PathParts State V Variable cached_partial
+        call clone find_duplicates flatten graphdef is_graph_node is_node is_node_leaf
+        is_pytree_node iter_children iter_graph jax_to_nnx_path map map_state merge merge_context
+        pop pure recursive_map split split_context state unflatten update update_context variables
+    """,
+    "graphlib": """
+        A B C F FlatState GraphDef Index Key Leaf NodeDef PathParts State V Variable cached_partial
+        call clone find_duplicates flatten graphdef is_graph_node is_node is_node_leaf
+        is_pytree_node iter_children iter_graph jax_to_nnx_path map map_state merge merge_context
+        pop pure recursive_map split split_context state unflatten update update_context variables
+    """,
+    "helpers": """
+        A Dict GraphDef List M Module Rngs Sequential State TrainState Variable has_keyword_arg
+    """,
+    "ids": "UUID uuid",
+    "metrics": "Accuracy Average Metric MetricState MultiMetric Pytree Statistics Variable Welford",
+    "module": """
+        A B F Key M Module P Path PathParts Pytree R S State StateMapping V capture first_from
+        iter_children iter_modules split_state tuple_init tuple_reduce
+    """,
+    "nn": """
+        activations attention dtypes initializers linear lora normalization recurrent stochastic
+    """,
+    "nn.activations": """
+        Dtype PReLU PromoteDtypeFn celu elu gelu glu hard_sigmoid hard_silu hard_swish hard_tanh
+        identity leaky_relu log_sigmoid log_softmax logsumexp one_hot relu relu6 selu sigmoid silu
+        soft_sign softmax softplus standardize swish tanh
+    """,
+    "nn.attention": """
+        DotGeneralT Dtype Initializer LayerNorm LinearGeneral Module MultiHeadAttention
+        PrecisionLike PromoteDtypeFn Shape combine_masks default_kernel_init dot_product_attention
+        first_from make_attention_mask make_causal_mask
+    """,
+    "nn.dtypes": "Dtype T canonicalize_dtype promote_dtype",
+    "nn.initializers": """
+        Initializer constant delta_orthogonal glorot_normal glorot_uniform he_normal he_uniform
+        kaiming_normal kaiming_uniform lecun_normal lecun_uniform normal ones ones_init orthogonal
+        truncated_normal uniform variance_scaling xavier_normal xavier_uniform zeros zeros_init
+    """,
+    "nn.linear": """
+        Axis Conv ConvGeneralDilatedT ConvTranspose DotGeneralT Dtype Einsum EinsumT Embed
+        Initializer LaxPadding Linear LinearGeneral Module PaddingLike PrecisionLike PromoteDtypeFn
+        Shape Size _conv_dimension_numbers canonicalize_padding default_bias_init default_embed_init
+        default_kernel_init first_from
+    """,
+    "nn.lora": """
+        A Axis Dtype Initializer Linear LoRA LoRALinear LoRAParam Module PromoteDtypeFn Size
+        default_a_initializer default_b_initializer
+    """,
+    "nn.normalization": """
+        Axes BatchNorm Dtype GroupNorm Initializer InstanceNorm LayerNorm Module PromoteDtypeFn
+        RMSNorm SpectralNorm WeightNorm first_from
+    """,
+    "nn.recurrent": """
+        A Bidirectional Carry Dtype GRUCell Initializer LSTMCell Linear Module OptimizedLSTMCell
+        Output PromoteDtypeFn RNN RNNCellBase Shape SimpleCell default_bias_init default_kernel_init
+        flip_sequences modified_orthogonal
+    """,
+    "nn.stochastic": "Dropout Module first_from",
+    "object": "A Data Object P Pytree Static T Variable data dataclass static",
+    "optimizer": """
+        F M ModelAndOptimizer OptArray OptState OptVariable Optimizer Param Pytree Variable
+    """,
+    "pytreelib": "A Data Object P Pytree Static T Variable data dataclass static",
+    "reprlib": "A Attr B Object Representable",
+    "rnglib": """
+        A AxesValue Counts F Key KeylessInitializer OutShardingType Pytree RngCount RngKey RngState
+        RngStream RngValue Rngs SplitBackups SplitPattern Variable backup_keys fork_rngs reseed
+        restore_rngs split_rngs
+    """,
+    "spmd": """
+        A F PARTITION_NAME eval_shape get_abstract_model get_named_sharding get_partition_spec
+        with_partitioning
+    """,
+    "state": "FlatState State",
+    "statelib": """
+        A ExtractValueFn FlatState K Key PathParts S SetValueFn State V filter_state from_flat_state
+        map_state merge_state replace_by_pure_dict restore_int_paths split_state to_flat_state
+        to_pure_dict
+    """,
+    "summary": "tabulate",
+    "tracers": "TraceState current_jax_trace",
+    "training": "ema metrics optimizer",
+    "training.ema": "A EMA",
+    "training.metrics": """
+        Accuracy Average Metric MetricState MultiMetric Pytree Statistics Variable Welford
+    """,
+    "training.optimizer": """
+        F M ModelAndOptimizer OptArray OptState OptVariable Optimizer Param Pytree Variable
+    """,
+    "transforms": "autodiff compilation general iteration transforms",
+    "transforms.autodiff": """
+        A AxisName CustomVjp DiffState F State custom_vjp grad jvp remat resolve_kwargs
+        value_and_grad vjp
+    """,
+    "transforms.compilation": """
+        AxisName Compiled F JitWrapped Lowered P PathParts R StateSharding jit shard_map
+    """,
+    "transforms.general": "A F",
+    "transforms.iteration": """
+        A AxisName B C Carry F G Index Leaf Leaves M Module State StateAxes T fori_loop pmap
+        resolve_kwargs scan vmap while_loop
+    """,
+    "transforms.parallelization": "pmap",
+    "transforms.transforms": """
+        A AxisName B C F G Index Leaf Leaves M Module checkify cond eval_shape make_jaxpr
+        resolve_kwargs switch
+    """,
+    "traversals": "IsLeafCallable empty_node flatten_mapping flatten_to_sequence unflatten_mapping",
+    "variablelib": """
+        A AddAxisHook AxisIndex AxisName B BatchStat C Cache CreateValueHook F GetValueHook
+        Intermediate Leaf P Param Perturbation RemoveAxisHook SetValueHook V Variable VariableMeta
+        VariableMetadata VariableState register_variable_name variable_name_from_type
+        variable_type_from_name with_metadata
+    """,
+    "variables": """
+        A BatchStat Cache Intermediate Param Variable VariableMetadata VariableState with_metadata
+    """,
+    "visualization": "display",
+}
