@@ -140,6 +140,7 @@ def rows() -> Iterator[Row]:
     for kind in (Eager, Jitted, Instructions, TemporaryMemory):
         # Eagerly, the gradient of a scan would be traced anew at each call, on every side.
         yield from (kind(t) for t in TRANSFORMS if kind is not Eager or t.name != "grad of scan")
+    yield NestedBranch()
 
 
 # -- the rows ------------------------------------------------------------------------------------
@@ -239,3 +240,34 @@ class TemporaryMemory(_Compiled):
 
     def _value(self, compiled: Any) -> int:
         return compiled.memory_analysis().temp_size_in_bytes
+
+
+class NestedBranch(Row):
+    """How often the Python of a branch runs that stands in seven conditionals."""
+
+    name = "traces of a branch nested 7 deep"
+    unit = ""
+    gives_value = True
+    min_rounds = 1
+    bound = Bound(1.0)
+
+    def floor(self) -> Work:
+        return self._traces(jax.lax.cond, jax.jit, lambda value: value)
+
+    def nnx(self, nnx: Any) -> Work:
+        return self._traces(nnx.cond, nnx.jit, nnx.Param)
+
+    def _traces(self, cond: Callable, jit: Callable, wrap: Callable) -> Work:
+        runs: list[int] = []
+
+        def below(depth: int) -> Callable:
+            def branch(v: Any, x: jax.Array) -> jax.Array:
+                if depth == 7:
+                    runs.append(depth)
+                    return v * x
+                return cond(x > depth, below(depth + 1), lambda v, x: x, v, x)
+
+            return branch
+
+        jit(below(0)).lower(wrap(jnp.ones(())), jnp.ones(()))
+        return lambda: len(runs)

@@ -91,3 +91,15 @@ def load_checkify() -> Any:
     from jax.experimental import checkify
 
     return checkify
+
+
+# A traced program as a function that can be traced into another one: how `cond` and `switch` get by
+# with one trace of each branch. It has stood in `jax.core` before.
+try:
+    from jax.extend.core import jaxpr_as_fun as jaxpr_as_fun
+except ImportError:  # pragma: no cover - depends on the JAX release
+
+    def jaxpr_as_fun(closed_jaxpr: Any) -> Any:
+        from jax import core
+
+        return lambda *args: core.eval_jaxpr(closed_jaxpr.jaxpr, closed_jaxpr.consts, *args)

@@ -11,7 +11,10 @@ A `State` is an ordinary pytree here, with value semantics, although it holds Va
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
@@ -108,13 +111,50 @@ def named_like(function: Any, wrapper: Any) -> Any:
     return wrapper
 
 
-def unbind(f: Callable) -> tuple[Callable, Any]:
-    """(function, object) of a bound method or callable object; (f, None) of anything else.
+# Of partials of methods: the function of the object. It is what programs are kept with.
+_OF_PARTIALS: weakref.WeakKeyDictionary[Any, Callable] = weakref.WeakKeyDictionary()
 
+
+def unbind(f: Callable) -> tuple[Callable, Any]:
+    """(function, object) of what calls a method of an object; (f, None) of anything else.
+
+    That is a bound method, a callable object, a partial of one, or what a transform made of one.
     The object then travels as an argument, so that what the method changes comes back.
     """
     if isinstance(f, types.MethodType) and isinstance(f.__self__, Pytree):
         return f.__func__, f.__self__
     if isinstance(f, Pytree):
         return type(f).__call__, f
-    return f, None
+    if isinstance(f, functools.partial):
+        function, bound = unbind(f.func)
+        return (f, None) if bound is None else (_of_partial(f, function), bound)
+    owner, function, bound = getattr(f, "_refax_unbound", (None, f, None))
+    # (A wrapper of the user's own, made with functools.wraps, has the attribute of what it wraps.)
+    return (function, bound) if owner == id(f) else (f, None)
+
+
+def _of_partial(f: functools.partial, function: Callable) -> Callable:
+    if f not in _OF_PARTIALS:
+        first, named = f.args, f.keywords
+
+        def inner(obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return function(obj, *first, *args, **{**named, **kwargs})
+
+        _OF_PARTIALS[f] = _of_object(inner, f, function)
+    return _OF_PARTIALS[f]
+
+
+def _of_object(function: Any, method: Callable, named: Callable) -> Callable:
+    """`function`, with the object in front of the arguments of `method`, under a name."""
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    try:
+        parameters = [p for p in inspect.signature(method).parameters.values() if p.name != "self"]
+        function.__signature__ = inspect.Signature([own, *parameters])
+    except (TypeError, ValueError):  # nothing is known of its arguments
+        pass
+    return named_like(named, function)
+
+
+def set_unbound(f: Any, function: Callable, bound: Any) -> None:
+    """Let `unbind(f)` tell that calling `f` is calling `function` with `bound` in front."""
+    f._refax_unbound = (id(f), _of_object(function, f, f), bound)

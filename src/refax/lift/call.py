@@ -135,11 +135,11 @@ def occurrences_in(
     """Every place of an object among the arguments, with its entry; see `group_by_prefix`."""
     args, kwargs = put_back(call.tree, call.roots)
     labels = errors.argument_names(function, len(args))
-    found = broadcast(prefix, args, name, is_leaf)
-    return [
-        *occurrences(found, call.numbers, labels),
-        *occurrences(broadcast(keywords, kwargs, name), call.numbers, ()),
-    ]
+    found = occurrences(broadcast(prefix, args, name, is_leaf), call.numbers, labels)
+    for keyword, value in kwargs.items():
+        entries = broadcast(keywords, value, name, is_leaf)
+        found += occurrences(entries, call.numbers, (), keyword)
+    return found
 
 
 def one_group(plan: Plan, entry: Any = None) -> Groups:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..lift.arguments import unbind
+from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.call import Call, enter, pure_function
 from ..verbs.pytree import Pytree
 
@@ -28,6 +28,52 @@ def decorator_or_function(transform: Callable) -> Callable:
         return transform(fun, *args, **kwargs)
 
     return wrapper
+
+
+def lifted(f: Callable, run: Callable[[Callable, tuple, dict[str, Any]], Any]) -> Callable:
+    """The wrapper of a transform around `f`, which calls `run(f, args, kwargs)`.
+
+    Around a bound method it can be unbound again, so that a transform around it lifts the object.
+    """
+
+    @functools.wraps(f)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return run(f, args, kwargs)
+
+    function, bound = unbind(f)
+    if bound is not None:
+
+        def of_object(obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return run(types.MethodType(function, obj), args, kwargs)
+
+        set_unbound(wrapped, of_object, bound)
+    return wrapped
+
+
+class Together:
+    """Several functions of the same arguments, and the objects that they are methods of.
+
+    The objects travel as keyword arguments named `true_fun.self`, so that errors call them so.
+    """
+
+    def __init__(self, functions: Mapping[str, Callable]):
+        pairs = {name: unbind(f) for name, f in functions.items()}
+        self.functions = tuple(function for function, _ in pairs.values())
+        self.names = [f"{n}.self" if bound is not None else None for n, (_, bound) in pairs.items()]
+        self.objects = {f"{n}.self": bound for n, (_, bound) in pairs.items() if bound is not None}
+
+    def arranged(self, functions: Sequence[Callable]) -> list[Callable]:
+        """`functions` (those of `self.functions`, or their proxies), each of all the arguments."""
+        if not self.objects:
+            return list(functions)
+        return [_of_all(f, name) for f, name in zip(functions, self.names, strict=True)]
+
+
+def _of_all(function: Callable, name: str | None) -> Callable:
+    def inner(*args: Any, **objects: Any) -> Any:
+        return function(*args) if name is None else function(objects[name], *args)
+
+    return named_like(function, inner)
 
 
 def method_of(wrapped: Callable, obj: Any) -> Any:

@@ -1,20 +1,23 @@
 """`cond` and `switch`: branches over the same operands that leave them in the same form.
 
-What the branches write is found by a first, abstract look at each; then every branch returns the
-union, so that a program has one form whatever branch runs, and read-only leaves stay inputs.
+Each branch is traced once, to a jaxpr, which tells what it writes. The conditional is made of the
+jaxprs, each returning the union of what any of them writes: a program has one form whatever branch
+runs, read-only leaves stay inputs, and the Python of a branch runs once, however deep it is nested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from .._jax_compat import jaxpr_as_fun
 from ..lift.call import CallForm, enter, leave, pure_function
 from ..lift.inside import Change, Static
 from ..lift.programs import eager_program
 from ..objects.variable import Variable
+from .bound import Together
 from .branch_errors import Look, different_structures, different_values
 
 _NO_OPERAND = object()
@@ -49,7 +52,8 @@ def cond(
     def choose(branches: Sequence[Callable], pred: Any, *inputs: Any) -> Any:
         return jax.lax.cond(pred, *branches, *inputs)
 
-    return _branch(pred, (true_fun, false_fun), operands, choose, "cond")
+    branches = {"true_fun": true_fun, "false_fun": false_fun}
+    return _branch(pred, branches, operands, choose, "cond")
 
 
 def switch(
@@ -75,45 +79,60 @@ def switch(
     def choose(branches: Sequence[Callable], index: Any, *inputs: Any) -> Any:
         return jax.lax.switch(index, branches, *inputs)
 
-    return _branch(index, tuple(branches), operands, choose, "switch")
+    named = {f"branches[{i}]": branch for i, branch in enumerate(branches)}
+    return _branch(index, named, operands, choose, "switch")
 
 
 def _branch(
-    selector: Any, branches: tuple[Callable, ...], operands: tuple, choose: Callable, name: str
+    selector: Any, branches: Mapping[str, Callable], operands: tuple, choose: Callable, name: str
 ) -> Any:
-    call = enter(operands, {})
+    together = Together(branches)
+    call = enter(operands, together.objects)
 
     def make(functions: tuple[Callable, ...]) -> Callable:
-        form = call.form(branches[0])
+        form, given = call.form(next(iter(branches.values()))), together.arranged(functions)
 
         def run(grouped: Any, tree_and_selector: Any) -> Any:
             tree, selector = tree_and_selector
-            looks: list[Look] = []
-            for function in functions:
-                look = pure_function(function, form, explicit=True)
-                looks.append(Look(*jax.eval_shape(look, grouped, tree)))
-            written = _written(looks, functions, form, name)
-            pures = [
-                pure_function(f, form, force=written, explicit=True, returned=lambda *out: out[:2])
-                for f in functions
-            ]
+            pures = [pure_function(f, form, explicit=True) for f in given]
+            traced = [jax.make_jaxpr(f, return_shape=True)(grouped, tree) for f in pures]
+            looks = [Look(*out) for _, out in traced]
+            written = sorted(_written(looks, given, form, name))
+            parts = [_of_jaxpr(jaxpr, out, written) for jaxpr, out in traced]
             try:
-                result, out = choose(pures, selector, grouped, tree)
+                result, out = choose(parts, selector, grouped, tree)
             except TypeError:
-                _check_values(looks, functions, form, name)
+                _check_values(looks, given, form, name)
                 raise
             return result, out, _static(looks[0].change, written)
 
         return run
 
     selector = selector.value if isinstance(selector, Variable) else selector
-    key = (name, call.plan.graphdef)
-    program = eager_program(branches, key, make)
+    key = (name, call.plan.graphdef, tuple(together.names))
+    program = eager_program(together.functions, key, make)
     return leave(call, program(call.grouped, (call.tree, selector)))
 
 
-def _static(change: Change, written: frozenset[int]) -> Static:
-    dirty = (tuple(sorted(written)),) if change.graph is None else ()
+def _of_jaxpr(jaxpr: Any, out: Any, written: Sequence[int]) -> Callable:
+    """A traced branch, as a function of its inputs that gives out all that is written."""
+    structure = jax.tree.structure(out)
+    function = jaxpr_as_fun(jaxpr)
+
+    def branch(grouped: Any, tree: Any) -> Any:
+        outputs = function(*jax.tree.leaves((grouped, tree)))
+        result, groups, static = structure.unflatten(outputs)
+        if static.change.graph is None:
+            (before,), (changed,), (leaves,) = grouped, groups, static.change.dirty
+            of_leaf = dict(zip(leaves, changed, strict=True))
+            groups = [[of_leaf.get(leaf, before[leaf]) for leaf in written]]
+        return result, groups
+
+    return branch
+
+
+def _static(change: Change, written: Sequence[int]) -> Static:
+    dirty = (tuple(written),) if change.graph is None else ()
     return Static(Change(dirty, change.graph))
 
 

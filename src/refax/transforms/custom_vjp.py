@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..lift.arguments import set_unbound, unbind
 from ..lift.call import Call, enter, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import Change, Static, leaves_out
-from ..lift.write_back import is_array_like
 from ..objects.errors import describe_value
 from ..objects.variable_types import Param
-from .bound import by_position, decorator_or_function, method_of
+from ..objects.watch import is_array
+from .bound import by_position, decorator_or_function, method_of, positions
 from .branch_errors import Look, different_structures
 from .differentiation import gradient_builder, group_by_argument, join, separate
 from .given_derivatives import Given, laid_out, zeros
@@ -44,6 +45,9 @@ def custom_vjp(
     which what is left out counts as zero. If an argument holds objects, the cotangent comes as
     (inputs_g, value_g), where inputs_g has for each differentiated argument the cotangent of what
     it was left as: a State for an object, zeros for arrays.
+
+    `fun`, `fwd` and `bwd` may be methods of one object: it is the first argument then, positions
+    are counted without it, and `bwd` may leave its gradient out, which is zero.
 
     Example:
         >>> from refax import nnx
@@ -72,12 +76,14 @@ class CustomVjp:
 
     def __init__(self, fun: Callable, nondiff_argnums: Any):
         functools.update_wrapper(self, fun)
-        self._function = fun
+        self._function, self._bound = unbind(fun)
         given = nondiff_argnums
         given = list(given) if isinstance(given, Sequence) else [given]
         self._filters = {d.argnum: d.filter for d in given if isinstance(d, DiffState)}
         self._nondiff = [d for d in given if not isinstance(d, DiffState)]
         self._rules: tuple[Callable, Callable] | None = None
+        if self._bound is not None:
+            set_unbound(self, lambda obj, /, *args, **kw: self._call(obj, args, kw), self._bound)
 
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
         return self if obj is None else method_of(self, obj)
@@ -92,23 +98,29 @@ class CustomVjp:
         self._rules = (fwd, bwd)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(self._bound, args, kwargs)
+
+    def _call(self, bound: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if self._rules is None:
             raise AttributeError(
                 f"No derivative is defined for {self._function.__name__}.\n"
                 f"Cure: call {self._function.__name__}.defvjp(fwd, bwd) first."
             )
-        fwd, bwd = _with_flat_residuals(self._rules[0]), self._rules[1]
-        args = by_position(self._function, args, kwargs)
+        shift = 0 if bound is None else 1
+        args = by_position(self._function, (bound, *args) if shift else args, kwargs)
         if id(self) in _LOOKING.get():
             return self._function(*args)
-        nondiff = {n % len(args) for n in self._nondiff}
-        wrt = [(i, self._filters.get(i, Param)) for i in range(len(args)) if i not in nondiff]
+        fwd, bwd = self._of_arguments(*self._rules)
+        nondiff = set(positions(self._nondiff, len(args), shift))
+        filters = {shift + n: filter for n, filter in self._filters.items()}
+        wrt = [(i, filters.get(i, Param)) for i in range(len(args)) if i not in nondiff]
         call = enter(args, {})
         group_by_argument(call, self._function, args, wrt)
         diff, rest = separate(call, wrt)
-        # What is static among the arguments (flags, functions) is closed over, not passed.
+        # What is static among the arguments (flags, numbers, functions) is closed over, not passed.
         leaves, treedef = jax.tree.flatten(rest)
-        static = {i: x for i, x in enumerate(leaves) if not is_array_like(x)}
+        count = len(jax.tree.leaves(rest[0]))  # values of objects come first
+        static = {i: x for i, x in enumerate(leaves) if i >= count and not is_array(x)}
         inputs = [x for i, x in enumerate(leaves) if i not in static]
 
         def pure(function: Callable, **options: Any) -> Callable:
@@ -141,7 +153,8 @@ class CustomVjp:
             flat, structure = residuals
             statics = [args[n] for n in sorted(nondiff)]
             out = bwd(*statics, structure.treedef.unflatten(flat), given)
-            return self._gradients(call, out, wrt, types[0]), [_no_gradient(t) for t in types[1]]
+            gradients = self._gradients(call, out, wrt, types[0], shift)
+            return gradients, [_no_gradient(t) for t in types[1]]
 
         transformed = jax.custom_vjp(pure(self._function, force=written))
         transformed.defvjp(forward, backward)
@@ -169,9 +182,34 @@ class CustomVjp:
             )
         return frozenset(leaf for x in looks for group in x.change.dirty for leaf in group)
 
-    def _gradients(self, call: Call, out: Any, wrt: list, types: Any) -> Any:
+    def _of_arguments(self, fwd: Callable, bwd: Callable) -> tuple[Callable, Callable]:
+        """The rules as functions of all arguments; a method's object is the first, and residual."""
+        of_fwd, of_bwd = (function for function, _ in map(unbind, (fwd, bwd)))
+        fwd_of_object, bwd_of_object = (unbind(rule)[1] is not None for rule in (fwd, bwd))
+
+        @functools.wraps(fwd)
+        def forward(*args: Any) -> Any:
+            if self._bound is None:
+                return fwd(*args)
+            pair = of_fwd(*args) if fwd_of_object else fwd(*args[1:])
+            if bwd_of_object and isinstance(pair, tuple) and len(pair) == 2:
+                return pair[0], (args[0], pair[1])
+            return pair
+
+        def backward(*args: Any) -> Any:
+            *statics, residuals, cotangent = args
+            if self._bound is None or not bwd_of_object:
+                return bwd(*args)
+            obj, residuals = residuals
+            return of_bwd(obj, *statics, residuals, cotangent)
+
+        return _with_flat_residuals(forward), backward
+
+    def _gradients(self, call: Call, out: Any, wrt: list, types: Any, shift: int) -> Any:
         """What bwd returned, as JAX wants it."""
         out = out if isinstance(out, tuple) else (out,)
+        if len(out) == len(wrt) - shift:  # without that of a method's object
+            out = (*([None] * shift), *out)
         if len(out) != len(wrt):
             raise PrefixError(
                 f"custom_vjp: bwd returned {len(out)} gradients for {len(wrt)} differentiable "

@@ -7,7 +7,6 @@ objects on the way (statistics, random counts) is carried out, once.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 
 from ..lift.call import leave
 from ..objects.errors import describe_value
-from .bound import decorator_or_function
+from .bound import decorator_or_function, lifted
 from .differentiation import gradient_builder, normalize_argnums, prepare
 from .prefixes import DiffState
 
@@ -43,6 +42,13 @@ def value_and_grad(
         >>> loss.shape, grads.kernel.shape
         ((), (2, 1))
     """
+    return lifted(f, _runner(argnums, has_aux, holomorphic, allow_int, reduce_axes))
+
+
+def _runner(
+    argnums: Any, has_aux: bool, holomorphic: bool, allow_int: bool, reduce_axes: Sequence[Any]
+) -> Callable[[Callable, tuple, dict[str, Any]], Any]:
+    """What a call does: (function, args, kwargs) → (value, gradients)."""
     differentiated = normalize_argnums(argnums)
     options: dict[str, Any] = {"holomorphic": holomorphic, "allow_int": allow_int}
     if reduce_axes:
@@ -54,8 +60,7 @@ def value_and_grad(
         loss, aux = result if has_aux else (result, None)
         return loss, (aux, grouped, static)
 
-    @functools.wraps(f)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, wrt, diff, of_diff = prepare(f, args, kwargs, differentiated, arrange)
         as_users_get_them = gradient_builder(call, wrt)
         (loss, out), grads = jax.value_and_grad(of_diff, has_aux=True, **options)(diff)
@@ -64,7 +69,7 @@ def value_and_grad(
         gradients = results[0] if not isinstance(argnums, Sequence) else tuple(results)
         return ((loss, aux) if has_aux else loss), gradients
 
-    return wrapped
+    return run
 
 
 @decorator_or_function
@@ -97,14 +102,13 @@ def grad(
         Array([[4.],
                [4.]], dtype=float32)
     """
-    with_value = value_and_grad(f, argnums, has_aux, holomorphic, allow_int, reduce_axes)
+    with_value = _runner(argnums, has_aux, holomorphic, allow_int, reduce_axes)
 
-    @functools.wraps(f)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        value, gradients = with_value(*args, **kwargs)
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        value, gradients = with_value(f, args, kwargs)
         return (gradients, value[1]) if has_aux else gradients
 
-    return wrapped
+    return lifted(f, run)
 
 
 def _check_aux(result: Any) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from ..lift.call import leave
-from .bound import decorator_or_function, enter_unbound
+from .bound import decorator_or_function, enter_unbound, lifted
 from .eval_shape import leave_abstract
 
 
@@ -37,13 +36,12 @@ def make_jaxpr(
         True
     """
 
-    @functools.wraps(f)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs, static_argnums)
         jaxpr, out = jax.make_jaxpr(pure, return_shape=True, **options)(call.grouped, call.tree)
         return (jaxpr, leave_abstract(call, out)) if return_shape else jaxpr
 
-    return wrapped
+    return lifted(f, run)
 
 
 @decorator_or_function
@@ -73,10 +71,9 @@ def checkify(f: Callable, errors: Any = None) -> Callable:
     library = load_checkify()
     options = {} if errors is None else {"errors": errors}
 
-    @functools.wraps(f)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs)
         error, out = library.checkify(pure, **options)(call.grouped, call.tree)
         return error, leave(call, out)
 
-    return wrapped
+    return lifted(f, run)

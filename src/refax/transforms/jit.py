@@ -7,6 +7,7 @@ the function, not to the wrapper, so `nnx.jit(f)` made again for the same `f` co
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..lift import errors
-from ..lift.arguments import named_like, unbind
+from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.closures import collecting
 from ..lift.inside import Inside
@@ -95,6 +96,10 @@ class JitWrapped:
         self._programs = programs_of(self._function, options.key())
         self.traces: Traces = self._programs.setdefault(_TRACES, Traces(self._function))
         self._reads: Reads = self._programs.setdefault(_READS, {})
+        if self._bound is not None:
+            of_object = copy.copy(self)
+            of_object._bound = None  # but positions are counted without the object
+            set_unbound(self, of_object, self._bound)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._bound is not None:

@@ -16,6 +16,7 @@ from ..lift.places import place_of_leaf
 from ..lift.prefix import OutputRules
 from ..lift.programs import eager_program
 from ..objects.statics import static_key
+from .bound import Together
 from .carry import Carry, check_carry, is_carry
 from .scan import input_slots
 
@@ -40,24 +41,25 @@ def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_va
         >>> nnx.while_loop(lambda v: v < 5, body, count) is count, int(count)
         (True, 6)
     """
-    call, rules = _enter(body_fun, init_val)
+    together = Together({"body_fun": body_fun, "cond_fun": cond_fun})
+    call, rules = _enter(body_fun, init_val, together)
 
     def make(functions: tuple[Callable, ...]) -> Callable:
-        form = call.form(body_fun)
-        cond = pure_function(functions[1], form, returned=_only_result(form, rules))
-        step = _step(functions[0], form, rules, "while_loop")
+        form, (body, go_on) = call.form(body_fun), together.arranged(functions)
+        cond = pure_function(go_on, form, returned=_only_result(form, rules))
 
         def run(grouped: Any, tree: Any) -> Any:
-            (value,), _ = tree
+            (value,), objects = tree
+            step = _step(body, form, rules, "while_loop", objects)
             grouped, value = jax.lax.while_loop(
-                lambda carry: cond(carry[0], ((carry[1],), {})), step, (grouped, value)
+                lambda carry: cond(carry[0], ((carry[1],), objects)), step, (grouped, value)
             )
             return _result(form, grouped, value)
 
         return run
 
-    key = ("while_loop", call.plan.graphdef)
-    return leave(call, eager_program((body_fun, cond_fun), key, make)(call.grouped, call.tree))
+    key = ("while_loop", call.plan.graphdef, tuple(together.names))
+    return leave(call, eager_program(together.functions, key, make)(call.grouped, call.tree))
 
 
 def fori_loop(
@@ -87,35 +89,39 @@ def fori_loop(
         10
     """
     of_value = functools.partial(body_fun, 0)  # for names: without the index
-    call, rules = _enter(of_value, init_val)
+    together = Together({"body_fun": body_fun})
+    call, rules = _enter(of_value, init_val, together)
     static_bounds = isinstance(lower, int) and isinstance(upper, int)
     bounds = (lower, upper)
 
     def make(functions: tuple[Callable, ...]) -> Callable:
-        form = call.form(of_value)
+        form, (body,) = call.form(of_value), together.arranged(functions)
 
         def run(grouped: Any, tree_and_bounds: Any) -> Any:
-            ((value,), _), given = tree_and_bounds
+            ((value,), objects), given = tree_and_bounds
             low, high = bounds if static_bounds else given
 
             def step(i: Any, carry: Any) -> Any:
-                body = functions[0]
-                of_value = named_like(body, lambda v: body(i, v))
-                return _step(of_value, form, rules, "fori_loop")(carry)
+                of_value = named_like(body, lambda v, **objects: body(i, v, **objects))
+                return _step(of_value, form, rules, "fori_loop", objects)(carry)
 
             grouped, value = jax.lax.fori_loop(low, high, step, (grouped, value), unroll=unroll)
             return _result(form, grouped, value)
 
         return run
 
-    key = ("fori_loop", call.plan.graphdef, bounds if static_bounds else None, static_key(unroll))
+    key = ("fori_loop", call.plan.graphdef, bounds if static_bounds else None, static_key(unroll),
+           tuple(together.names))  # fmt: skip
     given = None if static_bounds else bounds
-    return leave(call, eager_program((body_fun,), key, make)(call.grouped, (call.tree, given)))
+    program = eager_program(together.functions, key, make)
+    return leave(call, program(call.grouped, (call.tree, given)))
 
 
-def _enter(function: Callable, value: Any) -> tuple[Call, OutputRules]:
-    call = enter((value,), {})
-    rules = group_by_prefix(call, function, Carry, Carry, "init_val", is_leaf=is_carry)
+def _enter(function: Callable, value: Any, together: Together) -> tuple[Call, OutputRules]:
+    call = enter((value,), together.objects)
+    rules = group_by_prefix(
+        call, function, Carry, Carry, "init_val", keywords=Carry, is_leaf=is_carry
+    )
     return call, rules
 
 
@@ -137,14 +143,16 @@ def _only_result(form: CallForm, rules: OutputRules) -> Callable[..., Any]:
     return returned
 
 
-def _step(function: Callable, form: CallForm, rules: OutputRules, loop: str) -> Callable:
-    """(values by group, value) → the same, one step on."""
+def _step(
+    function: Callable, form: CallForm, rules: OutputRules, loop: str, objects: Any
+) -> Callable:
+    """(values by group, value) → the same, one step on; `objects`: slots of keyword arguments."""
     always = (True,) * len(rules.entries)
     pure = pure_function(function, form, always=always, rules=rules)
 
     def step(carry: Any) -> Any:
         grouped, value = carry
-        result, out, static = pure(grouped, ((value,), {}))
+        result, out, static = pure(grouped, ((value,), objects))
         result = input_slots(result, form.graphdef.roots)
         before = (grouped, value, jax.tree.leaves(value))
         check_carry(form, rules, loop, before, out, result, static)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from ..lift.call import leave
-from .bound import decorator_or_function, enter_unbound
+from .bound import decorator_or_function, enter_unbound, lifted
 
 
 @decorator_or_function
@@ -45,13 +44,12 @@ def remat(
         (2, 2)
     """
 
-    @functools.wraps(f)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs, static_argnums)
         inner = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy, **options)
         return leave(call, inner(call.grouped, call.tree))
 
-    return wrapped
+    return lifted(f, run)
 
 
 checkpoint = remat

@@ -7,7 +7,6 @@ stacked; a read-only one goes in and does not come out.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from ..lift.programs import eager_program
 from ..objects.errors import describe_value
 from ..objects.statics import static_key
 from .axis_errors import check_sizes
-from .bound import by_position, decorator_or_function, with_self
+from .bound import by_position, decorator_or_function, lifted, with_self
 from .carry import Carry, check_carry, is_carry
 
 
@@ -68,7 +67,6 @@ def scan(
         >>> forward(layers, jnp.ones((2, 3))).shape
         (2, 3)
     """
-    function, bound = unbind(f)
     named = AxisName.of(transform_metadata)
     options = {
         "length": length,
@@ -77,8 +75,8 @@ def scan(
         "_split_transpose": _split_transpose,
     }
 
-    @functools.wraps(f)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        function, bound = unbind(f)
         args = by_position(f, args, kwargs)
         args, prefix = with_self(wrapped, bound, args, in_axes, None)
         prefix = prefix if isinstance(prefix, tuple) else (prefix,) * len(args)
@@ -103,6 +101,7 @@ def scan(
             raise
         return leave(call, result)
 
+    wrapped = lifted(f, run)
     return wrapped
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..lift.errors import PrefixError
 from ..lift.prefix import FilterPrefix
 from ..lift.programs import eager_program
 from ..objects.statics import static_key
-from .bound import by_position, decorator_or_function, with_self, with_static
+from .bound import by_position, decorator_or_function, lifted, with_self, with_static
 from .spec_errors import check_replicated, check_specs
 
 
@@ -46,10 +45,9 @@ def shard_map(
         >>> forward(model, jnp.ones((8, 2))).shape
         (8, 3)
     """
-    function, bound = unbind(f)
 
-    @functools.wraps(f)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        function, bound = unbind(f)
         args = by_position(f, args, kwargs)
         args, prefix = with_self(wrapped, bound, args, in_specs, _WHOLE)
         args, statics = _separate(args, prefix)
@@ -84,6 +82,7 @@ def shard_map(
             raise
         return leave(call, result)
 
+    wrapped = lifted(f, run)
     return wrapped
 
 

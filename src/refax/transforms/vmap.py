@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..lift.errors import PrefixError
 from ..lift.programs import eager_program
 from ..objects.statics import static_key
 from .axis_errors import check_broadcast, check_sizes
-from .bound import decorator_or_function, with_self, with_static, without_static
+from .bound import decorator_or_function, lifted, with_self, with_static, without_static
 
 
 @decorator_or_function
@@ -115,10 +114,9 @@ def _mapped(
     compiled_for: dict[str, Any] | None = None,
 ) -> Callable:
     """The wrapper that vmap and pmap share; `compiled_for`: what a compiled program depends on."""
-    function, bound = unbind(f)
 
-    @functools.wraps(f)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        function, bound = unbind(f)
         args, prefix = with_self(wrapped, bound, args, in_axes, 0)
         args, statics = without_static(args, static, 0 if bound is None else 1)
         if statics and isinstance(prefix, tuple):
@@ -138,14 +136,14 @@ def _mapped(
 
         try:
             if compiled_for is None:
-                run = make((function,))
+                program = make((function,))
             else:
                 assert call.groups is not None
                 key = (call.plan.graphdef, call.groups.of_leaf, rules.entries,
                        hashable((jax_prefix, out_axes)), named and named.name,
                        static_key(tuple(statics.items())), *compiled_for.items())  # fmt: skip
-                run = eager_program((function,), key, make, compile=lambda program: program)
-            result = run(call.grouped, call.tree)
+                program = eager_program((function,), key, make, compile=lambda program: program)
+            result = program(call.grouped, call.tree)
         except PrefixError:
             raise
         except (ValueError, IndexError):
@@ -153,6 +151,7 @@ def _mapped(
             raise
         return leave(call, result)
 
+    wrapped = lifted(f, run)
     return wrapped
 
 
