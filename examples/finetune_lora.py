@@ -154,7 +154,7 @@ def load_base(run: Path) -> tuple[LanguageModel, Batches]:
         logging.getLogger(library).setLevel(logging.ERROR)
     settings = Settings(**runs.read_description(run)["settings"])
     trainer = Trainer(settings, data.read_corpus(settings.corpus, settings.max_bytes))
-    with runs.Checkpoints(run) as checkpoints:
+    with runs.checkpoints_of(run) as checkpoints:
         trainer.restore(checkpoints)
     print(f"Base model: step {trainer.step} of {run}")
     return trainer.model, trainer.held_out

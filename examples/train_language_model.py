@@ -61,7 +61,10 @@ class Trainer:
     def step(self) -> int:
         return self.batches.position
 
-    def save(self, checkpoints: runs.Checkpoints) -> None:
+    def save(self, checkpoints: nnx.Checkpoints) -> None:
+        checkpoints.wait()  # for the one before, which then counts as a step
+        if self.step in checkpoints.steps():
+            return
         notes = {
             "position": self.batches.position,
             "train_curve": self.train_curve,
@@ -69,8 +72,8 @@ class Trainer:
         }
         checkpoints.save(self.step, self.objects(), notes)
 
-    def restore(self, checkpoints: runs.Checkpoints) -> None:
-        notes = checkpoints.restore_latest(self.objects())
+    def restore(self, checkpoints: nnx.Checkpoints) -> None:
+        notes = checkpoints.restore(self.objects())
         self.batches.position = notes["position"]
         self.train_curve = [tuple(point) for point in notes["train_curve"]]
         self.held_out_curve = [tuple(point) for point in notes["held_out_curve"]]
@@ -85,7 +88,7 @@ class Trainer:
             self.held_out_curve.append((self.step, loss))
         return self.held_out_curve[-1][1]
 
-    def train(self, checkpoints: runs.Checkpoints) -> bool:
+    def train(self, checkpoints: nnx.Checkpoints) -> bool:
         """Train up to `steps` or `stop_at`; whether it got there without an interruption."""
         s = self.settings
         last = s.stop_at or s.steps
@@ -186,7 +189,7 @@ def run_demo(command: options.Options) -> int:
     say(f"Model: {parameters:,} parameters; {trainer.config}")
     unigram_loss = data.unigram_loss(corpus.train, trainer.held_out)
     run = run or runs.make_folder(command.out)
-    with runs.Checkpoints(run) as checkpoints:
+    with runs.checkpoints_of(run) as checkpoints:
         if command.resume:
             trainer.restore(checkpoints)
             say(f"Resumed from step {trainer.step}.")

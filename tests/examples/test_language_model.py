@@ -263,7 +263,7 @@ def restored(run: Path) -> tuple[nnx.State, dict[str, Any]]:
     """All arrays of a run's latest checkpoint, and its losses."""
     settings = options.Settings(**runs.read_description(run)["settings"])
     trainer = demo.Trainer(settings, data.read_corpus(settings.corpus, settings.max_bytes))
-    with runs.Checkpoints(run) as checkpoints:
+    with runs.checkpoints_of(run) as checkpoints:
         trainer.restore(checkpoints)
     curves = {"train": trainer.train_curve, "held_out": trainer.held_out_curve}
     return nnx.state(trainer.objects()), {"step": trainer.step, **curves}
@@ -476,16 +476,18 @@ def test_a_damaged_checkpoint_is_noticed_and_an_earlier_one_can_be_used(
         largest.unlink()
     else:
         notes = latest / "notes" / "metadata"
-        changed = {**json.loads(notes.read_text()), "checksum": "0"}
+        changed = {**json.loads(notes.read_text()), "position": 3}
         notes.write_text(json.dumps(changed))
     before = content(run)
     capsys.readouterr()
     assert demo.main(["--resume", "--out", str(run)]) == 1
     gc.collect()
     line = error_line(capsys)
-    reason = "its checksum does not match" if damage in ("flip", "notes") else "it cannot be read"
-    assert f"{latest} is damaged ({reason})" in line
-    assert "delete that folder to go on from step 8" in line
+    assert f"{latest}: the step is damaged" in line
+    assert (
+        f"restore(…, step=8), the latest step that is not; delete the folder of step {STEPS}"
+        in line
+    )
     assert content(run) == before
     for file in sorted(latest.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()

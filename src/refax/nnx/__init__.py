@@ -209,6 +209,13 @@ from ..verbs.spmd import set_logical_axis_rules as set_logical_axis_rules
 from ..verbs.spmd import with_partitioning as with_partitioning
 from ..verbs.updating import set_path as set_path
 from ..verbs.updating import update as update
+from ..weights.checkpoints import Checkpoints as Checkpoints
+from ..weights.file_errors import WeightsFileError as WeightsFileError
+from ..weights.files import inspect_file as inspect_file
+from ..weights.files import load as load
+from ..weights.files import save as save
+from ..weights.state_dict import load_state_dict as load_state_dict
+from ..weights.state_dict import state_dict as state_dict
 from . import compat as compat
 from . import errors as errors
 from . import extract as extract

@@ -111,4 +111,9 @@ def get_partition_spec(tree: Any) -> Any:
 
 def get_named_sharding(tree: Any, mesh: Any) -> Any:
     """A State (or tree) with a `NamedSharding` on `mesh` in the place of each value."""
-    return _map_variables(tree, lambda leaf: NamedSharding(mesh, _spec_of(leaf)))
+    return _map_variables(tree, lambda leaf: named_sharding_of(leaf, mesh))
+
+
+def named_sharding_of(leaf: Any, mesh: Any) -> NamedSharding:
+    """Where a Variable (or an array) belongs on a mesh, by its annotation."""
+    return NamedSharding(mesh, _spec_of(leaf))

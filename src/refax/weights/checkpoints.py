@@ -1,0 +1,271 @@
+"""`Checkpoints`: the saved steps of a run, in a folder, over orbax.
+
+A step holds two items: `state`, the arrays of all objects as nested dicts (so that any reader of
+orbax checkpoints reads them), and `notes`, JSON: the caller's own and, under "refax", a fingerprint
+of every array. orbax writes a step beside its place and renames it when it is whole, so that a
+killed save leaves the steps before; the fingerprints tell what was damaged later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..graph.state import nest
+from ..graph.walk import key_name
+from ..verbs.names import dotted_name
+from . import checkpoint_errors as errors
+from .fingerprints import fingerprint
+from .places import Place, Places
+from .state_dict import load_into
+
+_OWN = "refax"
+_VERSION = 1
+
+
+class Checkpoints:
+    """The saved steps of a run.
+
+    Args:
+        folder: where they are, one folder a step; made if it is not there.
+        keep: how many of the latest steps to keep; None keeps all.
+        best: the name of a note by which the best step is kept as well: "loss" for the lowest,
+            `("accuracy", "max")` for the highest.
+        asynchronous: write while training goes on. The arrays are copied first where the next step
+            could write into their memory, so donated arguments are no problem.
+
+    Example:
+        >>> import tempfile
+        >>> from refax import nnx
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> with nnx.Checkpoints(tempfile.mkdtemp()) as checkpoints:
+        ...     checkpoints.save(10, {"model": model}, notes={"epoch": 1})
+        ...     other = nnx.Linear(2, 3, rngs=nnx.Rngs(1))
+        ...     notes = checkpoints.restore({"model": other})
+        ...     print(checkpoints.steps(), notes, bool((other.kernel == model.kernel).all()))
+        [10] {'epoch': 1} True
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep: int | None = 3,
+        best: str | tuple[str, str] | None = None,
+        asynchronous: bool = True,
+    ):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
+        if keep is not None and keep < 1:
+            raise errors.keep_nothing(keep)
+        name, which = (best, "min") if isinstance(best, str) else best or ("", "min")
+        if which not in ("min", "max"):
+            raise errors.neither_min_nor_max(which)
+        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        if name:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[name], reverse=which == "min", n=1
+                )
+            )
+        self.folder = Path(folder).absolute()
+        self._best = name
+        self._asynchronous = asynchronous
+        self._orbax = ocp
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                enable_async_checkpointing=asynchronous,
+                cleanup_tmp_directories=True,
+            ),
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "notes": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored, in order; not one that is still being written."""
+        return sorted(self._manager.all_steps())
+
+    def wait(self) -> None:
+        """Wait until what is being written is whole.
+
+        Raises:
+            OSError: it could not be written, such as on a full disk; nothing of it is left.
+        """
+        with errors.writing(self.folder):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """`wait`, and end the threads that write; also at the end of a `with` block."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def save(self, step: int, objects: Any, notes: Mapping[str, Any] | None = None) -> None:
+        """Save a step: all of it or, on an error, nothing.
+
+        Args:
+            step: its number.
+            objects: a model, or several objects in a container, `{"model": m, "optimizer": o}`.
+            notes: JSON to keep with it, such as the position in the data.
+
+        Raises:
+            FileExistsError: the step is there already.
+            TypeError: the notes are no JSON.
+            OSError: it cannot be written. With `asynchronous`, this comes from the next call.
+        """
+        self.wait()
+        if step in self._manager.all_steps():
+            raise errors.saved_already(self.folder, step)
+        notes = dict(notes or {})
+        errors.check_notes(notes, self._best)
+        arrays, keys = {}, {}
+        for place in Places(objects, ..., "Checkpoints.save").by_name.values():
+            path = tuple(map(str, place.path))
+            if _is_key(place.value):
+                keys["/".join(path)] = str(jax.random.key_impl(place.value))
+            arrays[path] = self._as_written(place.value)
+        own = {
+            "version": _VERSION,
+            "fingerprints": {"/".join(path): fingerprint(array) for path, array in arrays.items()},
+            "keys": keys,
+        }
+        own["checksum"] = _checksum(notes, own)
+        parts = self._orbax.args.Composite(
+            state=self._orbax.args.PyTreeSave(nest(arrays.items())),
+            notes=self._orbax.args.JsonSave({**notes, _OWN: own}),
+        )
+        metrics = {self._best: float(notes[self._best])} if self._best else None
+        with errors.writing(self.folder):
+            self._manager.save(step, args=parts, metrics=metrics)
+
+    def restore(self, objects: Any, step: int | None = None) -> dict[str, Any]:
+        """Write a saved step into objects, in place: all of it or, on an error, nothing.
+
+        Each array goes where the one is that it replaces, on any layout of devices.
+
+        Args:
+            objects: as given to `save`, of the same structure; they may be abstract.
+            step: which; the latest by default.
+
+        Returns:
+            The notes.
+
+        Raises:
+            FileNotFoundError: there is no such step.
+            WeightsFileError: (a ValueError) the step is damaged; with the array, and the latest
+                step that is not.
+            ValueError: names or shapes do not fit.
+        """
+        self.wait()
+        steps = self.steps()
+        if step is None:
+            step = steps[-1] if steps else None
+        if step is None or step not in steps:
+            raise errors.no_step(self.folder, step, steps)
+        places = Places(objects, ..., "Checkpoints.restore")
+        known = {tuple(map(str, place.path)): place for place in places.by_name.values()}
+        try:
+            arrays, notes = self._read(step, known)
+        except errors.WeightsFileError as error:
+            raise errors.damaged(self.folder, step, str(error), self._good_before(step)) from None
+        except Exception as error:  # a damaged file makes orbax raise almost anything
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise errors.damaged(self.folder, step, reason, self._good_before(step)) from error
+        named = {
+            known[path].name if path in known else dotted_name(path): array
+            for path, array in arrays.items()
+        }
+        load_into(objects, named, True, None, None, "model", ..., "Checkpoints.restore")
+        return notes
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _as_written(self, array: Any) -> Any:
+        if _is_key(array):
+            return jax.random.key_data(array)  # new memory
+        if self._asynchronous and isinstance(array, jax.Array):
+            if any(device.platform == "cpu" for device in array.devices()):
+                return jnp.copy(array)  # orbax reads it where it is, which a donated step reuses
+        return array
+
+    def _read(
+        self, step: int, known: Mapping[tuple, Place]
+    ) -> tuple[dict[tuple, Any], dict[str, Any]]:
+        """The arrays of a step by path, checked, and its notes."""
+        args = self._orbax.args
+        read = self._manager.restore(step, args=args.Composite(notes=args.JsonRestore()))
+        notes = dict(read["notes"])
+        own = notes.pop(_OWN)
+        if own.pop("checksum") != _checksum(notes, own):
+            raise errors.WeightsFileError("the notes are not as they were written")
+        if own["version"] > _VERSION:
+            raise errors.newer(self.folder, own["version"], _VERSION)
+        tree = self._manager.item_metadata(step)["state"].tree
+        restore = jax.tree_util.tree_map_with_path(
+            lambda path, _: self._how(known.get(_keys(path))), tree
+        )
+        read = self._manager.restore(
+            step, args=args.Composite(state=args.PyTreeRestore(restore_args=restore))
+        )
+        arrays: dict[tuple, Any] = {
+            _keys(path): array for path, array in jax.tree_util.tree_leaves_with_path(read["state"])
+        }
+        found = {"/".join(path): fingerprint(array) for path, array in arrays.items()}
+        wrong = [name for name, number in own["fingerprints"].items() if found.get(name) != number]
+        if wrong or len(found) != len(own["fingerprints"]):
+            raise errors.other_arrays(wrong)
+        for path, array in arrays.items():
+            if (generator := own["keys"].get("/".join(path))) is not None:
+                arrays[path] = jax.random.wrap_key_data(jnp.asarray(array), impl=generator)
+        return arrays, notes
+
+    def _how(self, place: Place | None) -> Any:
+        """How orbax restores an array: where it belongs, or on the host, if it belongs nowhere."""
+        old = place.value if place is not None else None
+        sharding = getattr(old, "sharding", None)
+        committed = getattr(old, "committed", isinstance(old, jax.ShapeDtypeStruct))
+        if old is None or sharding is None or not committed or _is_key(old):
+            return self._orbax.RestoreArgs(restore_type=np.ndarray)
+        return self._orbax.ArrayRestoreArgs(sharding=sharding)
+
+    def _good_before(self, step: int) -> int | None:
+        """The latest step before that reads as it was written."""
+        for earlier in reversed([s for s in self.steps() if s < step]):
+            try:
+                self._read(earlier, {})
+            except Exception:
+                continue
+            return earlier
+        return None
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    return tuple(str(key_name(key)) for key in path)
+
+
+def _checksum(*parts: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(parts, sort_keys=True).encode())
+
+
+def _is_key(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,291 @@
+"""One safetensors file: written in one pass with checksums, read in slices.
+
+The format is safetensors' own, so everybody reads what stands here: eight bytes with the size of
+the header, the header (JSON: dtype, shape and place of each tensor), the bytes of the tensors. What
+refax adds stands in the header's `__metadata__`, which other readers pass over:
+
+    refax.format      the version of what refax adds
+    refax.checksums   {name: the CRC-32 of each 16 MiB of the tensor, eight hexadecimal digits each}
+    refax.dtypes      {name: dtype} of tensors whose dtype the format does not know; their bits are
+                      kept as integers
+    refax.header      the CRC-32 of the header itself, with these eight digits as zeros
+
+A tensor is never in memory a second time: it is written piece by piece, with zeros for the
+checksums, which are put in at the end. A reader reads only what it is asked for, and checks it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from . import file_errors as errors
+
+VERSION = 1
+PIECE = 1 << 24  # bytes under one checksum
+_MAX_HEADER = 100_000_000  # as safetensors has it
+_ZEROS = "0" * 8
+_MARK = '"refax.header":"'
+
+# The dtypes of the format that have the same name for NumPy (with ml_dtypes, which JAX brings).
+_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+_CODES = {name: code for code, name in _DTYPES.items()}
+_BITS = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}
+
+
+class Tensor(NamedTuple):
+    """A tensor in a file: what it is and where it stands."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def _as_stored(dtype: np.dtype) -> tuple[str, tuple[int, ...]]:
+    """The format's dtype for a NumPy one, and the axes that are added for it."""
+    if dtype.name in _CODES:
+        return _CODES[dtype.name], ()
+    if dtype == np.complex128:
+        return "F64", (2,)
+    return _BITS[dtype.itemsize], ()
+
+
+def _pieces(size: int) -> int:
+    return -(-size // PIECE)
+
+
+def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write arrays to a new file, and to the disk.
+
+    Args:
+        path: of the file, which must not exist.
+        tensors: names → arrays of JAX or NumPy, one at a time brought to the host.
+        metadata: further entries of `__metadata__`.
+    """
+    header: dict[str, Any] = {}
+    checksums, dtypes, at = {}, {}, 0
+    for name, array in tensors.items():
+        dtype = np.dtype(array.dtype)
+        size = math.prod(array.shape) * dtype.itemsize
+        code, more = _as_stored(dtype)
+        if code not in _DTYPES or _DTYPES[code] != dtype.name:
+            dtypes[name] = dtype.name
+        shape = [*array.shape, *more]
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [at, at + size]}
+        checksums[name] = _ZEROS * _pieces(size)
+        at += size
+
+    def head() -> bytes:
+        own = {"refax.format": str(VERSION), "refax.header": _ZEROS}
+        own |= {"refax.checksums": json.dumps(checksums, separators=(",", ":"))}
+        own |= {"refax.dtypes": json.dumps(dtypes)} if dtypes else {}
+        whole = {"__metadata__": {**metadata, **own}, **header}
+        text = json.dumps(whole, separators=(",", ":"), ensure_ascii=True).encode()
+        return text + b" " * (-len(text) % 8)  # the data begins at a multiple of eight
+
+    with open(path, "xb") as file:
+        text = head()
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, array in tensors.items():
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            found = ""
+            for start in range(0, data.size, PIECE):
+                piece = data[start : start + PIECE].data
+                found += f"{zlib.crc32(piece):08x}"
+                file.write(piece)
+            checksums[name] = found
+        text = head()
+        digits = f"{zlib.crc32(text):08x}".encode()
+        file.seek(8)
+        file.write(text.replace(f"{_MARK}{_ZEROS}".encode(), _MARK.encode() + digits))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Reader:
+    """A safetensors file, open for reading: its tensors by name, its metadata.
+
+    Raises:
+        WeightsFileError: it is no such file, it is damaged or cut short, or it is newer.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by `close`
+        try:
+            self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read_header(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        end = os.fstat(self._file.fileno()).st_size
+        first = self._file.read(8)
+        size = int.from_bytes(first, "little")
+        if len(first) < 8 or not 2 <= size <= _MAX_HEADER or 8 + size > end:
+            start = self._file.read(1)
+            if end >= 9 and start == b"{":
+                raise errors.damaged(self.path, f"the header is cut short at {end:,} bytes")
+            raise errors.foreign(self.path, "it does not begin with a header")
+        text = self._file.read(size)
+        try:
+            with safe_open(self.path, framework="np"):
+                pass  # checks dtypes, shapes and places against each other and the file's size
+            header = json.loads(text)
+        except (SafetensorError, ValueError) as error:
+            if text[:1] != b"{":
+                raise errors.foreign(self.path, "it does not begin with a header") from None
+            raise errors.damaged(self.path, str(error)) from None
+        own = header.pop("__metadata__", None) or {}
+        self.metadata: dict[str, str] = {k: v for k, v in own.items() if k[:6] != "refax."}
+        self.own: dict[str, str] = {k: v for k, v in own.items() if k[:6] == "refax."}
+        self._check_header(text, own)
+        dtypes = json.loads(own.get("refax.dtypes", "{}"))
+        self._checksums: dict[str, str] = json.loads(own.get("refax.checksums", "{}"))
+        self._data = 8 + size
+        self.tensors: dict[str, Tensor] = {}
+        for name, entry in header.items():
+            code, shape = entry["dtype"], tuple(entry["shape"])
+            if name not in dtypes and code not in _DTYPES:
+                raise errors.damaged_tensor(self.path, name, f"has the dtype {code}, unknown here")
+            dtype = jnp.dtype(dtypes.get(name) or _DTYPES[code])
+            if dtype == np.complex128:
+                shape = shape[:-1]
+            self.tensors[name] = Tensor(dtype, shape, *entry["data_offsets"])
+
+    def _check_header(self, text: bytes, own: Mapping[str, str]) -> None:
+        version = own.get("refax.format")
+        if version is None:
+            if any(key in text for key in (b'"refax.', b'".header"', b'"refax')):
+                raise errors.damaged(self.path, "the header is not as it was written")
+            return  # another writer's: without checksums
+        digits = own.get("refax.header", "")
+        mark = _MARK.encode()
+        plain = text.replace(mark + digits.encode(), mark + _ZEROS.encode())
+        if f"{zlib.crc32(plain):08x}" != digits:
+            raise errors.damaged(self.path, "the header is not as it was written")
+        if int(version) > VERSION:
+            raise errors.newer(self.path, version, VERSION)
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """A tensor, or a slice of it: only the pieces of the file that it touches are read.
+
+        Args:
+            name: of the tensor.
+            index: a slice with step 1 for each of its first axes, as a device's part has.
+
+        Raises:
+            WeightsFileError: what is read is not what was written.
+        """
+        tensor = self.tensors[name]
+        bounds = [s.indices(n)[:2] for s, n in zip(index, tensor.shape)]
+        bounds += [(0, n) for n in tensor.shape[len(bounds) :]]
+        shape = tuple(max(0, b - a) for a, b in bounds)
+        out = np.empty(shape, tensor.dtype)
+        flat = out.reshape(-1).view(np.uint8)
+        at = 0
+        runs = list(_runs(tensor, bounds)) if out.size else []
+        window = _Window(self, name, tensor)
+        for start, stop in runs:
+            at = window.copy(start, stop, flat, at)
+        return out
+
+    def piece(self, name: str, tensor: Tensor, number: int) -> bytes:
+        """Piece `number` of a tensor, checked."""
+        start = tensor.start + number * PIECE
+        size = min(PIECE, tensor.stop - start)
+        data = os.pread(self._file.fileno(), size, self._data + start)
+        if len(data) != size:
+            raise errors.damaged_tensor(self.path, name, "is cut short")
+        expected = self._checksums.get(name)
+        if expected is not None:
+            if f"{zlib.crc32(data):08x}" != expected[8 * number : 8 * number + 8]:
+                raise errors.damaged_tensor(
+                    self.path,
+                    name,
+                    f"is not as it was written: bytes {start:,} to {start + size:,}",
+                )
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Window:
+    """The piece of a tensor that was read last: neighbouring runs often stand in one."""
+
+    def __init__(self, reader: Reader, name: str, tensor: Tensor):
+        self._reader, self._name, self._tensor = reader, name, tensor
+        self._number = -1
+        self._data = b""
+
+    def copy(self, start: int, stop: int, target: np.ndarray, at: int) -> int:
+        """Copy bytes of the tensor to `target` from `at` on; returns where they end there."""
+        while start < stop:
+            number = start // PIECE
+            if number != self._number:
+                self._data = self._reader.piece(self._name, self._tensor, number)
+                self._number = number
+            inside = start - number * PIECE
+            size = min(stop - start, len(self._data) - inside)
+            target[at : at + size] = np.frombuffer(self._data, np.uint8, size, inside)
+            start, at = start + size, at + size
+        return at
+
+
+def _runs(tensor: Tensor, bounds: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The byte ranges, within a tensor, of a box of it."""
+    axes = len(bounds)
+    while axes and bounds[axes - 1] == (0, tensor.shape[axes - 1]):
+        axes -= 1  # whole in the last axes: they are one run
+    inner = math.prod(tensor.shape[axes:]) * tensor.dtype.itemsize
+    if not axes:
+        yield 0, inner
+        return
+    first, last = bounds[axes - 1]
+    strides = [inner * math.prod(tensor.shape[i + 1 : axes]) for i in range(axes)]
+    for outer in np.ndindex(*(b - a for a, b in bounds[: axes - 1])):
+        base = sum((a + i) * s for (a, _), i, s in zip(bounds, outer, strides))
+        yield base + first * inner, base + last * inner
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[Reader]:
+    reader = Reader(path)
+    try:
+        yield reader
+    finally:
+        reader.close()

@@ -1,0 +1,401 @@
+"""`save`, `load`, `inspect_file`: weights in safetensors files, by dotted names.
+
+Others read these files as they are: the tensors have the names of `nnx.state_dict`. Beside
+the checksums (`file_format.py`) the metadata has, where they occur,
+
+    refax.keys       {name: generator} of typed random keys, whose data is what is stored
+    refax.aliases    {other name: name} of tied arrays, which are stored once
+
+Saving writes to temporary files beside the target, brings them to the disk and renames them.
+Several files are listed in an index as Hugging Face writes it (`model.safetensors.index.json`); the
+renaming of the index is what makes a new version valid, whatever stops the program before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ..graph.filters import Filter
+from ..objects.representation import bytes_text
+from ..objects.variable import Variable
+from ..verbs.names import PathError, get_path
+from ..verbs.spmd import named_sharding_of
+from . import file_errors as errors
+from .file_format import Reader, write_file
+from .places import Place, Places, all_names
+from .state_dict import Loaded, Rename, Transform, load_into
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class FileInfo(NamedTuple):
+    """What stands in a file of weights, or in the files of an index."""
+
+    tensors: dict[str, jax.ShapeDtypeStruct]
+    """Names → shape and dtype."""
+    metadata: dict[str, str]
+    """What was given to `nnx.save` (or by another writer)."""
+    aliases: dict[str, str]
+    """Other names of tied arrays → the name under which they are stored."""
+    files: list[Path]
+    size: int
+    """Bytes of all tensors."""
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{len(self.tensors)} tensors, {bytes_text(self.size)}, in {len(self.files)} files"
+        ]
+        width = max(map(len, self.tensors), default=0)
+        for name, form in self.tensors.items():
+            lines.append(f"  {name:{width}}  {form.dtype}[{','.join(map(str, form.shape))}]")
+        lines += [f"  {alias} = {name}" for alias, name in self.aliases.items()]
+        lines += [f"  {key}: {value}" for key, value in self.metadata.items()]
+        return "\n".join(lines)
+
+
+def save(
+    path: str | os.PathLike[str],
+    obj: Any,
+    *,
+    filter: Filter = ...,
+    metadata: Mapping[str, str] | None = None,
+    max_file_size: int | str = "5GB",
+    overwrite: bool = False,
+) -> None:
+    """Write the arrays of an object to a safetensors file.
+
+    Args:
+        path: the file, such as `model.safetensors`. What is larger than `max_file_size` goes into
+            `model-00001-of-00003.safetensors`, … and `model.safetensors.index.json`.
+        obj: a Module, an Optimizer, any object graph. Tied arrays are written once, static
+            attributes are not.
+        filter: which arrays; everything by default.
+        metadata: texts to keep in the file: `nnx.inspect_file` returns them.
+        max_file_size: bytes, or a text like "500MB".
+        overwrite: whether the file may exist. Until the new one is whole, the old one stays.
+
+    Raises:
+        FileExistsError: the file exists and `overwrite` is not set.
+        OSError: it cannot be written (no permission, the disk is full); no file is left behind.
+        ValueError: there is an array that cannot be written: an abstract or a traced one.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from refax import nnx
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "model.safetensors"
+        >>> nnx.save(file, model, metadata={"step": "100"})
+        >>> nnx.inspect_file(file)
+        2 tensors, 36 B, in 1 files
+          bias    float32[3]
+          kernel  float32[2,3]
+          step: 100
+        >>> fresh = nnx.eval_shape(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> nnx.load(file, fresh)
+        Loaded(missing=[], unexpected=[], cast={})
+        >>> bool((fresh.kernel == model.kernel).all())
+        True
+    """
+    path = Path(path)
+    places = Places(obj, filter, "save")
+    arrays = {name: place.value for name, place in places.by_name.items()}
+    for name, array in arrays.items():
+        if not isinstance(array, (jax.Array, np.ndarray)) or isinstance(array, Tracer):
+            raise errors.not_concrete(name, array)
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            raise errors.not_here(name)
+    texts = errors.checked_metadata(metadata)
+    if path.is_dir():
+        raise errors.folder(path, "save")
+    if not overwrite and (path.exists() or _index_of(path).exists()):
+        raise errors.exists(path)
+    keys = {
+        name: str(jax.random.key_impl(array))
+        for name, array in arrays.items()
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    }
+    if keys:
+        texts["refax.keys"] = json.dumps(keys)
+        arrays |= {name: jax.random.key_data(arrays[name]) for name in keys}
+    first = {id(places.leaves[p.leaf]): p.name for p in places.by_name.values()}
+    aliases = {
+        name: first[id(variable)]
+        for name, variable in all_names(obj)
+        if first.get(id(variable), name) != name
+    }
+    if aliases:
+        texts["refax.aliases"] = json.dumps(aliases)
+    parts = _parts(arrays, _bytes(max_file_size))
+    old = _files_of_index(path)
+    with _temporary(path) as put:
+        if len(parts) == 1:
+            put(path, functools.partial(write_file, tensors=parts[0], metadata=texts))
+        else:
+            names = _part_names(path, len(parts))
+            weight_map = {}
+            for file_name, part in zip(names, parts, strict=True):
+                write = functools.partial(write_file, tensors=part, metadata=texts)
+                put(path.with_name(file_name), write)
+                weight_map.update(dict.fromkeys(part, file_name))
+            size = sum(array.nbytes for array in arrays.values())
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            text = json.dumps(index, indent=2) + "\n"
+            put(_index_of(path), functools.partial(_write_text, text=text))
+    kept = {path} if len(parts) == 1 else {_index_of(path), *map(path.with_name, names)}
+    for file in {path, _index_of(path), *old} - kept:  # the version before
+        file.unlink(missing_ok=True)
+
+
+def load(
+    path: str | os.PathLike[str],
+    obj: Any,
+    *,
+    mesh: Any = None,
+    strict: bool = True,
+    rename: Rename | None = None,
+    transform: Transform | None = None,
+    dtype: Any = "model",
+    filter: Filter = ...,
+) -> Loaded:
+    """Read a file that `nnx.save`, or another writer of safetensors, has written into an object.
+
+    Each device's part is read for itself, so that no array is ever whole in memory where it is
+    sharded. Every byte that is read is checked.
+
+    Args:
+        path: the file; for several files the index, or the name that was given to `nnx.save`.
+        obj: the object; an abstract one (`nnx.eval_shape`) is filled in.
+        mesh: place each array on this mesh by the annotations of its Variable. By default an array
+            goes where the one is that it replaces.
+        strict, rename, transform, dtype, filter: as in `nnx.load_state_dict`.
+
+    Raises:
+        WeightsFileError: (a ValueError) the file is damaged, cut short, or no safetensors file;
+            with the file and the tensor. The object is as it was.
+        ValueError: names or shapes do not fit.
+        OSError: the file cannot be read.
+    """
+    with _open(Path(path), "load") as files:
+        mapping: dict[str, Any] = dict(files.tensors)
+        for alias, name in files.aliases.items():
+            if alias not in mapping and name in mapping and _leads_to_variable(obj, alias):
+                mapping[alias] = mapping[name]
+
+        def sharding_of(place: Place) -> Any:
+            return named_sharding_of(places.leaves[place.leaf], mesh)
+
+        places = Places(obj, filter, "load")
+        return load_into(
+            obj,
+            mapping,
+            strict,
+            rename,
+            transform,
+            dtype,
+            filter,
+            "load",
+            sharding_of=None if mesh is None else sharding_of,
+        )
+
+
+def inspect_file(path: str | os.PathLike[str]) -> FileInfo:
+    """Names, shapes, dtypes and metadata of a safetensors file, without reading its tensors.
+
+    Raises:
+        WeightsFileError, OSError: as `nnx.load`.
+    """
+    with _open(Path(path), "inspect_file") as files:
+        tensors = {
+            name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in files.tensors.items()
+        }
+        size = sum(t.stop - t.start for r in files.readers for t in r.tensors.values())
+        paths = [reader.path for reader in files.readers]
+        return FileInfo(tensors, files.metadata, files.aliases, paths, size)
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+class _Lazy:
+    """A tensor of a file, read when it is asked for."""
+
+    def __init__(self, reader: Reader, name: str, generator: str | None):
+        self._reader, self._name, self._generator = reader, name, generator
+        tensor = reader.tensors[name]
+        self.shape, self.dtype = tensor.shape, tensor.dtype
+        if generator is not None:
+            self.dtype = jax.random.key(0, impl=generator).dtype
+            self.shape = tensor.shape[:-1]
+
+    def read(self, index: tuple[slice, ...] = ()) -> Any:
+        data = self._reader.read(self._name, index)
+        if self._generator is None:
+            return data
+        return jax.random.wrap_key_data(jnp.asarray(data), impl=self._generator)
+
+
+class _Files(NamedTuple):
+    readers: list[Reader]
+    tensors: dict[str, _Lazy]
+    metadata: dict[str, str]
+    aliases: dict[str, str]
+
+
+@contextlib.contextmanager
+def _open(path: Path, verb: str) -> Iterator[_Files]:
+    if path.is_dir():
+        raise errors.folder(path, verb)
+    index = path if path.name.endswith(".json") else _index_of(path)
+    with contextlib.ExitStack() as stack:
+        if path != index and (path.exists() or not index.exists()):
+            readers = [stack.enter_context(contextlib.closing(Reader(path)))]
+            where = dict.fromkeys(readers[0].tensors, readers[0])
+        else:
+            opened: dict[str, Reader] = {}
+            where = {}
+            for name, file_name in _weight_map(index).items():
+                if file_name not in opened:
+                    file = index.with_name(file_name)
+                    opened[file_name] = stack.enter_context(contextlib.closing(Reader(file)))
+                if name not in opened[file_name].tensors:
+                    raise errors.not_in_file(index, name, file_name)
+                where[name] = opened[file_name]
+            readers = list(opened.values())
+        metadata: dict[str, str] = {}
+        own: dict[str, dict[str, str]] = {"refax.keys": {}, "refax.aliases": {}}
+        for reader in readers:
+            metadata |= reader.metadata
+            for key, entries in own.items():
+                entries |= json.loads(reader.own.get(key, "{}"))
+        tensors = {n: _Lazy(r, n, own["refax.keys"].get(n)) for n, r in where.items()}
+        yield _Files(readers, tensors, metadata, own["refax.aliases"])
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        content = json.loads(index.read_text("utf-8"))
+        weight_map = content["weight_map"]
+        if not all(isinstance(x, str) and Path(x).name == x for x in weight_map.values()):
+            raise ValueError("its entries are no names of files beside it")
+        return weight_map
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise errors.damaged(index, f"this is no index of safetensors files ({error})") from None
+
+
+def _leads_to_variable(obj: Any, name: str) -> bool:
+    try:
+        return isinstance(get_path(obj, name), Variable)
+    except PathError:
+        return False
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+def _index_of(path: Path) -> Path:
+    return path.with_name(path.name + ".index.json")
+
+
+def _files_of_index(path: Path) -> list[Path]:
+    """The files of the version before, if that was several."""
+    index = _index_of(path)
+    if not index.exists():
+        return []
+    try:
+        return [path.with_name(name) for name in set(_weight_map(index).values())]
+    except errors.WeightsFileError:
+        return []
+
+
+def _bytes(size: int | str) -> int:
+    match = re.fullmatch(r"\s*([\d_.]+)\s*([KMGT]?B?)\s*", str(size).upper())
+    unit = (match[2] if match[2] in _UNITS else match[2] + "B") if match else ""
+    number = float(match[1]) * _UNITS[unit] if match else 0
+    if number <= 0:
+        raise errors.no_size(size)
+    return int(number)
+
+
+def _parts(arrays: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{}]
+    size = 0
+    for name, array in arrays.items():
+        if parts[-1] and size + array.nbytes > limit:
+            parts.append({})
+            size = 0
+        parts[-1][name] = array
+        size += array.nbytes
+    return parts
+
+
+def _part_names(path: Path, count: int) -> list[str]:
+    """Hugging Face's names; with something of their own where such files exist already."""
+    names = [f"{path.stem}-{i + 1:05}-of-{count:05}{path.suffix}" for i in range(count)]
+    if any(path.with_name(name).exists() for name in names):
+        mark = secrets.token_hex(4)
+        names = [f"{path.stem}-{mark}-{i + 1:05}-of-{count:05}{path.suffix}" for i in range(count)]
+    return names
+
+
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Any]:
+    """`put(target, write)` writes to a temporary file; at the end all are renamed, in order."""
+    written: list[tuple[Path, Path]] = []
+
+    def put(target: Path, write: Any) -> None:
+        name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        written.append((path.with_name(name), target))
+        write(path.with_name(name))
+
+    for debris in path.parent.glob(f".{glob.escape(path.name)}.*-*.tmp"):
+        if not _is_running(debris.name.split(".")[-2].partition("-")[0]):  # it was killed
+            debris.unlink(missing_ok=True)
+    try:
+        yield put
+        for temporary, target in written:
+            os.replace(temporary, target)
+        _sync_folder(path.parent)
+    finally:
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        pass
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the renaming to the disk, where a folder can be opened (not on Windows)."""
+    with contextlib.suppress(PermissionError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

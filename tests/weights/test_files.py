@@ -1,0 +1,303 @@
+"""`save`, `load`, `inspect_file`: what is written is read, by refax and by others, and placed."""
+
+import json
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors import safe_open
+
+from refax import nnx
+from refax.weights import file_format
+
+
+def make_model(seed: int = 0):
+    rngs = nnx.Rngs(seed)
+    model = nnx.Sequential(nnx.Linear(4, 8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), nnx.relu)
+    model.head = nnx.Linear(8, 4, rngs=rngs)
+    model.head.kernel.value = model.head.kernel.value * 2
+    return model
+
+
+def same(one, other):
+    a, b = nnx.state_dict(one), nnx.state_dict(other)
+    return list(a) == list(b) and all(a[n].dtype == b[n].dtype and (a[n] == b[n]).all() for n in a)
+
+
+DTYPES = """
+    bool uint8 int8 uint16 int16 uint32 int32 float16 bfloat16 float32 complex64 int4 uint4 int2
+    float8_e4m3fn float8_e5m2 float8_e8m0fnu float8_e4m3fnuz float8_e5m2fnuz float8_e4m3b11fnuz
+    float4_e2m1fn
+""".split()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (2, 3)], ids=str)
+def test_every_dtype_and_shape(tmp_path, dtype, shape):
+    bits = np.random.default_rng(0).integers(1, 3, shape)  # 0 is no number in e8m0
+    array = jnp.asarray(bits).astype(dtype)
+    nnx.save(tmp_path / "x.safetensors", nnx.Param(array))
+    target = nnx.Param(jnp.zeros(shape, dtype))
+    nnx.load(tmp_path / "x.safetensors", target)
+    assert target.value.dtype == dtype and target.shape == shape
+    assert (np.asarray(target.value) == np.asarray(array)).all()
+    info = nnx.inspect_file(tmp_path / "x.safetensors")
+    assert info.tensors["value"].dtype == dtype and info.tensors["value"].shape == shape
+
+
+def test_double_precision(tmp_path):
+    with jax.enable_x64(True):
+        for dtype in (jnp.float64, jnp.int64, jnp.uint64, jnp.complex128):
+            array = jnp.asarray(np.array([1 / 3, -2.0, 1e3])).astype(dtype)
+            nnx.save(tmp_path / "x", nnx.Param(array), overwrite=True)
+            target = nnx.Param(jnp.zeros(3, dtype))
+            nnx.load(tmp_path / "x", target)
+            assert target.value.dtype == dtype and (target.value == array).all()
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_random_keys(tmp_path, impl):
+    keys = jax.random.split(jax.random.key(3, impl=impl), 4)
+    nnx.save(tmp_path / "x", nnx.Variable(keys))
+    target = nnx.Variable(jax.random.split(jax.random.key(0, impl=impl), 4))
+    nnx.load(tmp_path / "x", target)
+    assert target.value.dtype == keys.dtype
+    assert (jax.random.key_data(target.value) == jax.random.key_data(keys)).all()
+
+
+def test_a_model_an_optimizer_and_metrics_together(tmp_path):
+    def make(seed):
+        model = make_model(seed)
+        return {
+            "model": model,
+            "optimizer": nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param),
+            "metrics": nnx.MultiMetric(loss=nnx.metrics.Average("loss")),
+        }
+
+    run = make(0)
+    grads = nnx.grad(lambda m: m.head(m.layers[0](jnp.ones((2, 4)))).sum())(run["model"])
+    run["optimizer"].update(run["model"], grads)
+    run["metrics"].update(loss=jnp.array([1.0, 2.0]))
+    nnx.save(tmp_path / "run.safetensors", run)
+    other = make(1)
+    nnx.load(tmp_path / "run.safetensors", other)
+    assert same(run, other)
+    assert other["metrics"].compute()["loss"] == 1.5
+
+
+def test_others_read_it(tmp_path):
+    model = make_model()
+    nnx.save(tmp_path / "m.safetensors", model, filter=nnx.Param, metadata={"made by": "a test"})
+    theirs = safetensors.numpy.load_file(tmp_path / "m.safetensors")
+    ours = nnx.state_dict(model, filter=nnx.Param)
+    assert theirs.keys() == ours.keys()
+    assert all((theirs[name] == np.asarray(ours[name])).all() for name in ours)
+    with safe_open(tmp_path / "m.safetensors", "np") as file:
+        assert file.metadata()["made by"] == "a test"
+
+
+def test_what_others_wrote_is_read(tmp_path):
+    model = make_model()
+    arrays = {n: np.asarray(x) + 1 for n, x in nnx.state_dict(model, filter=nnx.Param).items()}
+    safetensors.numpy.save_file(arrays, tmp_path / "m.safetensors", {"format": "pt"})
+    assert nnx.load(tmp_path / "m.safetensors", model, filter=nnx.Param) == ([], [], {})
+    for name, x in nnx.state_dict(model, filter=nnx.Param).items():
+        assert (np.asarray(x) == arrays[name]).all()
+    assert nnx.inspect_file(tmp_path / "m.safetensors").metadata == {"format": "pt"}
+
+
+def test_a_file_without_metadata_and_with_gaps_in_its_order(tmp_path):
+    header = {
+        "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+        "a": {"dtype": "I32", "shape": [], "data_offsets": [0, 4]},
+    }
+    text = json.dumps(header, indent=3).encode()
+    data = np.int32(7).tobytes() + np.array([1.5, 2.5], np.float32).tobytes()
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    target = {"a": nnx.Variable(jnp.array(0)), "b": nnx.Param(jnp.zeros(2))}
+    nnx.load(tmp_path / "x", target)
+    assert target["a"].value == 7 and (target["b"].value == jnp.array([1.5, 2.5])).all()
+
+
+def test_tied_arrays_are_written_once_and_read_untied(tmp_path):
+    class Model(nnx.Module):
+        def __init__(self, tied, rngs):
+            self.embed = nnx.Param(jax.random.normal(rngs(), (3, 2)))
+            self.out = self.embed if tied else nnx.Param(jax.random.normal(rngs(), (3, 2)))
+
+    tied = Model(True, nnx.Rngs(0))
+    nnx.save(tmp_path / "m", tied)
+    info = nnx.inspect_file(tmp_path / "m")
+    assert list(info.tensors) == ["embed"] and info.aliases == {"out": "embed"}
+    assert "out = embed" in repr(info)
+    for model in (Model(True, nnx.Rngs(1)), Model(False, nnx.Rngs(1))):
+        assert nnx.load(tmp_path / "m", model) == ([], [], {})
+        assert (model.out.value == tied.embed.value).all()
+
+
+def test_several_files(tmp_path):
+    model = make_model()
+    path = tmp_path / "model.safetensors"
+    nnx.save(path, model, max_file_size=200)
+    files = sorted(x.name for x in tmp_path.iterdir())
+    assert files[0] == "model-00001-of-00002.safetensors"
+    assert files[-1] == "model.safetensors.index.json" and len(files) == 3
+    index = json.loads((tmp_path / files[-1]).read_text())
+    assert list(index["weight_map"]) == list(nnx.state_dict(model))
+    size = sum(
+        x.nbytes
+        for x in nnx.state_dict(model).values()
+        if x.dtype != model.layers[1].rngs.key.dtype
+    )
+    assert index["metadata"]["total_size"] == size + 8  # a key's data
+    merged = {}
+    for name in files[:-1]:
+        merged |= safetensors.numpy.load_file(tmp_path / name)
+    assert merged.keys() == nnx.state_dict(model).keys()
+    for given in (path, tmp_path / files[-1]):
+        other = make_model(1)
+        nnx.load(given, other)
+        assert same(model, other)
+    assert len(nnx.inspect_file(path).files) == 2
+
+
+@pytest.mark.parametrize("sizes", [(200, 200), (200, "1GB"), ("1GB", 200), ("5 KB", "5kb")])
+def test_overwriting(tmp_path, sizes):
+    path = tmp_path / "model.safetensors"
+    nnx.save(path, make_model(0), max_file_size=sizes[0])
+    before = sorted(x.name for x in tmp_path.iterdir())
+    with pytest.raises(FileExistsError, match=r"exists already.\nCure: overwrite=True"):
+        nnx.save(path, make_model(1), max_file_size=sizes[1])
+    assert sorted(x.name for x in tmp_path.iterdir()) == before
+    nnx.save(path, make_model(1), max_file_size=sizes[1], overwrite=True)
+    several = sizes[1] == 200
+    assert len(list(tmp_path.iterdir())) == (3 if several else 1)  # nothing of the one before
+    other = make_model(2)
+    nnx.load(path, other)
+    assert same(other, make_model(1))
+
+
+def test_only_what_the_filter_matches(tmp_path):
+    nnx.save(tmp_path / "m", make_model(0), filter=nnx.Param)
+    model = make_model(1)
+    with pytest.raises(ValueError, match=r"missing: `layers.1.rngs.count`"):
+        nnx.load(tmp_path / "m", model)
+    nnx.load(tmp_path / "m", model, filter=nnx.Param)
+    assert nnx.load(tmp_path / "m", model, strict=False).missing == [
+        "layers.1.rngs.count",
+        "layers.1.rngs.key",
+    ]
+
+
+def test_loading_into_an_abstract_model_on_a_mesh(tmp_path):
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def make():
+        init = nnx.with_partitioning(nnx.initializers.lecun_normal(), (None, "model"))
+        return nnx.Linear(4, 16, kernel_init=init, rngs=nnx.Rngs(0))
+
+    model = make()
+    nnx.save(tmp_path / "m", model)
+    abstract = nnx.eval_shape(make)
+    nnx.load(tmp_path / "m", abstract, mesh=mesh)
+    assert abstract.kernel.value.sharding == NamedSharding(mesh, PartitionSpec(None, "model"))
+    assert abstract.bias.value.sharding == NamedSharding(mesh, PartitionSpec())
+    assert (abstract.kernel.value == model.kernel.value).all()
+    _, state = nnx.get_abstract_model(make, mesh)  # shardings in the abstract arrays
+    graphdef = nnx.graphdef(model)
+    planned = nnx.merge(graphdef, state)
+    nnx.load(tmp_path / "m", planned)
+    assert planned.kernel.value.sharding == NamedSharding(mesh, PartitionSpec(None, "model"))
+
+
+BOXES = [
+    (),
+    (slice(0, 2),),
+    (slice(3, 7), slice(None)),
+    (slice(None), slice(1, 2)),
+    (slice(None), slice(None), slice(2, 5)),
+    (slice(2, 4), slice(0, 3), slice(4, 5)),
+    (slice(0, 0),),
+]
+
+
+@pytest.mark.parametrize("piece", [8, 24, 64, 1 << 20])
+@pytest.mark.parametrize("box", BOXES, ids=str)
+def test_a_slice_reads_only_its_pieces(tmp_path, monkeypatch, piece, box):
+    monkeypatch.setattr(file_format, "PIECE", piece)
+    array = np.arange(7 * 3 * 5, dtype=np.int32).reshape(7, 3, 5)
+    file_format.write_file(tmp_path / "x", {"a": array}, {})
+    read = 0
+    pread = os.pread
+
+    def counted(*args):
+        nonlocal read
+        read += args[1]
+        return pread(*args)
+
+    with file_format.open_file(tmp_path / "x") as file:
+        monkeypatch.setattr(os, "pread", counted)
+        found = file.read("a", box)
+        monkeypatch.setattr(os, "pread", pread)
+    assert (found == array[box]).all() and found.shape == array[box].shape
+    if len(box) == 1:  # neighbouring rows
+        assert read <= found.nbytes + 2 * piece
+    assert read <= array.nbytes + piece
+
+
+def test_reading_needs_no_second_copy(tmp_path, monkeypatch):
+    """Arrays are read piece by piece: at no time more than one piece is in memory beside them."""
+    monkeypatch.setattr(file_format, "PIECE", 1024)
+    nnx.save(tmp_path / "x", nnx.Param(jnp.ones((64, 1024))))
+    sizes = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: sizes.append(n) or pread(fd, n, at))
+    nnx.load(tmp_path / "x", nnx.Param(jnp.zeros((64, 1024))))
+    assert max(sizes) == 1024 and sum(sizes) == 64 * 1024 * 4
+
+
+def test_metadata_is_of_texts(tmp_path):
+    for metadata in ({"a": 1}, {1: "a"}, {"refax.own": "x"}):
+        with pytest.raises(TypeError, match="Cure: json.dumps"):
+            nnx.save(tmp_path / "m", make_model(), metadata=metadata)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_no_value_is_not_written(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"`bias` has no value that could be written: it is a Shape"
+    ):
+        nnx.save(tmp_path / "m", nnx.eval_shape(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+    with pytest.raises(ValueError, match=r"`value` has no value"):
+        jax.jit(lambda x: nnx.save(tmp_path / "m", nnx.Param(x)))(1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_of_files():
+    from refax.weights.files import _bytes
+
+    assert [_bytes(x) for x in ("5GB", "1.5 kb", 7, "7", "2m", "3 B")] == [
+        5 * 10**9, 1500, 7, 7, 2 * 10**6, 3
+    ]  # fmt: skip
+    for wrong in ("5 apples", "", 0, -1, "GB"):
+        with pytest.raises(ValueError, match="Cure: bytes, or a text like '500MB'"):
+            _bytes(wrong)
+
+
+def test_a_whole_number_of_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_format, "PIECE", 16)
+    for n in (3, 4, 5, 8):
+        array = np.arange(n, dtype=np.float32)
+        path = tmp_path / str(n)
+        file_format.write_file(path, {"a": array}, {})
+        with file_format.open_file(path) as file:
+            assert (file.read("a") == array).all()
+        header = json.loads(path.read_bytes()[8:].split(b"]}}")[0] + b"]}}")
+        own = json.loads(header["__metadata__"]["refax.checksums"])
+        assert len(own["a"]) == 8 * math.ceil(n / 4)
