@@ -152,6 +152,10 @@ assert isinstance(Scale(2, nnx.Rngs(0)), refax.nnx.Module)
 for module in pkgutil.walk_packages(refax.nnx.__path__, "refax.nnx."):
     there = __import__(module.name.replace("refax", "flax"), fromlist=["_"])
     assert there is sys.modules[module.name], module.name
+from flax.nnx.nn.linear import Linear
+from flax.nnx.state import State
+
+assert Linear is nnx.Linear and isinstance(nnx.state(Scale(2, nnx.Rngs(0))), State)
 try:
     import flax.nnx.no_such_address
 except ModuleNotFoundError as error:
