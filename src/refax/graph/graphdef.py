@@ -27,7 +27,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 
@@ -35,6 +35,7 @@ from ..objects.errors import UnhashableStaticError, path_string
 from ..objects.mappings import sorted_keys
 from ..objects.representation import MAX_LINES
 from ..objects.statics import static_key, static_value
+from ..objects.type_names import M
 from . import errors
 
 VARIABLE, OBJECT, LIST, DICT, TUPLE, PYTREE = range(6)
@@ -69,7 +70,7 @@ class Paths(NamedTuple):
 
 
 @jax.tree_util.register_static
-class GraphDef:
+class GraphDef(Generic[M]):
     """The structure of an object graph without its arrays: immutable, hashable, comparable.
 
     A pytree with no leaves, so it goes through any JAX transform as it is. Made by `nnx.split`,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic
 
+from ..objects.type_names import T
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
 
@@ -27,7 +28,7 @@ class Identity(Module):
         return x
 
 
-class Sequential(Module):
+class Sequential(Module, Generic[T]):
     """Calls layers one after the other.
 
     A layer gets what the one before it returned: a tuple as positional arguments, a mapping with

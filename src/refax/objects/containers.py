@@ -20,6 +20,8 @@ T = TypeVar("T")
 class List(list[T]):
     """A list of modules, Variables or anything else. Same behaviour as a plain list."""
 
+    __orig_class__ = property()  # `List[int](…)` leaves nothing on the object
+
     def __init__(self, items: Iterable[T] = ()):
         super().__init__(items)
 
@@ -40,6 +42,8 @@ class Dict(dict[str, T]):
             raise self._no_entry(name) from None
 
     def __setattr__(self, name: str, value: T) -> None:
+        if name == "__orig_class__":  # of `Dict[int](…)`: typing leaves it if it cannot be set
+            raise AttributeError(name)
         self[name] = value
 
     def __delattr__(self, name: str) -> None:

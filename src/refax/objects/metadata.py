@@ -11,6 +11,7 @@ from typing import Any
 
 from jax.core import Tracer
 
+from .modes import without_modes
 from .statics import frozen
 
 # One annotation under three names: Flax 0.11's, and the two of 0.12.
@@ -25,7 +26,7 @@ class Metadata(Mapping[str, Any]):
     __slots__ = ("_hash", "_keys", "items_")
 
     def __init__(self, items: Mapping[str, Any]):
-        self.items_ = {_ALIASES.get(k, k): v for k, v in items.items()}
+        self.items_ = {_ALIASES.get(k, k): v for k, v in without_modes(items).items()}
         for name, value in self.items_.items():
             if any(isinstance(x, Tracer) for x in _parts(value)):
                 raise TypeError(

@@ -36,6 +36,8 @@ class Node(Shown):
     _refax_class_marks: typing.ClassVar[Mapping[str, str]]
     # Whether a `cached_property` writes attributes past `__setattr__`.
     _refax_hides_writes: typing.ClassVar[bool] = False
+    # `Model[int](…)` would note the alias on the object; without a setter, typing leaves it.
+    __orig_class__ = property()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -23,6 +23,7 @@ import numpy as np
 
 from .._jax_compat import TRACE
 from .metadata import EMPTY, Metadata, canonical_name
+from .modes import OF_VARIABLES as MODES
 from .operators import add_operators
 from .outer_reads import outer_read
 from .representation import Form, Shown
@@ -210,6 +211,8 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             raise AttributeError(name)
         if name in self._metadata:
             return self._metadata[name]
+        if name in MODES:
+            return MODES[name]
         if name.startswith("__"):  # protocols are looked up on the value only by the table
             raise AttributeError(name)
         try:

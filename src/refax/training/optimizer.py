@@ -11,7 +11,7 @@ optax works on values as they are stored: the hooks of a Variable do not run in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import optax
 from ..graph.filters import Filter
 from ..graph.state import State, iter_leaves, map_state
 from ..objects.statics import frozen
+from ..objects.type_names import M
 from ..objects.variable import Variable, make_variable, raw
 from ..objects.variable_types import OptArray, OptState, OptVariable, Param, without_hooks
 from ..verbs.pytree import Pytree
@@ -90,7 +91,7 @@ def _like_parameters(tree: Any, params: State) -> Any:
     )
 
 
-class Optimizer(Pytree):
+class Optimizer(Pytree, Generic[M]):
     """An optax optimizer for the Variables of a model that a filter matches.
 
     Args:
@@ -180,7 +181,7 @@ class Optimizer(Pytree):
             self.opt_state = jax.tree.map(_wrap, after, is_leaf=_is_variable)
 
 
-class ModelAndOptimizer(Optimizer):
+class ModelAndOptimizer(Optimizer[M]):
     """An optimizer that holds its model: `update(grads)` updates `self.model`.
 
     Example:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from typing_extensions import dataclass_transform
 from ..graph.graphdef import GraphDef
 from ..graph.state import State, merge_state
 from ..objects.marks import dataclass as pytree_dataclass
+from ..objects.type_names import M
 from ..verbs.merging import call
 from ..verbs.pytree import Pytree
 from .gradients import gradients_like
@@ -21,7 +22,7 @@ from .placement import beside
 
 @dataclass_transform()
 @pytree_dataclass
-class TrainState(Pytree):
+class TrainState(Pytree, Generic[M]):
     """A GraphDef, parameters and an optimizer's state, for steps written as pure functions.
 
     It is a JAX pytree: pass it to plain `jax.jit` and return the new one. A subclass adds fields by
@@ -50,7 +51,7 @@ class TrainState(Pytree):
         1
     """
 
-    graphdef: GraphDef
+    graphdef: GraphDef[M]
     params: State
     opt_state: Any
     step: jax.Array
@@ -62,7 +63,7 @@ class TrainState(Pytree):
 
     @classmethod
     def create(
-        cls, graphdef: GraphDef, *, params: State, tx: Any, step: int = 0, **fields: Any
+        cls, graphdef: GraphDef[M], *, params: State, tx: Any, step: int = 0, **fields: Any
     ) -> Self:
         """A new state with `opt_state = tx.init(params)`; `fields` are those of a subclass."""
         settle = beside(params)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from ..lift.call import Call, enter, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import Change, Static, leaves_out
 from ..objects.errors import describe_value
+from ..objects.type_names import A
 from ..objects.variable_types import Param
 from ..objects.watch import is_array
 from .bound import by_position, decorator_or_function, method_of, positions
@@ -71,7 +72,7 @@ def custom_vjp(
     return CustomVjp(fun, nondiff_argnums)
 
 
-class CustomVjp:
+class CustomVjp(Generic[A]):
     """What `nnx.custom_vjp` returns: callable once `defvjp(fwd, bwd)` was called."""
 
     def __init__(self, fun: Callable, nondiff_argnums: Any):

@@ -11,7 +11,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import jax
 
@@ -23,6 +23,7 @@ from ..lift.inside import Inside
 from ..lift.leaks import spent_input
 from ..lift.programs import programs_of, proxy, remember
 from ..objects.outer_reads import Reads, written_since
+from ..objects.type_names import P, R
 from .bound import decorator_or_function, method_of, positions
 from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, layout_of
@@ -84,7 +85,7 @@ class _Program(NamedTuple):
     layout: Layout
 
 
-class JitWrapped:
+class JitWrapped(Generic[P, R]):
     """What `nnx.jit` returns: callable, with `trace`, `lower`, `eval_shape` and `clear_cache`."""
 
     def __init__(self, fun: Callable, options: Options):

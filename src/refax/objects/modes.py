@@ -1,0 +1,175 @@
+"""Mode switches: the keywords by which a program of NNX chooses among its several semantics.
+
+refax has one semantics. So a switch is *accepted*, and nothing else happens, where that one gives
+what the switch stands for; otherwise there is one error that says so. A switch is a keyword of
+`DEFAULTS` with the value True, False or None (= the default). It never reaches the function that a
+transform takes, and is never a piece of metadata, an attribute or a stream of random keys; such a
+keyword with any other value is what it would be without this page.
+
+`graph=`          how objects are seen: True, as a graph; False, as trees, in which nothing is
+                  shared. Shared objects are right in both.
+`graph_updates=`  whether changes of structure leave a transform. They do.
+`hijax=`, `ref=`  whether `jax.jit` and its like write a Variable back. Only those of nnx do.
+`mutable=`        whether a Variable can be written. It can.
+`eager_sharding=` whether an annotated Variable is placed when it is made, where a mesh is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+Switch: TypeAlias = bool | None
+
+# What each switch is by itself: the value that a Variable shows of it, too.
+DEFAULTS: dict[str, bool] = {
+    "graph": True,
+    "graph_updates": True,
+    "hijax": False,
+    "is_hijax": False,
+    "ref": False,
+    "use_ref": False,
+    "has_ref": False,
+    "mutable": True,
+    "is_mutable": True,
+    "eager_sharding": True,
+}
+OF_VARIABLES = {name: value for name, value in DEFAULTS.items() if not name.startswith("graph")}
+_WRITTEN_BACK = (
+    "asks for Variables that `jax.jit` and the other transforms of JAX write back. Those of refax "
+    "are written back by the transforms of nnx, and are plain values to those of JAX.\n"
+    "Cure: leave it out, and use nnx.jit (nnx.grad, nnx.scan, …) where a function writes Variables."
+)
+_IMMUTABLE = (
+    "asks for Variables that cannot be written, and those of refax always can.\n"
+    "Cure: leave it out; for plain values, nnx.pure(nnx.state(model))."
+)
+# The (switch, value) that refax's semantics does not give. All others are accepted.
+REFUSED: dict[tuple[str, bool], str] = {
+    ("hijax", True): _WRITTEN_BACK,
+    ("is_hijax", True): _WRITTEN_BACK,
+    ("ref", True): _WRITTEN_BACK,
+    ("use_ref", True): _WRITTEN_BACK,
+    ("has_ref", True): _WRITTEN_BACK,
+    ("mutable", False): _IMMUTABLE,
+    ("is_mutable", False): _IMMUTABLE,
+}
+_SETTINGS: dict[str, ContextVar[bool]] = {
+    name: ContextVar(name, default=value) for name, value in DEFAULTS.items()
+}
+
+
+def check_modes(**switches: Switch) -> None:
+    """Raise for a switch that is refused."""
+    for name, value in switches.items():
+        if value is not None and (why := REFUSED.get((name, value))):
+            raise ValueError(f"{name}={value} {why}")
+
+
+def without_modes(keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keywords that are no switches, once the switches among them were checked."""
+    if DEFAULTS.keys().isdisjoint(keywords):
+        return keywords
+    switches = {
+        n: v for n, v in keywords.items() if n in DEFAULTS and (v is None or isinstance(v, bool))
+    }
+    check_modes(**switches)
+    return {name: value for name, value in keywords.items() if name not in switches}
+
+
+class Setting:
+    """A switch that was set for all that follows; with `with`, until the end of the block."""
+
+    def __init__(self, name: str, value: bool):
+        check_modes(**{name: value})
+        self._setting = _SETTINGS[name]
+        self._before = self._setting.set(value)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self._setting.reset(self._before)
+
+
+def set_graph_mode(value: bool, /) -> Setting:
+    """Set `graph=` for all that follows, or in a `with` block; both values are accepted.
+
+    Example:
+        >>> from refax import nnx
+        >>> with nnx.set_graph_mode(False):
+        ...     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    """
+    return Setting("graph", value)
+
+
+def set_graph_updates(value: bool, /) -> Setting:
+    """Set `graph_updates=` for all that follows, or in a `with` block; both are accepted."""
+    return Setting("graph_updates", value)
+
+
+def use_eager_sharding(value: bool, /) -> Setting:
+    """Set `eager_sharding=` for all that follows, or in a `with` block.
+
+    Example:
+        >>> from refax import nnx
+        >>> with nnx.use_eager_sharding(False):
+        ...     inside = nnx.using_eager_sharding()
+        >>> inside, nnx.using_eager_sharding()
+        (False, True)
+    """
+    return Setting("eager_sharding", value)
+
+
+def using_eager_sharding() -> bool:
+    """Whether annotated Variables are placed when they are made, where a mesh is set."""
+    return _SETTINGS["eager_sharding"].get()
+
+
+def use_hijax(value: bool, /) -> Setting:
+    """Set `hijax=`, of which only False is accepted."""
+    return Setting("hijax", value)
+
+
+def using_hijax() -> bool:
+    """False: no Variable is written back by `jax.jit`."""
+    return _SETTINGS["hijax"].get()
+
+
+def use_refs(value: bool, /) -> Setting:
+    """Set `ref=`, of which only False is accepted; once called `use_mutable_arrays`."""
+    return Setting("ref", value)
+
+
+use_mutable_arrays = use_refs
+
+
+def using_refs() -> bool:
+    """False: no Variable holds a `jax.Ref` by itself."""
+    return _SETTINGS["ref"].get()
+
+
+class VarDefaults(dict[str, bool]):
+    """The switches of new Variables, by name or as attributes; also a context manager."""
+
+    hijax = property(lambda self: self["hijax"])
+    ref = property(lambda self: self["ref"])
+
+    def __enter__(self) -> VarDefaults:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def var_defaults(*, hijax: Switch = None, ref: Switch = None) -> VarDefaults:
+    """The switches of new Variables; sets them too, of which only False is accepted.
+
+    Example:
+        >>> from refax import nnx
+        >>> nnx.var_defaults().hijax
+        False
+    """
+    check_modes(hijax=hijax, ref=ref)
+    return VarDefaults(hijax=using_hijax(), ref=using_refs())
