@@ -43,7 +43,7 @@ class _Frozen:
         name = type(self).__name__.rstrip("_")
         return f"{name}({', '.join(map(_show, self.content))})"
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
         raise NotImplementedError
 
 
@@ -57,8 +57,8 @@ class OfType(_Frozen):
     def __init__(self, type: type):
         super().__init__(type)
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
-        return isinstance(value, self.content[0])
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
+        return isinstance(x, self.content[0])
 
 
 class WithTag(_Frozen):
@@ -67,8 +67,8 @@ class WithTag(_Frozen):
     def __init__(self, tag: str):
         super().__init__(tag)
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
-        return isinstance(value, Variable) and value._metadata.get("tag") == self.content[0]
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
+        return isinstance(x, Variable) and x._metadata.get("tag") == self.content[0]
 
 
 class PathContains(_Frozen):
@@ -77,7 +77,7 @@ class PathContains(_Frozen):
     def __init__(self, key: typing.Any, exact: bool = True):
         super().__init__(key, exact)
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
         key, exact = self.content
         return key in path if exact else any(str(key) in str(part) for part in path)
 
@@ -88,7 +88,7 @@ class PathIn(_Frozen):
     def __init__(self, *paths: tuple):
         super().__init__(frozenset(tuple(p) for p in paths))
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
         return path in self.content[0]
 
 
@@ -98,8 +98,8 @@ class Any(_Frozen):
     def __init__(self, *filters: Filter):
         super().__init__(*map(to_predicate, filters))
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
-        return any(p(path, value) for p in self.content)
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
+        return any(p(path, x) for p in self.content)
 
 
 class All(_Frozen):
@@ -108,8 +108,8 @@ class All(_Frozen):
     def __init__(self, *filters: Filter):
         super().__init__(*map(to_predicate, filters))
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
-        return all(p(path, value) for p in self.content)
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
+        return all(p(path, x) for p in self.content)
 
 
 class Not(_Frozen):
@@ -118,21 +118,21 @@ class Not(_Frozen):
     def __init__(self, filter: Filter, /):
         super().__init__(to_predicate(filter))
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
-        return not self.content[0](path, value)
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
+        return not self.content[0](path, x)
 
 
 class Everything(_Frozen):
     """Matches everything: `...` and `True`."""
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
         return True
 
 
 class Nothing(_Frozen):
     """Matches nothing: `None` and `False`."""
 
-    def __call__(self, path: tuple, value: typing.Any) -> bool:
+    def __call__(self, path: tuple, x: typing.Any) -> bool:
         return False
 
 

@@ -27,9 +27,14 @@ def is_graph_node(x: Any) -> TypeGuard[Node | Variable]:
     return isinstance(x, (Node, Variable))
 
 
-def is_pytree_node(x: Any) -> bool:
-    """Whether `x` is a container that JAX knows, such as a list or a State, and no graph node."""
-    return not is_graph_node(x) and not jax.tree_util.all_leaves((x,))
+def is_pytree_node(x: Any, *, check_graph_registry: bool = True) -> bool:
+    """Whether `x` is a container that JAX knows, such as a list or a State, and no graph node.
+
+    Args:
+        x: any value.
+        check_graph_registry: False to count Pytrees and Variables too, which JAX also knows.
+    """
+    return not (check_graph_registry and is_graph_node(x)) and not jax.tree_util.all_leaves((x,))
 
 
 def is_node(x: Any) -> bool:

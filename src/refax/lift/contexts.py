@@ -126,11 +126,11 @@ _OPEN = _Open()
 
 
 @contextlib.contextmanager
-def split_context(tag: str | None = None) -> Iterator[Context]:
+def split_context(ctxtag: str | None = None) -> Iterator[Context]:
     """Splits that share: `with nnx.split_context() as ctx: graphdef, state = ctx.split(node)`.
 
     Args:
-        tag: of the `nnx.update_context` around it, whose context it is then.
+        ctxtag: the tag of the `nnx.update_context` around it, whose context it is then.
 
     Example:
         >>> from refax import nnx
@@ -143,18 +143,18 @@ def split_context(tag: str | None = None) -> Iterator[Context]:
         >>> a.x is b.y, len(state_b)
         (True, 0)
     """
-    yield Context() if tag is None else _open_context(tag)
+    yield Context() if ctxtag is None else _open_context(ctxtag)
 
 
 @contextlib.contextmanager
-def merge_context(tag: str | None = None, inner: bool | None = None) -> Iterator[Context]:
+def merge_context(ctxtag: str | None = None, inner: bool | None = None) -> Iterator[Context]:
     """Merges that share: see `nnx.split_context`.
 
     Args:
-        tag: of the `nnx.update_context` around it, whose context it is then.
+        ctxtag: the tag of the `nnx.update_context` around it, whose context it is then.
         inner: accepted; the context knows by itself on which side a GraphDef was made.
     """
-    yield Context() if tag is None else _open_context(tag)
+    yield Context() if ctxtag is None else _open_context(ctxtag)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import jax
 from ..graph.graphdef import GraphDef
 from ..graph.state import State, from_flat_state, iter_leaves, map_state
 from ..objects.errors import describe_value
+from ..objects.modes import Switch
 from ..objects.variable import Variable
 from ..verbs.merging import merge
 from ..verbs.splitting import split
@@ -87,7 +88,7 @@ def from_tree(tree: Any, /) -> Any:
     return put_back(structure.unflatten(slots), objects)
 
 
-def map(f: Any, node: Any, /) -> Any:
+def map(f: Any, node: Any, *, graph: Switch = None) -> Any:
     """A copy of an object graph (or State) with `f(path, leaf)` in the place of each leaf.
 
     A leaf is a Variable or a bare array; a Variable that `f` turns into a plain value keeps its

@@ -1,5 +1,12 @@
 """`nnx.variablelib`: names only."""
 
+from ..objects.array_refs import (
+    ArrayRef as ArrayRef, array_ref as array_ref, is_array_ref as is_array_ref)
+from ..objects.modes import (
+    VarDefaults as VarDefaults, use_eager_sharding as use_eager_sharding, use_hijax as use_hijax,
+    use_mutable_arrays as use_mutable_arrays, use_refs as use_refs,
+    using_eager_sharding as using_eager_sharding, using_hijax as using_hijax,
+    using_refs as using_refs, var_defaults as var_defaults)
 from ..objects.type_names import (
     A as A, AddAxisHook as AddAxisHook, AxisIndex as AxisIndex, AxisName as AxisName, B as B,
     C as C, CreateValueHook as CreateValueHook, F as F, GetValueHook as GetValueHook, Leaf as Leaf,

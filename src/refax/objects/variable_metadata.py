@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic
 
 from .type_names import A
 
+EMPTY: Mapping[str, Any] = {}
 GET_HOOK, SET_HOOK = "on_get_value", "on_set_value"
 
 
@@ -15,21 +16,27 @@ class VariableMetadata(Generic[A]):
 
     __slots__ = ("metadata", "raw_value")
 
-    def __init__(self, raw_value: A, metadata: dict[str, Any]):
+    def __init__(self, raw_value: A, metadata: Mapping[str, Any] = EMPTY, **hooks: Any):
         self.raw_value = raw_value
-        self.metadata = metadata
+        self.metadata = {**metadata, **_chained(hooks)} if hooks else metadata
 
 
 def with_metadata(
     initializer: Callable[..., A],
-    set_value_hooks: Any = (),
-    get_value_hooks: Any = (),
-    create_value_hooks: Any = (),
-    add_axis_hooks: Any = (),
-    remove_axis_hooks: Any = (),
+    on_set_value: Any = (),
+    on_get_value: Any = (),
+    on_create_value: Any = (),
+    on_add_axis: Any = (),
+    on_remove_axis: Any = (),
     **metadata: Any,
 ) -> Callable[..., VariableMetadata[A]]:
     """Wrap an initializer so that the Variable made from its value gets this metadata.
+
+    Args:
+        initializer: makes the value.
+        on_set_value, on_get_value, on_create_value, on_add_axis, on_remove_axis: a hook, or several
+            that are called one after the other; also known as `set_value_hooks`, ….
+        **metadata: as of a Variable.
 
     Example:
         >>> from refax import nnx
@@ -39,22 +46,33 @@ def with_metadata(
         ('in', 'out')
     """
     hooks = {
-        SET_HOOK: set_value_hooks,
-        GET_HOOK: get_value_hooks,
-        "on_create_value": create_value_hooks,
-        "on_add_axis": add_axis_hooks,
-        "on_remove_axis": remove_axis_hooks,
+        SET_HOOK: on_set_value,
+        GET_HOOK: on_get_value,
+        "on_create_value": on_create_value,
+        "on_add_axis": on_add_axis,
+        "on_remove_axis": on_remove_axis,
     }
-    for name, given in hooks.items():
-        sequence = (given,) if callable(given) else tuple(given)
-        if sequence:
-            metadata[name] = _chain(name, sequence)
+    for older, name in zip(_OLDER_NAMES, hooks, strict=True):
+        hooks[name] = metadata.pop(older, hooks[name])
+    metadata |= _chained(hooks)
 
     def wrapped(*args: Any, **kwargs: Any) -> VariableMetadata[A]:
         return VariableMetadata(initializer(*args, **kwargs), metadata)
 
     wrapped.__wrapped__ = initializer  # type: ignore[attr-defined]
     return wrapped
+
+
+_OLDER_NAMES = (
+    "set_value_hooks", "get_value_hooks", "create_value_hooks", "add_axis_hooks",
+    "remove_axis_hooks",
+)  # fmt: skip
+
+
+def _chained(hooks: Mapping[str, Any]) -> dict[str, Callable]:
+    """One hook for each name that has any."""
+    lists = {name: [given] if callable(given) else list(given) for name, given in hooks.items()}
+    return {name: _chain(name, tuple(given)) for name, given in lists.items() if given}
 
 
 def _chain(name: str, hooks: tuple[Callable, ...]) -> Callable:

@@ -14,6 +14,7 @@ from ..graph.plan import plan_for
 from ..graph.rebuild import rebuild
 from ..graph.state import iter_leaves, map_state
 from ..objects.errors import describe_value, path_string
+from ..objects.modes import Switch
 from ..objects.variable import Variable, make_variable, set_raw_value
 from ..objects.variable_types import OptState, Param
 from ..verbs.pytree import Pytree
@@ -66,6 +67,7 @@ class EMA(Pytree):
         only: Filter = Param,
         zero_debias: bool = False,
         dtype: Any = None,
+        graph: Switch = None,
     ):
         if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
             raise ValueError(

@@ -19,6 +19,7 @@ import optax
 
 from ..graph.filters import Filter
 from ..graph.state import State, iter_leaves, map_state
+from ..objects.modes import Switch
 from ..objects.statics import frozen
 from ..objects.type_names import M
 from ..objects.variable import Variable, make_variable, raw
@@ -122,7 +123,7 @@ class Optimizer(Pytree, Generic[M]):
         1
     """
 
-    def __init__(self, model: Any, tx: Any, *, wrt: Filter = Param):
+    def __init__(self, model: Any, tx: Any, *, wrt: Filter = Param, graph: Switch = None):
         if not isinstance(tx, _Transformation):
             raise errors.no_transformation(tx)
         self.tx = _MultiSteps(tx) if isinstance(tx, optax.MultiSteps) else tx
@@ -194,7 +195,7 @@ class ModelAndOptimizer(Optimizer[M]):
         1
     """
 
-    def __init__(self, model: Any, tx: Any, *, wrt: Filter = Param):
+    def __init__(self, model: Any, tx: Any, *, wrt: Filter = Param, graph: Switch = None):
         super().__init__(model, tx, wrt=wrt)
         self.model = model
 

@@ -73,13 +73,13 @@ class TrainState(Pytree, Generic[M]):
             graphdef=graphdef, params=params, opt_state=opt_state, step=count, tx=tx, **fields
         )
 
-    def apply(self, *states: State | str) -> Any:
+    def apply(self, state: State | str, *states: State | str) -> Any:
         """Call the model: `y, (graphdef, state) = train_state.apply("params", batch_stats)(x)`.
 
         Args:
-            *states: together the State of the model: States, or names of fields.
+            state, *states: together the State of the model: States, or names of fields.
         """
-        given = [getattr(self, s) if isinstance(s, str) else s for s in states]
+        given = [getattr(self, s) if isinstance(s, str) else s for s in (state, *states)]
         return call((self.graphdef, merge_state(*given)))
 
     def apply_gradients(self, grads: State, **kwargs: Any) -> Self:

@@ -10,14 +10,20 @@ from typing import Any
 
 from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.call import Call, enter, pure_function
+from ..objects.modes import Switch, without_modes
 from ..verbs.pytree import Pytree
 
 
 def decorator_or_function(transform: Callable) -> Callable:
-    """Let `transform(f, **kw)` also be written `@transform` and `@transform(**kw)`."""
+    """Let `transform(f, **kw)` also be written `@transform`, `@transform(**kw)`, with `fun=f`.
+
+    The switches of `objects/modes.py` stop here.
+    """
 
     @functools.wraps(transform)
-    def wrapper(fun: Any = None, /, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(fun: Any = None, /, *args: Any, **keywords: Any) -> Any:
+        kwargs = dict(without_modes(keywords))
+        fun = kwargs.pop("fun", kwargs.pop("f", fun))
         if fun is None or not callable(fun):
             if fun is not None:
                 raise TypeError(
@@ -160,9 +166,11 @@ def by_position(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tupl
 resolve_kwargs = by_position
 
 
-def cached_partial(f: Callable, *objects: Any) -> Callable:
+def cached_partial(
+    f: Callable, *cached_args: Any, graph: Switch = None, graph_updates: Switch = None
+) -> Callable:
     """`functools.partial(f, *objects)`, for code that fixes the objects of a jitted step.
 
     Plans make every call cheap, so there is nothing left to cache.
     """
-    return functools.partial(f, *objects)
+    return functools.partial(f, *cached_args)

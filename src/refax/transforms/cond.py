@@ -16,6 +16,7 @@ from .._jax_compat import jaxpr_as_fun
 from ..lift.call import CallForm, enter, leave, pure_function
 from ..lift.inside import Change, Static
 from ..lift.programs import eager_program
+from ..objects.modes import Switch
 from ..objects.variable import Variable
 from .bound import Together
 from .branch_errors import Look, different_structures, different_values
@@ -24,7 +25,13 @@ _NO_OPERAND = object()
 
 
 def cond(
-    pred: Any, true_fun: Callable, false_fun: Callable, *operands: Any, operand: Any = _NO_OPERAND
+    pred: Any,
+    true_fun: Callable,
+    false_fun: Callable,
+    *operands: Any,
+    operand: Any = _NO_OPERAND,
+    graph: Switch = None,
+    graph_updates: Switch = None,
 ) -> Any:
     """`jax.lax.cond` with objects in the operands.
 
@@ -57,7 +64,12 @@ def cond(
 
 
 def switch(
-    index: Any, branches: Sequence[Callable], *operands: Any, operand: Any = _NO_OPERAND
+    index: Any,
+    branches: Sequence[Callable],
+    *operands: Any,
+    operand: Any = _NO_OPERAND,
+    graph: Switch = None,
+    graph_updates: Switch = None,
 ) -> Any:
     """`jax.lax.switch` with objects in the operands; `index` is clamped to the branches.
 

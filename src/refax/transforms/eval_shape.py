@@ -13,6 +13,7 @@ from ..graph.walk import walk
 from ..lift.call import Call
 from ..lift.inside import Static
 from ..lift.write_back import write_back
+from ..objects.modes import Switch
 from ..verbs.splitting import split
 from ..verbs.spmd import get_named_sharding
 from .bound import enter_unbound
@@ -20,7 +21,13 @@ from .bound import enter_unbound
 A = TypeVar("A")
 
 
-def eval_shape(f: Callable[..., A], *args: Any, **kwargs: Any) -> A:
+def eval_shape(
+    f: Callable[..., A],
+    *args: Any,
+    graph: Switch = None,
+    graph_updates: Switch = None,
+    **kwargs: Any,
+) -> A:
     """The result of `f(*args, **kwargs)` with a `jax.ShapeDtypeStruct` for every array.
 
     Objects come back as objects, so `nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))` is a model of
@@ -55,9 +62,11 @@ def _abstract(values: list[Any]) -> list[Any]:
     )
 
 
-def get_abstract_model(init: Callable[[], Any], mesh: Any = None) -> tuple[Any, Any]:
-    """(graphdef, abstract state) of the model that `init()` would make, sharded over `mesh`."""
-    graphdef, state = split(eval_shape(init))
+def get_abstract_model(
+    init_fn: Callable[[], Any], mesh: Any = None, *, graph: Switch = None
+) -> tuple[Any, Any]:
+    """(graphdef, abstract state) of the model that `init_fn()` would make, sharded over `mesh`."""
+    graphdef, state = split(eval_shape(init_fn))
     if mesh is None:
         return graphdef, state
     shardings = get_named_sharding(state, mesh)

@@ -15,6 +15,7 @@ from ..lift.inside import Change, Static
 from ..lift.places import place_of_leaf
 from ..lift.prefix import OutputRules
 from ..lift.programs import eager_program
+from ..objects.modes import Switch
 from ..objects.statics import static_key
 from .bound import Together
 from .carry import Carry, check_carry, is_carry
@@ -23,7 +24,14 @@ from .scan import input_slots
 T = TypeVar("T")
 
 
-def while_loop(cond_fun: Callable[[T], Any], body_fun: Callable[[T], T], init_val: T) -> T:
+def while_loop(
+    cond_fun: Callable[[T], Any],
+    body_fun: Callable[[T], T],
+    init_val: T,
+    *,
+    graph: Switch = None,
+    graph_updates: Switch = None,
+) -> T:
     """`jax.lax.while_loop` with objects in the value.
 
     Args:
@@ -69,6 +77,8 @@ def fori_loop(
     init_val: T,
     *,
     unroll: int | bool | None = None,
+    graph: Switch = None,
+    graph_updates: Switch = None,
 ) -> T:
     """`jax.lax.fori_loop` with objects in the value.
 

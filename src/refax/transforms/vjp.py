@@ -9,6 +9,7 @@ import jax
 
 from ..lift.arguments import slot_numbers, unbind
 from ..lift.call import leave
+from ..objects.modes import Switch
 from .differentiation import gradient_builder, normalize_argnums, prepare
 from .given_derivatives import Given, laid_out
 from .prefixes import DiffState
@@ -20,6 +21,8 @@ def vjp(
     argnums: int | DiffState | Sequence[int | DiffState] | None = None,
     has_aux: bool = False,
     reduce_axes: Sequence[Any] = (),
+    graph: Switch = None,
+    graph_updates: Switch = None,
     **options: Any,
 ) -> Any:
     """`jax.vjp` for functions of objects: (value, cotangent function[, aux]).
@@ -59,7 +62,15 @@ def vjp(
     return (value, cotangents, aux) if has_aux else (value, cotangents)
 
 
-def jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> Any:
+def jvp(
+    f: Callable,
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    has_aux: bool = False,
+    *,
+    graph: Switch = None,
+    graph_updates: Switch = None,
+) -> Any:
     """`jax.jvp` for functions of objects: (value, tangent of the value[, aux]).
 
     Args:

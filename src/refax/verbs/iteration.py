@@ -14,6 +14,7 @@ from ..graph.state import State
 from ..graph.walk import key_name, one_level_with_keys
 from ..objects.containers import Dict, List
 from ..objects.mappings import sorted_keys
+from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.variable import Variable
 from ..objects.variable_types import BatchStat, Param, RngCount, RngKey
@@ -79,7 +80,7 @@ def set_child(holder: Any, key: Any, value: Any) -> None:
         holder[key] = value
 
 
-def iter_graph(node: Any, /) -> Iterator[tuple[tuple, Any]]:
+def iter_graph(node: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Any]]:
     """Every (path, value) below `node`, children before their parent, the root last with path ().
 
     Nodes and Variables that are reached several ways come once; arrays and static values come too.

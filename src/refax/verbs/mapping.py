@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from ..graph.state import State, map_state
+from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.variable import Variable, raw
 from .copying import clone
@@ -30,7 +31,7 @@ def pure(tree: Any) -> Any:
     return jax.tree.map(raw, tree, is_leaf=lambda x: isinstance(x, Variable))
 
 
-def recursive_map(f: Callable[[tuple, Any], Any], node: Any, /) -> Any:
+def recursive_map(f: Callable[[tuple, Any], Any], node: Any, *, graph: Switch = None) -> Any:
     """A copy of an object graph with `f(path, value)` in the place of every node and leaf.
 
     Children come before their parents, so `f` sees a node whose children are mapped already.

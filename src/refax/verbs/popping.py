@@ -7,6 +7,7 @@ from typing import Any
 from ..graph.filters import Filter, first_match, to_predicate
 from ..graph.state import State, nest, one_or_all, state_over
 from ..objects.errors import path_string
+from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.variable import Variable
 from .iteration import iter_children_of, iter_graph
@@ -25,7 +26,7 @@ def sown_path(path: tuple) -> tuple:
     return (*above, name.removeprefix(SOWN) if isinstance(name, str) else name)
 
 
-def pop(node: Any, /, *filters: Filter) -> Any:
+def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     """Take the Variables that the filters match out of an object; one State per filter.
 
     Raises:

@@ -71,5 +71,7 @@ def as_immutable_vars(node: N, /, **options: Any) -> N:
     return vars_as(node, mutable=False, **options)
 
 
-to_arrays, to_refs = as_array_vars, as_ref_vars
-freeze, mutable = as_array_vars, as_ref_vars
+to_arrays = as_array_vars
+to_refs = as_ref_vars
+freeze = as_array_vars
+mutable = as_ref_vars
