@@ -2,29 +2,32 @@
 
 NAMES: dict[str, str] = {
     "": """
-        A All Any BatchNorm BatchStat Bidirectional Cache Carry Conv ConvTranspose Data Dict
-        DiffState Dropout EMA Einsum Embed Everything FlatState GRUCell GraphDef GroupNorm
+        A All Any ArrayRef BatchNorm BatchStat Bidirectional Cache Carry Conv ConvTranspose Data
+        Dict DiffState Dropout EMA Einsum Embed Everything FlatState GRUCell GraphDef GroupNorm
         Initializer InstanceNorm Intermediate LSTMCell LayerNorm Linear LinearGeneral List LoRA
         LoRALinear LoRAParam M Metric ModelAndOptimizer Module MultiHeadAttention MultiMetric
         NodeStates Not Nothing Object OfType OptArray OptState OptVariable OptimizedLSTMCell
         Optimizer PARTITION_NAME PReLU Param PathContains Perturbation Pytree RMSNorm RNN
         RNNCellBase RngCount RngKey RngState RngStream Rngs Sequential SimpleCell SpectralNorm State
         StateAxes StateSharding Static TrainState Variable VariableMetadata VariableState WeightNorm
-        WithTag avg_pool cached_partial call capture celu checkify clone combine_masks compat cond
-        custom_vjp data dataclass display dot_product_attention elu eval_shape extract filter_state
-        filterlib find_duplicates flatten fori_loop fork_rngs from_flat_state from_tree gelu
-        get_abstract_model get_named_sharding get_partition_spec glu grad graph graphdef graphlib
-        hard_sigmoid hard_silu hard_swish hard_tanh helpers identity initializers iter_children
-        iter_graph iter_modules jit jvp leaky_relu log_sigmoid log_softmax logical_axis_rules
-        logsumexp make_attention_mask make_causal_mask make_jaxpr map map_state max_pool merge
-        merge_context merge_state metrics min_pool module nn object one_hot optimizer pmap pool pop
-        pure pytreelib recursive_map register_variable_name relu relu6 remat replace_by_pure_dict
-        reprlib reseed restore_int_paths restore_rngs rnglib scan selu shard_map sigmoid silu
-        soft_sign softmax softplus split split_context split_rngs split_state spmd standardize state
-        statelib static summary swish switch tabulate tanh to_flat_state to_pure_dict to_tree
-        tracers training transforms traversals unflatten update update_context value_and_grad
-        variable_name_from_type variable_type_from_name variablelib variables visualization vjp vmap
-        while_loop with_metadata with_partitioning
+        WithTag array_ref as_array_vars as_hijax_vars as_immutable_vars as_mutable_vars
+        as_pytree_vars as_ref_vars avg_pool cached_partial call capture celu checkify clone
+        combine_masks compat cond custom_vjp data dataclass display dot_product_attention elu
+        eval_shape extract filter_state filterlib find_duplicates flatten fori_loop fork_rngs freeze
+        from_flat_state from_tree gelu get_abstract_model get_named_sharding get_partition_spec glu
+        grad graph graphdef graphlib hard_sigmoid hard_silu hard_swish hard_tanh helpers identity
+        initializers iter_children iter_graph iter_modules jit jvp leaky_relu log_sigmoid
+        log_softmax logical_axis_rules logsumexp make_attention_mask make_causal_mask make_jaxpr map
+        map_state max_pool merge merge_context merge_state metrics min_pool module mutable nn object
+        one_hot optimizer pmap pool pop pure pytreelib recursive_map register_variable_name relu
+        relu6 remat replace_by_pure_dict reprlib reseed restore_int_paths restore_rngs rnglib scan
+        selu set_graph_mode set_graph_updates shard_map sigmoid silu soft_sign softmax softplus
+        split split_context split_rngs split_state spmd standardize state statelib static summary
+        swish switch tabulate tanh to_arrays to_flat_state to_pure_dict to_refs to_tree tracers
+        training transforms traversals unflatten update update_context use_eager_sharding use_hijax
+        use_mutable_arrays use_refs using_eager_sharding using_hijax using_refs value_and_grad
+        var_defaults variable_name_from_type variable_type_from_name variablelib variables vars_as
+        visualization vjp vmap while_loop with_metadata with_partitioning with_vars
     """,
     "compat": """
         backup_keys cached_partial checkify clone cond custom_vjp eval_shape flatten fori_loop
@@ -40,15 +43,17 @@ NAMES: dict[str, str] = {
     """,
     "graph": """
         A B C F FlatState GraphDef Index Key Leaf NodeDef PathParts State V Variable cached_partial
-        call clone find_duplicates flatten graphdef is_graph_node is_node is_node_leaf
+        call clone find_duplicates flatten graphdef is_array_ref is_graph_node is_node is_node_leaf
         is_pytree_node iter_children iter_graph jax_to_nnx_path map map_state merge merge_context
-        pop pure recursive_map split split_context state unflatten update update_context variables
+        pop pure recursive_map set_graph_mode set_graph_updates split split_context state unflatten
+        update update_context variables vars_as with_vars
     """,
     "graphlib": """
         A B C F FlatState GraphDef Index Key Leaf NodeDef PathParts State V Variable cached_partial
-        call clone find_duplicates flatten graphdef is_graph_node is_node is_node_leaf
+        call clone find_duplicates flatten graphdef is_array_ref is_graph_node is_node is_node_leaf
         is_pytree_node iter_children iter_graph jax_to_nnx_path map map_state merge merge_context
-        pop pure recursive_map split split_context state unflatten update update_context variables
+        pop pure recursive_map set_graph_mode set_graph_updates split split_context state unflatten
+        update update_context variables vars_as with_vars
     """,
     "helpers": """
         A Dict GraphDef List M Module Rngs Sequential State TrainState Variable has_keyword_arg
@@ -149,10 +154,11 @@ NAMES: dict[str, str] = {
     """,
     "traversals": "IsLeafCallable empty_node flatten_mapping flatten_to_sequence unflatten_mapping",
     "variablelib": """
-        A AddAxisHook AxisIndex AxisName B BatchStat C Cache CreateValueHook F GetValueHook
-        Intermediate Leaf P Param Perturbation RemoveAxisHook SetValueHook V Variable VariableMeta
-        VariableMetadata VariableState register_variable_name variable_name_from_type
-        variable_type_from_name with_metadata
+        A AddAxisHook ArrayRef AxisIndex AxisName B BatchStat C Cache CreateValueHook F GetValueHook
+        Intermediate Leaf P Param Perturbation RemoveAxisHook SetValueHook V VarDefaults Variable
+        VariableMeta VariableMetadata VariableState array_ref is_array_ref register_variable_name
+        use_eager_sharding use_hijax use_mutable_arrays use_refs using_eager_sharding using_hijax
+        using_refs var_defaults variable_name_from_type variable_type_from_name with_metadata
     """,
     "variables": """
         A BatchStat Cache Intermediate Param Variable VariableMetadata VariableState with_metadata

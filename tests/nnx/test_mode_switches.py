@@ -46,33 +46,19 @@ def custom(**switch):
     return f
 
 
-def over_streams(net, **switch):
-    rngs = nnx.Rngs(0, dropout=1)
-    nnx.restore_rngs(nnx.split_rngs(rngs, splits=2, **switch))
-    nnx.restore_rngs(nnx.fork_rngs(rngs, **switch))
-    nnx.reseed(rngs, dropout=3, **switch)
-    return nnx.state(rngs)
-
-
 # name → a call of it on a Net, with switches; what it returns is compared.
 TAKERS = {
     "EMA": lambda n, **s: nnx.state(nnx.EMA(n, 0.9, **s)),
     "Optimizer": lambda n, **s: nnx.state(nnx.Optimizer(n, optax.adam(0.1), wrt=nnx.Param, **s)),
     "cached_partial": lambda n, **s: nnx.cached_partial(nnx.jit(body), n, **s)(X),
     "checkify": lambda n, **s: nnx.checkify(body, **s)(n, X)[1],
-    "clone": lambda n, **s: nnx.state(nnx.clone(n, **s)),
     "cond": lambda n, **s: nnx.cond(True, body, lambda n, x: x.sum(), n, X, **s),
     "custom_vjp": lambda n, **s: nnx.grad(custom(**s))(n, X),
     "eval_shape": lambda n, **s: nnx.eval_shape(Net.__call__, n, X, scale=2.0, **s).shape,
-    "flatten": lambda n, **s: nnx.flatten(n, **s)[0],
     "fori_loop": lambda n, **s: nnx.state(nnx.fori_loop(0, 3, loop, n, **s)),
-    "fork_rngs": over_streams,
     "get_abstract_model": lambda n, **s: nnx.get_abstract_model(Net, None, **s)[0],
     "grad": lambda n, **s: nnx.grad(body, **s)(n, X),
-    "graphdef": lambda n, **s: nnx.graphdef(n, **s),
-    "iter_children": lambda n, **s: [k for k, _ in nnx.iter_children(nnx.Sequential(n), **s)],
     "iter_graph": lambda n, **s: [path for path, _ in nnx.iter_graph(n, **s)],
-    "iter_modules": lambda n, **s: [path for path, _ in nnx.iter_modules(n, **s)],
     "jit": lambda n, **s: nnx.jit(body, **s)(n, X),
     "jvp": lambda n, **s: nnx.jvp(body, (n, X), (nnx.state(n, nnx.Param), X), **s),
     "make_jaxpr": lambda n, **s: str(nnx.make_jaxpr(body, **s)(n, X)),
@@ -81,22 +67,14 @@ TAKERS = {
     "pop": lambda n, **s: nnx.pop(n, nnx.BatchStat, **s),
     "recursive_map": lambda n, **s: nnx.state(nnx.recursive_map(lambda _, x: x, n, **s)),
     "remat": lambda n, **s: nnx.remat(body, **s)(n, X),
-    "reseed": over_streams,
     "scan": lambda n, **s: nnx.scan(
         body, in_axes=(nnx.StateAxes({...: nnx.Carry}), 0), out_axes=0, **s
     ),
-    "set_attributes": lambda n, **s: n.set_attributes(calls=n.calls, **s),
     "shard_map": lambda n, **s: nnx.shard_map(
         body, mesh=jax.make_mesh((1,), ("x",)), in_specs=(P(), P()), out_specs=P(), **s
     ),
-    "split": lambda n, **s: nnx.split(n, nnx.Param, ..., **s)[1:],
-    "split_rngs": over_streams,
-    "state": lambda n, **s: nnx.state(n, nnx.Param, **s),
     "switch": lambda n, **s: nnx.switch(0, [body, body], n, X, **s),
-    "train": lambda n, **s: n.train(**s),
-    "eval": lambda n, **s: n.eval(**s),
     "value_and_grad": lambda n, **s: nnx.value_and_grad(body, **s)(n, X),
-    "variables": lambda n, **s: nnx.variables(n, nnx.Param, **s),
     "vjp": lambda n, **s: nnx.vjp(body, n, X, **s)[1](1.0),
     "vmap": lambda n, **s: nnx.vmap(body, in_axes=(None, 0), **s),
     "while_loop": lambda n, **s: nnx.state(
@@ -147,7 +125,6 @@ def test_what_is_shared_is_shared_in_every_mode():
         tied = Tied()
         assert float(nnx.jit(step, graph=graph, graph_updates=updates)(tied)) == 4.0
         assert tied.a is tied.b and float(tied.b) == 2.0
-        assert set(nnx.state(tied, graph=graph)) == {"a"}
 
 
 @pytest.mark.parametrize("decorate", [nnx.jit, nnx.remat, nnx.vmap, nnx.grad, nnx.checkify])
@@ -216,13 +193,6 @@ def test_what_no_variable_is_says_so(name, value):
 def test_such_a_name_with_another_value_is_metadata():
     v = nnx.Param(jnp.ones(2), ref="appendix B", graph=(1, 2))
     assert v.ref == "appendix B" and v.graph == (1, 2)
-
-
-@pytest.mark.parametrize("switch", [n for n, _ in ACCEPTED] + ["graph", "graph_updates"])
-def test_rngs_have_no_such_stream(switch):
-    value = switch not in ("hijax", "is_hijax", "ref", "use_ref", "has_ref")
-    assert set(vars(nnx.Rngs(0, noise=1, **{switch: value}))) == {"default", "noise"}
-    assert set(vars(nnx.Rngs(0, **{switch: 3}))) == {"default", switch}  # an int is a seed
 
 
 # -- settings --------------------------------------------------------------------------------------
