@@ -18,7 +18,7 @@ from operator import is_
 from typing import Any
 
 from ..objects.node import Node, set_object_plans, set_object_watch
-from ..objects.variable import Variable, set_raw_value, set_watch
+from ..objects.variable import Variable, set_watch
 from ..objects.watch import add_watcher
 from .graphdef import intern
 from .guards import Guards
@@ -51,6 +51,7 @@ class Plan:
         "held",
         "nested",
         "others",
+        "trace",
         "valid",
         "variables",
     )
@@ -60,6 +61,7 @@ class Plan:
         self.variables = walked.variables
         self.arrays = walked.arrays
         self.constants = walked.constants
+        self.trace = walked.trace()
         self.guards = Guards(walked.guards.get(0, ()))
         self.valid = True
         self.others: tuple = ()
@@ -105,23 +107,13 @@ class Plan:
 
     bare, gather, leaves = Walk.bare, Walk.gather, Walk.leaves
 
-    def place(self, leaf: int, value: Any) -> bool:
-        """Put `value` into a leaf; False for one inside a tuple, which must be built anew."""
-        number = leaf - len(self.variables)
-        if number < 0:
-            set_raw_value(self.variables[leaf], value)
-            return True
+    def place(self, number: int) -> tuple[Any, Any, Guards]:
+        """(container, key, guards of the container) of an array; container None: in a tuple."""
         container, key = self.arrays[number]
-        if container is None:
-            self.constants[number] = value
-            return False
-        container[key] = value
-        guards = self.guards
-        if type(container) is _Held:
-            holding = container.holding()
-            guards, container = holding.guards, holding.containers[container.number]
-        guards.refresh(container)
-        return True
+        if type(container) is not _Held:
+            return container, key, self.guards
+        holding = container.holding()
+        return holding.containers[container.number], key, holding.guards
 
 
 class _Holding:
@@ -139,7 +131,7 @@ class _Holding:
 
 
 class _Held:
-    """A container in a holding, read and written as the container itself."""
+    """A container in a holding, read as the container itself."""
 
     __slots__ = ("holding", "number")
 
@@ -149,9 +141,6 @@ class _Held:
 
     def __getitem__(self, key: Any) -> Any:
         return self.holding().containers[self.number][key]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.holding().containers[self.number][key] = value
 
 
 def plan_for(roots: tuple[Any, ...]) -> Plan:

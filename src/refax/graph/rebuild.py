@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from operator import itemgetter
+from functools import partial
+from operator import itemgetter, setitem
 from typing import Any, NamedTuple
 
-from ..objects.node import Node, new_pytree, set_object_marks
+from ..objects.at_once import Write, at_once
+from ..objects.node import Node, new_pytree, set_object_marks, set_object_watch
 from ..objects.statics import static_value
-from ..objects.variable import Variable, make_variable
-from ..objects.watch import keeps_structure
+from ..objects.variable import Variable, make_variable, set_raw_value
+from ..objects.watch import invalidate, keeps_structure
 from .graphdef import (
     DICT,
     LEAF,
@@ -48,23 +50,30 @@ def make_empty(record: tuple) -> Any:
     return None
 
 
-def fill(obj: Any, record: tuple, children: Sequence[Any]) -> None:
-    """Give an object with an identity this content, in place of what it had."""
+def content_writes(obj: Any, record: tuple, children: Sequence[Any]) -> list[Write]:
+    """What gives an object with an identity this content, in place of what it had: `at_once`."""
     kind = record[0]
-    if kind == OBJECT:
-        if type(obj) is not record[1]:  # its class was assigned to
-            object.__setattr__(obj, "__class__", record[1])
-        attributes = obj.__dict__
-        attributes.clear()
-        attributes.update(zip(record[2], children, strict=True))
-        set_object_marks(obj, dict(record[4]) or None)
-    elif kind == LIST:
-        obj[:] = children
-    elif kind == DICT:
-        mapping = obj._tree if record[1] is State else obj
+    if kind == LIST:
+        return [partial(obj.__setitem__, slice(None), children)]
+    mapping = mapping_of(obj, record)
+    if kind == DICT:
         form_changed()
-        mapping.clear()
-        mapping.update(zip(record[2], children, strict=True))
+    writes = [mapping.clear, partial(mapping.update, dict(zip(record[2], children, strict=True)))]
+    if kind == OBJECT:
+        writes.append(partial(set_object_marks, obj, dict(record[4]) or None))
+        if type(obj) is not record[1]:  # its class was assigned to
+            writes.append(partial(object.__setattr__, obj, "__class__", record[1]))
+        if obj._refax_watch is not None:
+            invalidate(obj._refax_watch)
+            writes.append(partial(set_object_watch, obj, None))
+    return writes
+
+
+def mapping_of(obj: Any, record: tuple) -> Any:
+    """The attributes or entries of an object or mapping."""
+    if record[0] == OBJECT:
+        return obj.__dict__
+    return obj._tree if isinstance(obj, State) else obj
 
 
 class _Recipe(NamedTuple):
@@ -143,23 +152,21 @@ def rebuild(graphdef: GraphDef, values: Sequence[Any]) -> list[Any]:
         else:
             objects.append(make_empty(record))
     for i, children in build(graphdef, objects, values[number:]):
-        fill(objects[i], graphdef.records[i], children)
+        at_once(content_writes(objects[i], graphdef.records[i], children))
     return objects
 
 
 def has_content(obj: Any, record: tuple, children: Sequence[Any]) -> bool:
     """Whether an object has this content already, so that plans which know it stay valid."""
     kind = record[0]
+    if kind == LIST:
+        return len(obj) == len(children) and all(map(_same, obj, children))
+    if kind not in (OBJECT, DICT):
+        return True
     if kind == OBJECT:
-        mapping = obj.__dict__
         if type(obj) is not record[1] or dict(record[4]) != (obj._refax_marks or {}):
             return False
-    elif kind == DICT:
-        mapping = obj._tree if isinstance(obj, State) else obj
-    elif kind == LIST:
-        return len(obj) == len(children) and all(map(_same, obj, children))
-    else:
-        return True
+    mapping = mapping_of(obj, record)
     return tuple(mapping) == tuple(record[2]) and all(map(_same, mapping.values(), children))
 
 
@@ -167,18 +174,59 @@ def _same(old: Any, new: Any) -> bool:
     return old is new or (keeps_structure(old, new) and not hasattr(new, "dtype"))
 
 
-def renew_tuples(plan: Plan, roots: Sequence[Any]) -> None:
-    """An array inside a tuple changed: make the tuples anew, with the plan's current values."""
+def write_leaves(
+    plan: Plan,
+    roots: Sequence[Any],
+    leaves: Sequence[int],
+    values: Sequence[Any],
+    also: Sequence[Write] = (),
+) -> None:
+    """Put values into leaves of a plan, and make the writes `also`, all at once.
+
+    An array inside a tuple means that the tuples around it are made anew.
+    """
+    writes, touched = list(also), []
+    bare: list[Any] | None = None  # if one is inside a tuple, all as they will be
+    for leaf, value in zip(leaves, values, strict=True):
+        number = leaf - len(plan.variables)
+        if number < 0:
+            writes.append(partial(set_raw_value, plan.variables[leaf], value))
+            continue
+        container, key, guards = plan.place(number)
+        if container is None:
+            bare = plan.bare() if bare is None else bare
+            writes.append(partial(setitem, plan.constants, number, value))
+        else:
+            writes.append(partial(setitem, container, key, value))
+            touched.append((guards, container))
+    if bare is not None:
+        for leaf, value in zip(leaves, values, strict=True):
+            if leaf >= len(plan.variables):
+                bare[leaf - len(plan.variables)] = value
+        writes += _new_tuples(plan, roots, bare)
+    at_once(writes)
+    for guards, container in touched:
+        guards.refresh(container)
+
+
+def _new_tuples(plan: Plan, roots: Sequence[Any], bare: Sequence[Any]) -> list[Write]:
+    """What puts tuples with these arrays into the place of the present ones."""
     walked = walk(tuple(roots))
     records = walked.graphdef.records
     objects = [
         obj if record[0] in WITH_IDENTITY else None
         for record, obj in zip(records, walked.objects, strict=True)
     ]
-    for i, children in build(walked.graphdef, objects, plan.bare()):
-        obj = objects[i]
-        if not has_content(obj, records[i], children):
-            fill(obj, records[i], children)
-            for ref in (isinstance(obj, Node) and obj._refax_watch) or ():
-                if (other := ref()) is not None and other is not plan:
-                    other.valid = False  # it has the values of before
+    writes: list[Write] = []
+    for i, children in build(walked.graphdef, objects, bare):
+        obj, record = objects[i], records[i]
+        if has_content(obj, record, children):
+            continue
+        for ref in (isinstance(obj, Node) and obj._refax_watch) or ():
+            if (other := ref()) is not None and other is not plan:
+                other.valid = False  # it has the values of before
+        form_changed()
+        mapping = obj if record[0] == LIST else mapping_of(obj, record)
+        keys = range(len(children)) if record[0] == LIST else record[2]
+        writes += [partial(setitem, mapping, *item) for item in zip(keys, children, strict=True)]
+    return writes

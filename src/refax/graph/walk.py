@@ -18,7 +18,7 @@ from ..objects.containers import Dict, List
 from ..objects.marks import class_marks
 from ..objects.node import Node
 from ..objects.statics import is_plain_static, static_key
-from ..objects.variable import Variable
+from ..objects.variable import Variable, trace_of
 from ..objects.watch import is_array
 from . import errors
 from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
@@ -52,6 +52,12 @@ class Walk(NamedTuple):
         if self.arrays:
             values += self.bare()
         return values
+
+    def trace(self) -> Any:
+        """The one trace that every object belongs to; None if there are several."""
+        nodes = [o._refax_trace for o in self.objects if isinstance(o, Node)]
+        traces = {id(t): t for t in (*map(trace_of, self.variables), *nodes)}
+        return next(iter(traces.values())) if len(traces) == 1 else None
 
     def leaves(self: Any) -> list[Any]:
         """The leaves, in order: Variables as they are, values of arrays."""

@@ -1,24 +1,30 @@
 """Write-back: what a call did inside, done to the caller's own objects, all or nothing.
 
 It runs after the JAX call has returned. Everything that can fail (building the new content, finding
-the objects) comes first; then only slots and dicts are written, which cannot.
+the objects, the check that each one belongs to the present trace) comes first; then slots, dicts
+and lists are written, which cannot fail, in one loop that cannot be interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
-from ..graph.graphdef import VARIABLE, GraphDef
+from .._jax_compat import TRACE
+from ..graph.graphdef import LEAF, LIST, OBJECT, VARIABLE, GraphDef, record_children
 from ..graph.plan import Plan
-from ..graph.rebuild import build, fill, has_content, make_empty, renew_tuples
+from ..graph.rebuild import build, content_writes, has_content, make_empty, mapping_of, write_leaves
 from ..graph.walk import walk
-from ..objects.node import set_object_watch
-from ..objects.variable import make_variable, replace_metadata, set_raw_value
-from ..objects.watch import invalidate
-from ..verbs.pytree import Pytree
+from ..objects.at_once import Write, at_once, set_each
+from ..objects.errors import path_string
+from ..objects.trace_errors import mutation_error
+from ..objects.variable import Variable, make_variable, metadata_writes, set_raw_value
 from .arguments import Slot, put_back
 from .inside import Change, NewGraph
+
+_VALUE = "write the value of"
 
 
 def write_back(
@@ -43,21 +49,72 @@ def write_back(
         objects = _apply_graph(roots, values, grouped, change.graph)
         return put_back(tree, objects)
     result = tree if not _has_slot(tree) else put_back(tree, _Lookup(plan, roots))
-    variables = plan.variables
-    count = len(variables)
-    inside_tuples = False  # whether an array in one changed
-    for leaves, outs in zip(change.dirty, grouped, strict=True):
-        if not leaves:
-            continue
-        if leaves[-1] < count:
-            for leaf, value in zip(leaves, outs, strict=True):
-                set_raw_value(variables[leaf], value)
-            continue
-        for leaf, value in zip(leaves, outs, strict=True):
-            inside_tuples |= not plan.place(leaf, value)
-    if inside_tuples:
-        renew_tuples(plan, roots)
+    leaves = list(chain.from_iterable(change.dirty))
+    if leaves:
+        outs = list(chain.from_iterable(grouped))
+        if plan.trace is not TRACE.value:
+            # JAX hands on what a loop carries unchanged: that is no write.
+            written = [i for i, out in zip(leaves, outs, strict=True) if out is not values[i]]
+            walked = walk(tuple(roots))
+            check_trace(walked.graphdef, walked.objects, _actions(walked.graphdef, written))
+        if plan.arrays:
+            write_leaves(plan, roots, leaves, outs)
+        else:  # the way of nearly every call
+            set_each(set_raw_value, [plan.variables[i] for i in leaves], outs)
     return result
+
+
+def _actions(graphdef: GraphDef, leaves: Sequence[int]) -> dict[int, str]:
+    """The records that hold these leaves, with what is done to them."""
+    variables, first = graphdef.leaf_numbers()
+    of_leaf = {leaf: (record, _VALUE) for record, leaf in variables.items()}
+    for record, number in first.items():
+        for key, child in zip(*record_children(graphdef.records[record]), strict=True):
+            if child is LEAF:
+                of_leaf[number] = (record, f"write the array {key!r} of")
+                number += 1
+    return dict(of_leaf[leaf] for leaf in leaves)
+
+
+def check_trace(graphdef: GraphDef, objects: Sequence[Any], actions: Mapping[int, str]) -> None:
+    """Raise if an object that is to be written belongs to another trace.
+
+    A plain container belongs where the nearest object above it does.
+
+    Args:
+        actions: what is to be done, for messages, to each record that is written.
+    """
+    holder: dict[int, int | None] = {}
+    for i, record in enumerate(graphdef.records):
+        own = i if record[0] in (OBJECT, VARIABLE) else holder.get(i)
+        holder[i] = own
+        for child in record_children(record)[1]:
+            if type(child) is int:
+                holder.setdefault(child, own)
+    for i, action in actions.items():
+        at = holder[i]
+        if at is None:
+            continue
+        obj = objects[at]
+        cell = isinstance(obj, Variable)
+        if (obj._trace if cell else obj._refax_trace) is not TRACE.value:
+            path, roots = graphdef.paths.nodes[i], graphdef.roots
+            if len(roots) > 1:
+                place = path_string(path[1:], type(objects[roots[path[0]]]).__name__)
+            else:
+                place = path_string(path, type(objects[roots[0]]).__name__)
+            raise mutation_error(objects[i], action, place)
+
+
+def _differing(obj: Any, record: tuple, children: Sequence[Any]) -> str:
+    """The attributes or entries that would change."""
+    if record[0] == LIST:
+        return "the entries"
+    nothing = object()
+    old, new = mapping_of(obj, record), dict(zip(record[2], children, strict=True))
+    names = [k for k in {**old, **new} if old.get(k, nothing) is not new.get(k, nothing)]
+    kind = "the attribute" if record[0] == OBJECT else "the entry"
+    return ", ".join(f"{kind} `{name}`" for name in names) or "the class, marks or order"
 
 
 def _has_slot(tree: Any) -> bool:
@@ -115,30 +172,32 @@ def give_structure(
     """
     records = graphdef.records
     objects: list[Any] = []
-    cells: list[tuple[Any, Any, tuple]] = []  # (existing Variable, value, record)
+    writes: list[Write] = []
+    actions: dict[int, str] = {}
     number = 0
-    for record, existing in zip(records, known, strict=True):
+    for i, (record, existing) in enumerate(zip(records, known, strict=True)):
         if record[0] == VARIABLE:
             value = leaves[number]
             number += 1
-            if existing is not None:
-                cells.append((existing, value, record))
+            if existing is not None and existing._value is not value:
+                actions[i] = _VALUE
+                writes.append(partial(set_raw_value, existing, value))
+            if existing is not None and existing._metadata != record[2]:
+                actions[i] = "write the metadata of"
+                writes += metadata_writes(existing, record[2])
             objects.append(
                 make_variable(record[1], value, record[2]) if existing is None else existing
             )
         else:
             objects.append(make_empty(record) if existing is None else existing)
     contents = build(graphdef, objects, leaves[number:])
-    # Nothing from here on can fail.
-    for variable, value, record in cells:
-        set_raw_value(variable, value)
-        if variable._metadata != record[2]:
-            replace_metadata(variable, record[2])
     for i, children in contents:
         obj, record = objects[i], records[i]
-        if known[i] is None or not has_content(obj, record, children):
-            fill(obj, record, children)
-            if isinstance(obj, Pytree) and obj._refax_watch is not None:
-                invalidate(obj._refax_watch)
-                set_object_watch(obj, None)
+        if known[i] is None:
+            at_once(content_writes(obj, record, children))
+        elif not has_content(obj, record, children):
+            actions[i] = f"change {_differing(obj, record, children)} of"
+            writes += content_writes(obj, record, children)
+    check_trace(graphdef, objects, actions)
+    at_once(writes)
     return objects

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import sys
 from typing import Any
 
 from .._jax_compat import describe_current_trace
@@ -27,10 +28,25 @@ def where(function: Any) -> str:
 def _traced_function() -> str:
     """The function that is traced: JAX knows refax's wrapper, the stack knows the user's."""
     told = describe_current_trace()
-    if _TRACED.items and (_HERE in told or told.startswith("a function under")):
-        by = told.rpartition(" by ")[2] if " by " in told else told.rpartition(" ")[2]
-        return f"{where(inspect.unwrap(_TRACED.items[-1]))}, by {by}"
+    if _TRACED.items and _HERE in told:
+        return f"{where(inspect.unwrap(_TRACED.items[-1]))}, by {told.rpartition(' by ')[2]}"
+    if told.startswith("a function under"):  # grad and vmap carry no name
+        return f"{_called_by_jax()}, by {told.rpartition(' ')[2]}"
     return told
+
+
+def _called_by_jax() -> str:
+    """The innermost function of the user's that JAX called, as the stack of frames has it."""
+    frame, code = sys._getframe(1), None
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package == "jax" and code is not None:
+            break
+        if package not in ("jax", "refax"):
+            code = frame.f_code
+        frame = frame.f_back
+    assert code is not None
+    return f"`{code.co_qualname}` ({code.co_filename}:{code.co_firstlineno})"
 
 
 def known_name(obj: Any) -> str:
@@ -53,9 +69,9 @@ def _owner_of(attributes: dict) -> str:
     return ""
 
 
-def mutation_error(obj: Any, action: str) -> TraceContextError:
-    """Only for the error path: looking for the name asks the garbage collector."""
-    name = known_name(obj)
+def mutation_error(obj: Any, action: str, place: str = "") -> TraceContextError:
+    """Only for the error path: without a place, looking for the name asks the garbage collector."""
+    name = place or known_name(obj)
     kind = type(obj).__name__
     named = f"{kind} `{name}`" if name else f"a {kind}"
     raw = getattr(obj, "_value", None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Generic
 
 import jax
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax_compat import TRACE
+from .at_once import Write, at_once
 from .metadata import EMPTY, Metadata, canonical_name
 from .modes import OF_VARIABLES as MODES
 from .operators import add_operators
@@ -260,9 +262,9 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def update_from_state(self, other: Variable[A]) -> None:
         if self._trace is not TRACE.value:
             raise mutation_error(self, "write the value of")
-        set_raw_value(self, other._value)
-        if other._metadata != self._metadata:
-            replace_metadata(self, other._metadata)
+        same = other._metadata == self._metadata
+        metadata = [] if same else metadata_writes(self, other._metadata)
+        at_once([partial(set_raw_value, self, other._value), *metadata])
 
     def to_state(self) -> Any:
         return self.copy()
@@ -310,6 +312,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 raw_value: Callable[[Variable], Any] = Variable.__dict__["_value"].__get__
 set_raw_value: Callable[[Variable, Any], None] = Variable.__dict__["_value"].__set__
 _set_metadata = Variable.__dict__["_metadata"].__set__
+trace_of: Callable[[Variable], Any] = Variable.__dict__["_trace"].__get__
 _set_trace = Variable.__dict__["_trace"].__set__
 set_watch: Callable[[Variable, Any], None] = Variable.__dict__["_watch"].__set__
 _set_hooked = Variable.__dict__["_hooked"].__set__
@@ -345,13 +348,20 @@ def watch_reads(self: Variable, watched: bool) -> None:
     _set_hooked(self, watched or _has_hooks(type(self), self._metadata))
 
 
-def replace_metadata(self: Variable, metadata: Metadata) -> None:
-    """Set the metadata, unchecked, and tell the plans."""
-    _set_metadata(self, metadata)
-    _set_hooked(self, _has_hooks(type(self), metadata))
+def metadata_writes(self: Variable, metadata: Metadata) -> list[Write]:
+    """What sets the metadata, unchecked, for `at_once`; tells the plans."""
     if self._watch is not None:
         invalidate(self._watch)
-        set_watch(self, None)
+    hooked = _has_hooks(type(self), metadata)
+    return [
+        partial(_set_metadata, self, metadata),
+        partial(_set_hooked, self, hooked),
+        partial(set_watch, self, None),
+    ]
+
+
+def replace_metadata(self: Variable, metadata: Metadata) -> None:
+    at_once(metadata_writes(self, metadata))
 
 
 def copy_leaf(leaf: Any) -> Any:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from .._jax_compat import TRACE
 from ..graph.plan import Plan
-from ..graph.rebuild import renew_tuples
+from ..graph.rebuild import write_leaves
 from ..graph.state import State
 from ..graph.walk import key_name
+from ..objects.at_once import Write
 from ..objects.errors import describe_value, suggest
 from ..objects.node import Node
 from ..objects.trace_errors import mutation_error
-from ..objects.variable import Variable, make_variable, raw, replace_metadata
+from ..objects.variable import Variable, make_variable, metadata_writes, raw
 from .iteration import is_mutable, set_child
 from .layouts import plan_of
 from .matching import Matched, Misfits, Unknown, match
@@ -25,7 +26,7 @@ from .splitting import state as state_of
 
 
 def update(node: Any, state: Any, /, *states: Any) -> None:
-    """Write States into an object, in place: all of them or, on an error, nothing.
+    """Write States into an object, in place: all of them or, on an error or Ctrl-C, nothing.
 
     Args:
         node: a Module, a Variable, or a container of them.
@@ -47,13 +48,18 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
         >>> model.layers[0].bias.value.tolist()
         [1.0, 1.0, 1.0]
     """
+    update_with(node, (state, *states), ())
+
+
+def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None:
+    """`update`, and the writes `also` at once with it."""
     plan = plan_of(node, "update")
     graphdef, variables = plan.graphdef, plan.variables
     trace = TRACE.value
     pending: list[tuple[int, Any]] = []
     added: list[tuple[Any, str, Variable]] = []
     misfits = Misfits("update")
-    for tree in (state, *states):
+    for tree in states:
         if isinstance(tree, Node):
             tree = state_of(tree)
         if not isinstance(tree, (Mapping, Variable)) and not (variables and node is variables[0]):
@@ -84,18 +90,17 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
             misfits.shape(graphdef.paths.leaves[i], old[i], raw(value))
     if misfits.lines:
         raise misfits.error()
-    changed_inside = False  # of tuples: those must be made anew
+    values, writes = [], [*also]
     for i, value in pending:
         if isinstance(value, Variable):
             if i < count and value._metadata is not variables[i]._metadata:
                 if value._metadata != variables[i]._metadata:
-                    replace_metadata(variables[i], value._metadata)
+                    writes += metadata_writes(variables[i], value._metadata)
             value = value._value
         elif type(value) in (dict, list) and i < count or i >= count:
             value = _like(old[i], value)
-        changed_inside |= not plan.place(i, value)
-    if changed_inside:
-        renew_tuples(plan, (node,))
+        values.append(value)
+    write_leaves(plan, (node,), [i for i, _ in pending], values, writes)
     for holder, name, value in added:
         cell = make_variable(type(value), value._value, value._metadata)
         set_child(holder, sown_attribute(holder, name) if isinstance(holder, Node) else name, cell)
