@@ -50,6 +50,16 @@ def make_empty(record: tuple) -> Any:
     return None
 
 
+def fill(obj: Any, record: tuple, children: Sequence[Any]) -> None:
+    """Give an empty object with an identity its content."""
+    if record[0] == LIST:
+        obj[:] = children
+        return
+    mapping_of(obj, record).update(zip(record[2], children, strict=True))
+    if record[0] == OBJECT and record[4]:
+        set_object_marks(obj, dict(record[4]))
+
+
 def content_writes(obj: Any, record: tuple, children: Sequence[Any]) -> list[Write]:
     """What gives an object with an identity this content, in place of what it had: `at_once`."""
     kind = record[0]
@@ -152,7 +162,7 @@ def rebuild(graphdef: GraphDef, values: Sequence[Any]) -> list[Any]:
         else:
             objects.append(make_empty(record))
     for i, children in build(graphdef, objects, values[number:]):
-        at_once(content_writes(objects[i], graphdef.records[i], children))
+        fill(objects[i], graphdef.records[i], children)
     return objects
 
 

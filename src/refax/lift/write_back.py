@@ -15,7 +15,15 @@ from typing import Any
 from .._jax_compat import TRACE
 from ..graph.graphdef import LEAF, LIST, OBJECT, VARIABLE, GraphDef, record_children
 from ..graph.plan import Plan
-from ..graph.rebuild import build, content_writes, has_content, make_empty, mapping_of, write_leaves
+from ..graph.rebuild import (
+    build,
+    content_writes,
+    fill,
+    has_content,
+    make_empty,
+    mapping_of,
+    write_leaves,
+)
 from ..graph.walk import walk
 from ..objects.at_once import Write, at_once, set_each
 from ..objects.errors import path_string
@@ -49,9 +57,11 @@ def write_back(
         objects = _apply_graph(roots, values, grouped, change.graph)
         return put_back(tree, objects)
     result = tree if not _has_slot(tree) else put_back(tree, _Lookup(plan, roots))
-    leaves = list(chain.from_iterable(change.dirty))
-    if leaves:
+    leaves, outs = change.dirty[0], grouped[0]
+    if len(change.dirty) > 1:
+        leaves = list(chain.from_iterable(change.dirty))
         outs = list(chain.from_iterable(grouped))
+    if leaves:
         if plan.trace is not TRACE.value:
             # JAX hands on what a loop carries unchanged: that is no write.
             written = [i for i, out in zip(leaves, outs, strict=True) if out is not values[i]]
@@ -60,7 +70,8 @@ def write_back(
         if plan.arrays:
             write_leaves(plan, roots, leaves, outs)
         else:  # the way of nearly every call
-            set_each(set_raw_value, [plan.variables[i] for i in leaves], outs)
+            variables = plan.variables
+            set_each(set_raw_value, [variables[i] for i in leaves], outs)
     return result
 
 
@@ -98,11 +109,10 @@ def check_trace(graphdef: GraphDef, objects: Sequence[Any], actions: Mapping[int
         obj = objects[at]
         cell = isinstance(obj, Variable)
         if (obj._trace if cell else obj._refax_trace) is not TRACE.value:
-            path, roots = graphdef.paths.nodes[i], graphdef.roots
-            if len(roots) > 1:
-                place = path_string(path[1:], type(objects[roots[path[0]]]).__name__)
-            else:
-                place = path_string(path, type(objects[roots[0]]).__name__)
+            roots = [type(objects[root]).__name__ for root in graphdef.roots]
+            path: tuple = graphdef.paths.nodes[i]
+            root, *below = path if len(roots) > 1 else (0, *path)
+            place = path_string(below, roots[root])
             raise mutation_error(objects[i], action, place)
 
 
@@ -194,7 +204,7 @@ def give_structure(
     for i, children in contents:
         obj, record = objects[i], records[i]
         if known[i] is None:
-            at_once(content_writes(obj, record, children))
+            fill(obj, record, children)
         elif not has_content(obj, record, children):
             actions[i] = f"change {_differing(obj, record, children)} of"
             writes += content_writes(obj, record, children)
