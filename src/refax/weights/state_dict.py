@@ -12,7 +12,6 @@ sharding, memory kind and dtype of the array in whose place it comes; then all a
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -23,10 +22,10 @@ from jax.core import Tracer
 
 from .._jax_compat import TRACE
 from ..graph.filters import Filter
-from ..graph.rebuild import renew_tuples
+from ..graph.rebuild import write_leaves
 from ..objects.node import Node
 from ..objects.trace_errors import mutation_error
-from ..objects.variable import Variable, raw, set_raw_value
+from ..objects.variable import Variable, raw
 from . import errors
 from .places import Place, Places, all_names
 from .stacks import joined, parted
@@ -295,11 +294,5 @@ def _write(places: Places, values: list[tuple[Place, jax.Array]]) -> None:
         if leaf not in by_leaf:
             by_leaf[leaf] = jax.tree.flatten(raw(places.leaves[leaf]))
         by_leaf[leaf][0][place.part] = array
-    new = {leaf: treedef.unflatten(parts) for leaf, (parts, treedef) in by_leaf.items()}
-    count = len(places.plan.variables)
-    cells = [leaf for leaf in new if leaf < count]
-    inside_tuples = [not places.plan.place(leaf, new[leaf]) for leaf in new if leaf >= count]
-    if any(inside_tuples):
-        renew_tuples(places.plan, (places.obj,))
-    variables = places.plan.variables
-    deque(map(set_raw_value, [variables[i] for i in cells], [new[i] for i in cells]), maxlen=0)
+    new = [treedef.unflatten(parts) for parts, treedef in by_leaf.values()]
+    write_leaves(places.plan, (places.obj,), list(by_leaf), new)
