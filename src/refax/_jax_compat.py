@@ -93,13 +93,16 @@ def load_checkify() -> Any:
     return checkify
 
 
-# A traced program as a function that can be traced into another one: how `cond` and `switch` get by
-# with one trace of each branch. It has stood in `jax.core` before.
-try:
-    from jax.extend.core import jaxpr_as_fun as jaxpr_as_fun
-except ImportError:  # pragma: no cover - depends on the JAX release
+def jaxpr_as_fun(closed_jaxpr: Any) -> Any:
+    """A traced program as a function that can be traced into another one.
 
-    def jaxpr_as_fun(closed_jaxpr: Any) -> Any:
+    How `cond` and `switch` get by with one trace of each branch. It has stood in `jax.core` before.
+    Loaded when it is used: `jax.extend` brings Pallas along, a tenth of what importing refax takes.
+    """
+    try:
+        from jax.extend import core
+    except ImportError:  # pragma: no cover - depends on the JAX release
         from jax import core
 
         return lambda *args: core.eval_jaxpr(closed_jaxpr.jaxpr, closed_jaxpr.consts, *args)
+    return core.jaxpr_as_fun(closed_jaxpr)
