@@ -1,5 +1,7 @@
 """Why `nnx.jit` traced again: `explain()`, the logger, one warning, and a limit to assert."""
 
+import dataclasses
+import functools
 import logging
 import warnings
 
@@ -180,7 +182,7 @@ def test_nothing_that_can_be_seen():
     f(X)
     f.clear_cache()
     f(X)
-    assert "no difference in objects or arguments" in f.explain()
+    assert "no difference in objects, arguments or settings of JAX" in f.explain()
 
 
 def test_long_explanations_are_cut():
@@ -277,3 +279,155 @@ def test_toggling_modes_retraces_once_each():
             f(model, X)
             model.eval()
             f(model, X)
+
+
+# -- what looks the same in print ------------------------------------------------------------------
+
+
+class Config:
+    def __init__(self, n):
+        self.n = n
+
+    def __repr__(self):
+        return "Config"
+
+    def method(self):
+        return self.n
+
+
+class ByValue(Config):
+    def __eq__(self, other):
+        return self.n == other.n
+
+    def __hash__(self):
+        return hash(self.n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    width: int
+    inner: tuple = (1, 2)
+
+
+def closing_over(rate):
+    return lambda x: x * rate
+
+
+def with_default(rate):
+    def scaled(x, rate=rate):
+        return x * rate
+
+    return scaled
+
+
+LOOK_ALIKE = {
+    "by identity": (Config(1), Config(1), ": a Config → another Config, which is not equal, "
+                    "compared by identity"),
+    "by its own comparison": (ByValue(1), ByValue(2), ": a ByValue → another ByValue, which is not "
+                              "equal, compared by ByValue.__eq__"),
+    "a field": (Sizes(1), Sizes(2), ".width: 1 → 2"),
+    "deep in a field": (Sizes(1), Sizes(1, (1, 3)), ".inner[1]: 2 → 3"),
+    "two lambdas": (lambda x: x + 1,
+                    lambda x: x + 2, "test_retrace.py:"),
+    "two lambdas of one line": (*(eval("lambda x: x + 1, lambda x: x + 2")), "same place"),
+    "what a lambda closes over": (closing_over(0.1), closing_over(0.2),
+                                  "0.2"),
+    "a default": (with_default(0.1), with_default(0.2), "0.2"),
+    "a partial": (functools.partial(max, 1), functools.partial(max, 2), ".args[0]: 1 → 2"),
+    "methods of two objects": (Config(1).method, Config(1).method,
+                               ": `method` of a Config → of another Config"),
+    "a tuple of them": ((1, Config(1)), (1, Config(1)), "[1]: a Config → another Config"),
+    "objects of types of one name": (type("Same", (Config,), {})(1), type("Same", (Config,), {})(1),
+                                     " → of another type of that name"),
+    "numbers of two types": (1, True, ": 1 → True"),
+    "a text and a number": ("1", 1, ": '1' → 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("old, new, line", LOOK_ALIKE.values(), ids=LOOK_ALIKE.keys())
+@pytest.mark.parametrize("where", ["an attribute", "metadata", "a static argument"])
+def test_what_looks_alike_is_told_apart(old, new, line, where):
+    if where == "an attribute":
+        place, objects, options = "model.config", [Node(config=x) for x in (old, new)], {}
+    elif where == "metadata":
+        weights = [nnx.Param(jnp.ones(2), config=x) for x in (old, new)]
+        place, objects, options = "model.w.config", [Node(w=w) for w in weights], {}
+    else:
+        place, objects, options = "model", [old, new], {"static_argnums": 0}
+    lines = traced(lambda model: 0, *(lambda f, x=x: f(x) for x in objects), **options)
+    (found,) = lines
+    assert found.startswith(place) and line in found, found
+    left, _, right = found.removeprefix(place).partition(": ")[2].partition(" → ")
+    assert left != right and "0x" not in found
+
+
+CONTAINERS = {
+    "a list and a tuple": ([X], (X,), "x: list → tuple"),
+    "nothing and an array": (None, X, "x: None → "),
+    "keys": ({"a": X}, {"b": X}, "x['b']: nothing → float32[3,2]"),
+    "an empty list and a dict": ([], {}, "x: list → dict"),
+    "deep": ({"a": [(X,)]}, {"a": [[X]]}, "x['a'][0]: tuple → list"),
+    "weak types": (1.0, jnp.float32(1.0), "x: float32[] (a Python scalar) → float32[]"),
+}
+
+
+@pytest.mark.parametrize("old, new, line", CONTAINERS.values(), ids=CONTAINERS.keys())
+def test_containers_of_arguments(old, new, line):
+    lines = traced(lambda x: 0, lambda f: f(old), lambda f: f(new))
+    assert any(found.startswith(line) for found in lines), lines
+
+
+def test_settings_of_jax():
+    f = nnx.jit(lambda x: x * 2)
+    f(X)
+    with jax.default_matmul_precision("highest"):
+        f(X)
+    assert "jax_default_matmul_precision: None → 'highest'" in f.explain()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        f(X)
+    assert "mesh: " in f.explain()
+
+
+def test_one_trace_compiled_twice():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def spread(spec):
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    model = Node(scale=nnx.Param(jnp.ones(8)), other=nnx.Param(jnp.ones(8)))
+
+    @nnx.jit
+    def double(model, x):
+        return model.scale * x
+
+    x = jax.device_put(jnp.ones(8), spread(()))
+    model.scale.value = jax.device_put(model.scale.value, spread(()))
+    double(model, x)
+    assert double.explain().endswith("double: traced 1 time.")
+    double(model, x)
+    model.scale.value = jax.device_put(model.scale.value, spread(("data",)))
+    double(model, x)
+    lines = double.explain().splitlines()
+    assert lines[0].endswith("double: traced 1 time, compiled 2 times.")
+    assert lines[1:] == [
+        "another compilation, compared with the nearest earlier one:",
+        f"  model.scale: {spread(()).spec} → {spread(('data',)).spec}",
+    ]
+    double(model, jax.device_put(x, spread(("data",))))
+    assert f"  x: {spread(()).spec} → {spread(('data',)).spec}" in double.explain()
+    with nnx.assert_max_traces(0):
+        double(model, x)  # found again
+    assert double.explain().count("another compilation") == 2
+
+
+def test_a_compilation_inside_of_a_trace_is_not_counted():
+    @nnx.jit
+    def f(x):
+        with jax.ensure_compile_time_eval():
+            table = jnp.arange(7.0).reshape(7, 1) ** 3  # compiled while f is traced
+        return x * table.sum()
+
+    f(X)
+    f(X)
+    assert f.explain().endswith("f: traced 1 time.")

@@ -130,7 +130,7 @@ class GraphDef(Generic[M]):
         for path, record in zip(self.paths.nodes, self.records, strict=True):
             if record[0] == VARIABLE:
                 for name, value in record[2].items():
-                    yield (*path, name), (type(value), value), value
+                    yield (*path, name), record[2].keys_[name], value
             for key, child in zip(*record_children(record), strict=True):
                 if type(child) is tuple:
                     yield (*path, key), child, static_value(child)

@@ -14,6 +14,7 @@ from ..lift.axis_names import AxisName
 from ..lift.places import outline
 from ..objects.errors import describe_value, path_string
 from ..objects.variable import Variable, raw, set_raw_value
+from ..transforms.differences import difference_between
 from ..verbs.merging import unflatten
 from ..verbs.names import named_variables
 from ..verbs.splitting import flatten
@@ -89,8 +90,9 @@ def _differences(
     if graphdef != other:
         old, new = outline(graphdef, ["block"]), outline(other, ["block"])
         for place in {**old, **new}:
-            if old.get(place) != new.get(place):
-                yield place, old.get(place, "nothing"), new.get(place, "nothing")
+            found = difference_between(place, old.get(place), new.get(place))
+            if found is not None:
+                yield found
         unseen = "the order of its attributes, or what a function closes over"
         yield "block", "one thing", f"another ({unseen})"
     for path, leaf, same in zip(graphdef.paths.leaves, leaves, others, strict=True):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..graph.graphdef import VARIABLE, GraphDef, record_children
 from ..objects.errors import path_string
 from ..objects.representation import short
+from ..objects.statics import FunctionKey
 from .array_prefix import spread
 from .call import Call
 from .errors import argument_names
@@ -96,7 +97,15 @@ def check_outputs(
     return returned
 
 
-def outline(graphdef: GraphDef, roots: Sequence[str]) -> dict[str, str]:
+class Fact(NamedTuple):
+    """What stands in a place of a structure."""
+
+    key: Any  # by which two are compared
+    text: str
+    value: Any = None  # of a static
+
+
+def outline(graphdef: GraphDef, roots: Sequence[str]) -> dict[str, Fact]:
     """What stands where in a structure, for comparing two of them.
 
     Args:
@@ -107,16 +116,18 @@ def outline(graphdef: GraphDef, roots: Sequence[str]) -> dict[str, str]:
         {place: type, static value, or the place of an object that stands elsewhere too}.
     """
     names = [place_under(path, roots) for path in graphdef.paths.nodes]
-    kinds = [type_of_record(record) for record in graphdef.records]
-    lines = dict(zip(names, kinds, strict=True))
+    facts: dict[str, Fact] = {}
+    for name, record in zip(names, graphdef.records, strict=True):
+        facts[name] = Fact(record[1], type_of_record(record))
     for path in graphdef.paths.leaves[sum(r[0] == VARIABLE for r in graphdef.records) :]:
-        lines[place_under(path, roots)] = "an array"
-    for path, key, _ in graphdef.statics():
-        lines[place_under(path, roots)] = short(key[1])
+        facts[place_under(path, roots)] = Fact("an array", "an array")
+    for path, key, value in graphdef.statics():
+        text = short(key[1] if isinstance(key[1], FunctionKey) else value)
+        facts[place_under(path, roots)] = Fact(key, text, value)
     for place, record in references(graphdef, roots):
         if place != names[record]:
-            lines[place] = f"`{names[record]}`"
-    return lines
+            facts[place] = Fact(names[record], f"`{names[record]}`")
+    return facts
 
 
 def type_of_record(record: tuple) -> str:

@@ -103,6 +103,6 @@ def eager_program(
     except TypeError:  # a function without weak references, or a key without a hash
         return make(functions)
     if program is None:
-        program = compile(make(tuple(map(proxy, functions))))
+        program = compile(named_like(functions[0], make(tuple(map(proxy, functions)))))
         remember(programs, key, program)
     return program

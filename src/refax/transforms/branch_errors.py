@@ -82,7 +82,7 @@ def _structure(form: CallForm) -> Callable[[Look], dict[str, str]]:
         graphdef = before if graph is None else graph.graphdef
         origins = range(len(before.records)) if graph is None else graph.origins
         roots = inputs + _result_places(look, graphdef.roots[len(inputs) :])
-        lines = outline(graphdef, roots)
+        lines = {place: fact.text for place, fact in outline(graphdef, roots).items()}
         for place, number in [*references(graphdef, roots), *_result_slots(look.result)]:
             origin, record = origins[number], graphdef.records[number]
             if origin is not None:

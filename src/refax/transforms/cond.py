@@ -14,6 +14,7 @@ import jax
 
 from .._jax_compat import jaxpr_as_fun
 from ..lift.call import CallForm, enter, leave, pure_function
+from ..lift.faults import execute
 from ..lift.inside import Change, Static
 from ..lift.programs import eager_program
 from ..objects.modes import Switch
@@ -123,7 +124,8 @@ def _branch(
     selector = selector.value if isinstance(selector, Variable) else selector
     key = (name, call.plan.graphdef, tuple(together.names))
     program = eager_program(together.functions, key, make)
-    return leave(call, program(call.grouped, (call.tree, selector)))
+    first = next(iter(branches.values()))
+    return leave(call, execute(call, first, program, call.grouped, (call.tree, selector)))
 
 
 def _of_jaxpr(jaxpr: Any, out: Any, written: Sequence[int]) -> Callable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from ..graph.plan import Plan
 from ..graph.rebuild import rebuild
 from ..graph.walk import walk
 from ..lift.call import Call
+from ..lift.faults import execute
 from ..lift.inside import Static
 from ..lift.write_back import write_back
 from ..objects.modes import Switch
@@ -41,7 +43,8 @@ def eval_shape(
         ShapeDtypeStruct(shape=(10000, 10000), dtype=float32)
     """
     call, pure = enter_unbound(f, args, kwargs)
-    out = jax.eval_shape(pure, call.grouped, call.tree)
+    program = functools.partial(jax.eval_shape, pure)
+    out = execute(call, f, program, call.grouped, call.tree)
     return leave_abstract(call, out)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from ..lift.call import leave
+from ..lift.faults import execute
 from ..objects.errors import describe_value
 from .bound import decorator_or_function, lifted
 from .differentiation import gradient_builder, normalize_argnums, prepare
@@ -63,7 +64,8 @@ def _runner(
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, wrt, diff, of_diff = prepare(f, args, kwargs, differentiated, arrange)
         as_users_get_them = gradient_builder(call, wrt)
-        (loss, out), grads = jax.value_and_grad(of_diff, has_aux=True, **options)(diff)
+        program = jax.value_and_grad(of_diff, has_aux=True, **options)
+        (loss, out), grads = execute(call, f, program, diff)
         aux = leave(call, out)
         results = as_users_get_them(grads)
         gradients = results[0] if not isinstance(argnums, Sequence) else tuple(results)

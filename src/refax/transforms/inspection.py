@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from ..lift.call import leave
+from ..lift.faults import execute
 from .bound import decorator_or_function, enter_unbound, lifted
 from .eval_shape import leave_abstract
 
@@ -38,7 +39,8 @@ def make_jaxpr(
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs, static_argnums)
-        jaxpr, out = jax.make_jaxpr(pure, return_shape=True, **options)(call.grouped, call.tree)
+        program = jax.make_jaxpr(pure, return_shape=True, **options)
+        jaxpr, out = execute(call, f, program, call.grouped, call.tree)
         return (jaxpr, leave_abstract(call, out)) if return_shape else jaxpr
 
     return lifted(f, run)
@@ -73,7 +75,8 @@ def checkify(f: Callable, errors: Any = None) -> Callable:
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs)
-        error, out = library.checkify(pure, **options)(call.grouped, call.tree)
+        program = library.checkify(pure, **options)
+        error, out = execute(call, f, program, call.grouped, call.tree)
         return error, leave(call, out)
 
     return lifted(f, run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple
@@ -19,8 +20,8 @@ from ..lift import errors
 from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.closures import collecting
+from ..lift.faults import execute, inputs_of
 from ..lift.inside import Inside
-from ..lift.leaks import spent_input
 from ..lift.programs import programs_of, proxy, remember
 from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import P, R
@@ -117,11 +118,11 @@ class JitWrapped(Generic[P, R]):
             call, program, inputs = self._prepare(args, kwargs)
         try:
             out = program.jitted(*inputs)
-        except (jax.errors.UnexpectedTracerError, RuntimeError, TypeError, ValueError) as error:
-            spent = spent_input(call, self._function)
-            if spent is None:
+        except Exception as error:
+            fault = program.layout.tell(error, call, self._function)
+            if fault is None:
                 raise
-            raise spent from error
+            raise fault from error
         return leave(call, out)
 
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
@@ -283,4 +284,23 @@ class Compiled(_Stage):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call, _, inputs = self._wrapped._inner(args, kwargs)
-        return leave(call, self._stage(*inputs))
+        return leave(call, execute(call, self._wrapped._function, self._stage, *inputs))
+
+
+def _compiled(event: str, *_: Any, **__: Any) -> None:
+    """JAX tells of a compilation: noted for the call that it is in, if that is one of ours."""
+    if not event.endswith("/backend_compile_duration"):
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "pure" and code.co_filename == pure_function.__code__.co_filename:
+            return  # of an operation inside the function
+        if code is JitWrapped.__call__.__code__:
+            wrapped, call = frame.f_locals["self"], frame.f_locals["call"]
+            wrapped.traces.note_compilation(inputs_of(call, wrapped._function))
+            return
+        frame = frame.f_back
+
+
+jax.monitoring.register_event_duration_secs_listener(_compiled)

@@ -13,9 +13,11 @@ import jax
 
 from ..lift import errors
 from ..lift.arguments import named_like, slot_numbers
-from ..lift.array_prefix import without_objects
+from ..lift.array_prefix import spread, without_objects
 from ..lift.call import Call, occurrences_in, one_group
+from ..lift.faults import inputs_of, tell
 from ..lift.prefix import FilterPrefix, Groups, OutputRules, all_entries, group_leaves
+from ..objects.errors import describe_value
 from .jit_options import Options
 
 
@@ -57,6 +59,43 @@ class Layout(NamedTuple):
             )
 
         return half(False), half(True)
+
+    def tell(self, error: Exception, call: Call, function: Callable) -> Exception | None:
+        """What is wrong with the inputs of a call that raised: see `lift/faults.py`."""
+        groups = self.groups
+        call.groups = groups
+        if not self.given:
+            return self._unfit(call, function) or tell(error, call, function)
+
+        def donated(leaf: int, path: tuple) -> bool:
+            if leaf >= 0:
+                return self.donated[groups.of_leaf[leaf]]
+            inside, key = path[0].idx, path[1]
+            return key.key in self.given.names if inside else key.idx in self.given.at
+
+        return tell(error, call, function, ("kept", "given"), self.inputs, donated)
+
+    def _unfit(self, call: Call, function: Callable) -> ValueError | None:
+        """The error for a sharding that does not fit what it is for."""
+        if not self.shardings:
+            return None
+        by_group, (args, _) = self.shardings["in_shardings"]
+        entries = [by_group[group] for group in self.groups.of_leaf]
+        entries += spread(args, call.tree[0], "in_shardings", _is_sharding)
+        for (place, value), sharding in zip(inputs_of(call, function), entries):
+            if not isinstance(sharding, jax.sharding.Sharding):
+                continue
+            for array in jax.tree.leaves(value):
+                try:
+                    sharding.shard_shape(jax.numpy.shape(array))
+                except ValueError as error:
+                    return ValueError(
+                        f"jit: `{place}` ({describe_value(array)}) cannot have the sharding that "
+                        f"in_shardings gives it: {error}.\n"
+                        "Cure: a spec of no more axes than the array has, whose mesh axes divide "
+                        "its sizes; None for an axis that is whole."
+                    )
+        return None
 
     def inner(self, pure: Callable) -> Callable:
         """`pure`, taking its arguments as `inputs` gives them."""

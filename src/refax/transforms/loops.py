@@ -11,6 +11,7 @@ import jax
 from ..lift.arguments import Slot, named_like, put_back
 from ..lift.call import Call, CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
+from ..lift.faults import execute
 from ..lift.inside import Change, Static
 from ..lift.places import place_of_leaf
 from ..lift.prefix import OutputRules
@@ -67,7 +68,8 @@ def while_loop(
         return run
 
     key = ("while_loop", call.plan.graphdef, tuple(together.names))
-    return leave(call, eager_program(together.functions, key, make)(call.grouped, call.tree))
+    program = eager_program(together.functions, key, make)
+    return leave(call, execute(call, body_fun, program, call.grouped, call.tree))
 
 
 def fori_loop(
@@ -98,7 +100,8 @@ def fori_loop(
         >>> int(nnx.fori_loop(0, 5, body, total))
         10
     """
-    of_value = functools.partial(body_fun, 0)  # for names: without the index
+    # For names: without the index.
+    of_value = named_like(body_fun, functools.partial(body_fun, 0))
     together = Together({"body_fun": body_fun})
     call, rules = _enter(of_value, init_val, together)
     static_bounds = isinstance(lower, int) and isinstance(upper, int)
@@ -115,6 +118,7 @@ def fori_loop(
                 of_value = named_like(body, lambda v, **objects: body(i, v, **objects))
                 return _step(of_value, form, rules, "fori_loop", objects)(carry)
 
+            step = named_like(body, step)
             grouped, value = jax.lax.fori_loop(low, high, step, (grouped, value), unroll=unroll)
             return _result(form, grouped, value)
 
@@ -124,7 +128,7 @@ def fori_loop(
            tuple(together.names))  # fmt: skip
     given = None if static_bounds else bounds
     program = eager_program(together.functions, key, make)
-    return leave(call, program(call.grouped, (call.tree, given)))
+    return leave(call, execute(call, of_value, program, call.grouped, (call.tree, given)))
 
 
 def _enter(function: Callable, value: Any, together: Together) -> tuple[Call, OutputRules]:
@@ -168,7 +172,7 @@ def _step(
         check_carry(form, rules, loop, before, out, result, static)
         return [list(o) for o in out], result
 
-    return step
+    return named_like(function, step)
 
 
 def _result(form: CallForm, grouped: Any, value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from ..lift.call import leave
+from ..lift.faults import execute
 from .bound import decorator_or_function, enter_unbound, lifted
 
 
@@ -47,7 +48,7 @@ def remat(
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs, static_argnums)
         inner = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy, **options)
-        return leave(call, inner(call.grouped, call.tree))
+        return leave(call, execute(call, f, inner, call.grouped, call.tree))
 
     return lifted(f, run)
 

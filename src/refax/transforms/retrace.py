@@ -1,30 +1,24 @@
-"""Why a function was traced again: what differed from the nearest earlier trace, by path.
+"""Why a function was traced or compiled again, by path.
 
-Each trace of an `nnx.jit` function leaves a record: the structure of its objects, its static
-arguments, and shape and dtype of every array. Comparing two records says what changed
-(`model.layers[3].dropout.deterministic: False → True`, `x: float32[32,8] → float32[31,8]`). Nothing
-here runs in a call that does not trace.
+Each trace of an `nnx.jit` function leaves a record (`differences.py`), and so does each
+compilation: JAX compiles one trace again when its inputs come with other placements. Nothing here
+runs in a call that does neither: JAX tells of a compilation, and only then is its call looked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import jax
-
-from ..graph.graphdef import GraphDef
-from ..lift.errors import argument_place
-from ..lift.places import outline, place_under
 from ..objects.errors import describe_value
 from ..objects.stack import Stack
 from ..objects.trace_errors import known_name, where
+from .differences import Difference, TraceRecord, differences_of_text, placement
 
 _LOGGER = logging.getLogger("refax.retrace")
 _MAX_RECORDS = 64
@@ -50,95 +44,6 @@ def stale_constant(function: Callable, variable: Any) -> str:
     )
 
 
-_NOTHING = "nothing"
-
-
-class Difference(NamedTuple):
-    """One thing that differs between two traces."""
-
-    path: str
-    old: str
-    new: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.old} → {self.new}"
-
-    @property
-    def adds_or_removes(self) -> bool:
-        return _NOTHING in (self.old, self.new)
-
-    @property
-    def subject(self) -> str:
-        """What keeps changing: the path, or the container in which entries come and go."""
-        if self.adds_or_removes and self.path.endswith("]"):
-            return self.path.rpartition("[")[0]
-        return self.path
-
-
-class TraceRecord:
-    """What one trace was made for. Noted in full, put into words only when somebody compares.
-
-    Args:
-        graphdef: of the objects.
-        roots: the place of each root.
-        values: the leaves' values.
-        tree: (args, kwargs) with slots.
-        labels: the names of the positional arguments.
-        statics: static arguments by name.
-    """
-
-    def __init__(
-        self,
-        graphdef: GraphDef,
-        roots: Sequence[str],
-        values: Sequence[Any],
-        tree: Any,
-        labels: Sequence[str],
-        statics: Mapping[str, Any],
-    ):
-        self._graphdef = graphdef
-        self._roots = roots
-        self._labels = labels
-        self._values = [jax.tree.map(jax.typeof, value) for value in values]
-        self._tree = [
-            (path, jax.typeof(value)) for path, value in jax.tree_util.tree_leaves_with_path(tree)
-        ]
-        self._statics = {name: repr(value) for name, value in statics.items()}
-
-    @functools.cached_property
-    def parts(self) -> tuple[dict[str, str], ...]:
-        """{place: text} of the structure, of static arguments, and of every array."""
-        paths = self._graphdef.paths.leaves
-        arrays = {
-            place_under(path, self._roots): _form(value)
-            for path, value in zip(paths, self._values, strict=True)
-        }
-        for path, aval in self._tree:
-            arrays[argument_place(path, self._labels)] = _form(aval)
-        return outline(self._graphdef, self._roots), self._statics, arrays
-
-    def differences(self, earlier: TraceRecord) -> list[Difference]:
-        found: dict[str, Difference] = {}
-        for old, new in zip(earlier.parts, self.parts, strict=True):
-            for place in [*new, *(p for p in old if p not in new)]:
-                difference = Difference(place, old.get(place, _NOTHING), new.get(place, _NOTHING))
-                if difference.old == difference.new:
-                    continue
-                known = found.get(place)  # that there is an array; now also its form
-                if known is None or (known.adds_or_removes and difference.adds_or_removes):
-                    found[place] = difference
-        return list(found.values())
-
-
-def _form(avals: Any) -> str:
-    leaves, structure = jax.tree.flatten(avals)
-    shown = []
-    for aval in leaves:
-        weak = " (a Python scalar)" if getattr(aval, "weak_type", False) else ""
-        shown.append(f"{aval.dtype}[{','.join(map(str, aval.shape))}]{weak}")
-    return shown[0] if len(shown) == 1 else f"{structure.unflatten(shown)}"
-
-
 class Traces:
     """The traces of one jitted function."""
 
@@ -148,6 +53,8 @@ class Traces:
         self.count = 0
         self.records: list[TraceRecord] = []
         self.reasons: list[list[Difference]] = []
+        # Of each compilation: the number of the trace, where the inputs were, what was different.
+        self.compilations: list[tuple[int, dict[str, str], list[Difference] | None]] = []
         self._warned = False
 
     def note(self, new: TraceRecord) -> None:
@@ -165,6 +72,19 @@ class Traces:
             self._warned = True
             warnings.warn(self._warning(), RetraceWarning, stacklevel=users_level())
 
+    def note_compilation(self, inputs: Iterable[tuple[str, Any]]) -> None:
+        """The latest trace was compiled for these (place, value) inputs."""
+        new = {place: placement(value) for place, value in inputs}
+        earlier = [old for trace, old, _ in self.compilations if trace == self.count]
+        reasons = None
+        if earlier:
+            found = [differences_of_text(old, new) for old in reversed(earlier)]
+            reasons = min(found, key=len)
+            _LOGGER.info("%s compiled again: %s", self.name,
+                         "; ".join(map(str, reasons[:5])) or "no visible difference")  # fmt: skip
+        self.compilations.append((self.count, new, reasons))
+        del self.compilations[:-_MAX_RECORDS]
+
     def _warning(self) -> str:
         text = f"{self._where} was traced {self.count} times; each trace compiles anew. "
         commonest = Counter(d.subject for reasons in self.reasons for d in reasons).most_common(1)
@@ -175,22 +95,36 @@ class Traces:
         return text + "All of them: print(f.explain())."
 
     def explain(self) -> str:
-        """What differed, for every trace after the first."""
-        if self.count <= 1:
-            return f"{self.name}: traced {self.count} time{'s' if self.count != 1 else ''}."
-        lines = [f"{self.name}: traced {self.count} times."]
+        """What differed, for every trace and every compilation of a trace after the first."""
+        again = [(trace, reasons) for trace, _, reasons in self.compilations if reasons is not None]
+        head = f"{self.name}: traced {_times(self.count)}"
+        if again:
+            head += f", compiled {_times(self.count + len(again))}"
+        lines = [f"{head}."]
         first = self.count - len(self.reasons) + 1
         for number, reasons in enumerate(self.reasons, first):
             lines.append(f"trace {number}, compared with the nearest earlier one:")
-            lines += [f"  {d}" for d in reasons[:20]]
-            if len(reasons) > 20:
-                lines.append(f"  … and {len(reasons) - 20} more differences")
-            if not reasons:
-                lines.append(
-                    "  no difference in objects or arguments: a JAX setting or context (a mesh, "
-                    "x64 …) changed, or the cache was cleared"
-                )
+            lines += _listed(
+                reasons,
+                "no difference in objects, arguments or settings of JAX: the cache was cleared, or "
+                "a context that refax does not know was another",
+            )
+        for trace, reasons in again:
+            of = f" of trace {trace}" if self.count > 1 else ""
+            lines.append(f"another compilation{of}, compared with the nearest earlier one:")
+            lines += _listed(reasons, "no difference in where the inputs are")
         return "\n".join(lines)
+
+
+def _times(n: int) -> str:
+    return f"{n} time{'s' if n != 1 else ''}"
+
+
+def _listed(reasons: Sequence[Difference], none: str) -> list[str]:
+    lines = [f"  {d}" for d in reasons[:20]] or [f"  {none}"]
+    if len(reasons) > 20:
+        lines.append(f"  … and {len(reasons) - 20} more differences")
+    return lines
 
 
 def users_level() -> int:

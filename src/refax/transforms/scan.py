@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..lift.arguments import Slot, is_slot, put_back, unbind
+from ..lift.arguments import Slot, is_slot, named_like, put_back, unbind
 from ..lift.array_prefix import hashable, spread
 from ..lift.axis_names import AxisName
 from ..lift.call import CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
+from ..lift.faults import execute
 from ..lift.places import check_outputs
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..lift.programs import eager_program
@@ -93,7 +94,8 @@ def scan(
                hashable((prefix, out_axes)), named and named.name,
                *map(static_key, options.values()))  # fmt: skip
         try:
-            result = eager_program((function,), key, make)(call.grouped, call.tree)
+            program = eager_program((function,), key, make)
+            result = execute(call, function, program, call.grouped, call.tree)
         except PrefixError:
             raise
         except (ValueError, IndexError):
@@ -194,6 +196,7 @@ def _loop(
             stacked = [o if isinstance(e, int) else None for o, e in zip(out, entries, strict=True)]
             return new_carry, (ys, stacked, static)
 
+        body = named_like(function, body)
         last, (ys, stacked, static) = jax.lax.scan(body, carry_in, scanned, **options)
         y_leaves, y_def = jax.tree.flatten(ys)
         y_axes = spread(_split_result(out_axes, out_axes)[1], ys, "out_axes", _is_entry)

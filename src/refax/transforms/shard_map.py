@@ -12,6 +12,7 @@ from ..lift.arguments import is_object, unbind
 from ..lift.array_prefix import for_arrays, hashable
 from ..lift.call import enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
+from ..lift.faults import execute
 from ..lift.prefix import FilterPrefix
 from ..lift.programs import eager_program
 from ..objects.statics import static_key
@@ -74,7 +75,8 @@ def shard_map(
                hashable((prefix, out_specs), _is_spec), static_key(tuple(statics.items())),
                jax.tree.structure(call.tree), *options.items())  # fmt: skip
         try:
-            result = eager_program((function,), key, make)(call.grouped, call.tree)
+            program = eager_program((function,), key, make)
+            result = execute(call, function, program, call.grouped, call.tree)
         except PrefixError:
             raise
         except ValueError:

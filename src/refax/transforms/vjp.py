@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 
 from ..lift.arguments import slot_numbers, unbind
 from ..lift.call import leave
+from ..lift.faults import execute
 from ..objects.modes import Switch
 from .differentiation import gradient_builder, normalize_argnums, prepare
 from .given_derivatives import Given, laid_out
@@ -51,7 +53,8 @@ def vjp(
     as_users_get_them = gradient_builder(call, wrt)
     if reduce_axes:
         options["reduce_axes"] = reduce_axes
-    value, pullback, out = jax.vjp(of_diff, diff, has_aux=True, **options)
+    program = functools.partial(jax.vjp, of_diff, has_aux=True, **options)
+    value, pullback, out = execute(call, f, program, diff)
     aux = leave(call, out)
 
     def cotangents(ct: Any) -> Any:
@@ -97,7 +100,8 @@ def jvp(
     call, wrt, diff, of_diff = _prepare(f, tuple(primals), range(len(primals)), has_aux)
     how = Given("jvp: the tangent", call, unbind(f)[0], zero_if_missing=False)
     moving = laid_out(wrt, list(tangents), jax.tree.map(jax.typeof, diff), how)
-    value, moved, out = jax.jvp(of_diff, (diff,), (moving,), has_aux=True)
+    program = functools.partial(jax.jvp, of_diff, has_aux=True)
+    value, moved, out = execute(call, f, program, (diff,), (moving,))
     aux = leave(call, out)
     return (value, moved, aux) if has_aux else (value, moved)
 

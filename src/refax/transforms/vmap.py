@@ -12,6 +12,7 @@ from ..lift.array_prefix import for_arrays, hashable, without_objects
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
+from ..lift.faults import execute
 from ..lift.programs import eager_program
 from ..objects.statics import static_key
 from .axis_errors import check_broadcast, check_sizes
@@ -143,7 +144,7 @@ def _mapped(
                        hashable((jax_prefix, out_axes)), named and named.name,
                        static_key(tuple(statics.items())), *compiled_for.items())  # fmt: skip
                 program = eager_program((function,), key, make, compile=lambda program: program)
-            result = program(call.grouped, call.tree)
+            result = execute(call, function, program, call.grouped, call.tree)
         except PrefixError:
             raise
         except (ValueError, IndexError):

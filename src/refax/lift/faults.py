@@ -1,0 +1,194 @@
+"""What goes wrong with the inputs of a call, told in the caller's names.
+
+JAX and XLA speak of the arguments of the function that refax gives them, `grouped[0][12]`, or of a
+flat number. On the error path, and only there, `tell` finds what is wrong with an input (a tracer
+that an earlier call left behind, a deleted or an abstract array, a buffer that is donated and used)
+and says where it is; otherwise it puts the caller's names into JAX's own message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+from ..objects.errors import TraceContextError, describe_value
+from ..objects.trace_errors import where
+from .arguments import unbind
+from .call import Call, root_places
+from .errors import argument_names, argument_place
+from .places import place_under
+from .write_back import is_array_like
+
+# The parameters of the functions that JAX sees, and what follows them in its messages.
+_ARGUMENT = re.compile(
+    r"(?:(?<=rgument )|(?<=path is ))'?(?:grouped|tree|kept|given|carry)(?:\[(?:\d+|'[^']*')\])+"
+)
+_ABSTRACT = re.compile("valid JAX type|ShapeDtypeStruct")
+_TRACED = re.compile(r"the function (\S+) at \S*[/\\]refax[/\\]\S+?:\d+ for ")
+
+
+def execute(call: Call, function: Callable, program: Callable, *inputs: Any) -> Any:
+    """`program(*inputs)`, whose errors speak of the arguments of `function`."""
+    try:
+        return program(*inputs)
+    except Exception as error:
+        fault = tell(error, call, function)
+        if fault is None:
+            raise
+        raise fault from error
+
+
+def tell(
+    error: Exception,
+    call: Call,
+    function: Callable,
+    parameters: Sequence[str] = ("grouped", "tree", "carry"),
+    arrange: Callable[[Any, Any], tuple] = lambda g, t: (g, t, (g, t[0][0] if t[0] else None)),
+    donated: Callable[[int, tuple], bool] | None = None,
+) -> Exception | None:
+    """The error that says what is wrong with an input; None if `error` is to be raised.
+
+    Its message then has the caller's names.
+
+    Args:
+        error: what JAX raised.
+        call: its inputs.
+        function: the user's.
+        parameters: the names of the parameters of what JAX was given.
+        arrange: from (values by group, tree) to the arguments for these parameters.
+        donated: (leaf number, or -1; path in the tree) → whether an input is donated.
+    """
+    if not isinstance(error, (RuntimeError, TypeError, ValueError, OverflowError)):
+        return None
+    function = unbind(function)[0]  # its object is an argument of the call
+    inputs = list(inputs_of(call, function))
+    if isinstance(error, jax.errors.ConcretizationTypeError) or not error.args:
+        fault = None  # the user's function: its inputs are right
+    else:
+        fault = _fault(inputs, error)
+    if fault is None and donated is not None:
+        fault = _shared_and_donated(call, function, donated)
+    if fault is None and error.args and isinstance(error.args[0], str):
+        _put_names(error, call, function, parameters, arrange)
+    return fault
+
+
+def inputs_of(call: Call, function: Callable) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every leaf of the objects, then of every array among the arguments."""
+    roots, labels = root_places(call.tree, function), argument_names(function, len(call.tree[0]))
+    paths = call.plan.graphdef.paths.leaves
+    yield from ((place_under(p, roots), v) for p, v in zip(paths, call.values, strict=True))
+    for path, value in jax.tree_util.tree_leaves_with_path(call.tree):
+        yield argument_place(path, labels), value
+
+
+def _fault(inputs: Sequence[tuple[str, Any]], error: Exception) -> Exception | None:
+    """The first input that cannot be used. Each tracer is tried, which raises if it is over."""
+    for place, value in inputs:
+        leaves = jax.tree.leaves(value)
+        if any(map(_is_over, leaves)):
+            return TraceContextError(
+                f"`{place}` ({describe_value(value)}) holds a tracer that an earlier transformed "
+                "call left behind: it stood for a value of that call and has none now.\n"
+                "Cure: while a function is traced, keep nothing in globals, closures or objects "
+                "that are no arguments of it; return the value, or assign it to an attribute of an "
+                "argument."
+            )
+        if any(isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted()
+               for x in leaves):  # fmt: skip
+            return RuntimeError(
+                f"The array in `{place}` ({describe_value(value)}) was deleted: it was donated to "
+                "a call, through another object that holds the same array.\n"
+                "Cure: give each object arrays of its own before donating: copy.deepcopy(model). "
+                "(nnx.clone and nnx.split share arrays, which never change.)"
+            )
+        if _ABSTRACT.search(str(error)) and any(
+            isinstance(x, jax.ShapeDtypeStruct) for x in leaves
+        ):
+            return TypeError(
+                f"`{place}` ({describe_value(value)}) is abstract: it has a shape and a dtype, but "
+                "no value.\n"
+                "Cure: fill the object in first (nnx.load, nnx.update), or look at shapes only: "
+                "nnx.eval_shape(f, …)."
+            )
+        if not all(map(is_array_like, leaves)):
+            return TypeError(
+                f"`{place}` holds {describe_value(value)}, which cannot be traced.\n"
+                "Cure: an argument: static_argnames=…; an attribute that `nnx.data` marked: a "
+                "number or an array, or nnx.static(value)."
+            )
+    return None
+
+
+def _is_over(value: Any) -> bool:
+    if isinstance(value, Tracer):
+        try:
+            jax.lax.broadcast(value, (1,))
+        except jax.errors.UnexpectedTracerError:
+            return True
+    return False
+
+
+def _shared_and_donated(
+    call: Call, function: Callable, donated: Callable[[int, tuple], bool]
+) -> RuntimeError | None:
+    """The error for a buffer that is given away and used by the same call."""
+    inputs = inputs_of(call, function)
+    known: dict[int, tuple[str, bool]] = {}
+    count = len(call.values)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(call.tree)]
+    for number, (place, value) in enumerate(inputs):
+        gives = donated(number, ()) if number < count else donated(-1, paths[number - count])
+        for array in jax.tree.leaves(value):
+            if not isinstance(array, jax.Array):
+                continue
+            before = known.setdefault(id(array), (place, gives))
+            if before[0] != place and (gives or before[1]):
+                first, second = (before[0], place) if before[1] else (place, before[0])
+                return RuntimeError(
+                    f"`{first}` is donated, but `{second}` holds the same array "
+                    f"({describe_value(array)}), which the call uses too.\n"
+                    "Cure: give each object arrays of its own: copy.deepcopy(model). (nnx.clone "
+                    "and nnx.split share arrays, which never change.)"
+                )
+    return None
+
+
+def _put_names(
+    error: Exception,
+    call: Call,
+    function: Callable,
+    parameters: Sequence[str],
+    arrange: Callable[[Any, Any], tuple],
+) -> None:
+    """Put the caller's names into a message of JAX that speaks of this call."""
+    text = error.args[0]
+    traced = _TRACED.search(text)
+    if traced is not None and traced[1] != getattr(function, "__name__", None):
+        return  # of a call further out, which will tell it
+    roots, labels = root_places(call.tree, function), argument_names(function, len(call.tree[0]))
+    leaves = [place_under(path, roots) for path in call.plan.graphdef.paths.leaves]
+    grouped = [leaves] if call.groups is None else call.groups.take(leaves)
+    tree = jax.tree_util.tree_map_with_path(lambda p, _: argument_place(p, labels), call.tree)
+    places: dict[str, str] = {}
+    for parameter, part in zip(parameters, arrange(grouped, tree), strict=True):
+        for path, place in jax.tree_util.tree_leaves_with_path(part):
+            places[parameter + jax.tree_util.keystr(path)] = place
+
+    def name(found: re.Match[str]) -> str:
+        quote = found[0][: found[0].startswith("'")]
+        head, rest = found[0][len(quote) :], ""
+        while head:
+            if head in places:
+                return quote + places[head] + rest
+            cut = head.rpartition("[")[0]
+            head, rest = cut, head[len(cut) :] + rest
+        return found[0]
+
+    text = _ARGUMENT.sub(name, text)
+    text = _TRACED.sub(lambda found: f"the function {where(function)} for ", text)
+    error.args = (text, *error.args[1:])

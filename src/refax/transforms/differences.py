@@ -1,0 +1,269 @@
+"""What differs between two traces: found by comparing structures and statics, not their print.
+
+A record of a trace says, for each place (`model.layers[3].dropout.deterministic`, `x[0]`), what
+stood there: a `Fact`, with what two traces are compared by and what is printed of it. Where two
+facts differ but look the same in print (two configurations with one `repr`, two lambdas),
+`tell_apart` goes into them until it finds something that shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.core import Tracer
+
+from ..graph.graphdef import GraphDef
+from ..lift.arguments import Slot
+from ..lift.errors import argument_place
+from ..lift.places import Fact, outline, place_under
+from ..objects.representation import short
+from ..objects.statics import FunctionKey, frozen
+from ..objects.trace_errors import where
+
+NOTHING = "nothing"
+_INTO = (tuple, functools.partial)  # what differs in them is shorter than they are
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+# Settings of JAX that are part of what it compiled a function for.
+_SETTINGS = """
+    jax_enable_x64 jax_default_matmul_precision jax_numpy_dtype_promotion jax_numpy_rank_promotion
+    jax_default_device jax_debug_nans jax_debug_infs jax_disable_jit jax_default_prng_impl
+    jax_threefry_partitionable jax_softmax_custom_jvp jax_enable_custom_prng
+""".split()
+
+
+class Difference(NamedTuple):
+    """One thing that differs between two traces."""
+
+    path: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.old} → {self.new}"
+
+    @property
+    def adds_or_removes(self) -> bool:
+        return NOTHING in (self.old, self.new)
+
+    @property
+    def subject(self) -> str:
+        """What keeps changing: the path, or the container in which entries come and go."""
+        if self.adds_or_removes and self.path.endswith("]"):
+            return self.path.rpartition("[")[0]
+        return self.path
+
+
+class TraceRecord:
+    """What one trace was made for. Noted in full, put into words only when somebody compares.
+
+    Args:
+        graphdef: of the objects.
+        roots: the place of each root.
+        values: the leaves' values.
+        tree: (args, kwargs) with slots.
+        labels: the names of the positional arguments.
+        statics: static arguments by name.
+    """
+
+    def __init__(
+        self,
+        graphdef: GraphDef,
+        roots: Sequence[str],
+        values: Sequence[Any],
+        tree: Any,
+        labels: Sequence[str],
+        statics: Mapping[str, Any],
+    ):
+        self._graphdef = graphdef
+        self._roots = roots
+        self._labels = labels
+        self._values = [jax.tree.map(jax.typeof, value) for value in values]
+        self._tree = jax.tree.map(jax.typeof, tree)
+        self._statics = dict(statics)
+        self._settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
+        self._settings["mesh"] = jax.sharding.get_abstract_mesh()
+
+    @functools.cached_property
+    def parts(self) -> tuple[dict[str, Fact], ...]:
+        """{place: fact} of structure, containers, static arguments, settings, and arrays."""
+        paths = self._graphdef.paths.leaves
+        arrays: dict[str, Fact] = {}
+        for path, value in zip(paths, self._values, strict=True):
+            arrays[place_under(path, self._roots)] = Fact(text := _form(value), text)
+        for path, aval in jax.tree_util.tree_leaves_with_path(self._tree):
+            arrays[argument_place(path, self._labels)] = Fact(text := _form(aval), text)
+        statics = {name: Fact(frozen(v), short(v), v) for name, v in self._statics.items()}
+        settings = {name: Fact(v, short(v)) for name, v in self._settings.items()}
+        structure = outline(self._graphdef, self._roots)
+        return structure, dict(self._containers()), statics, settings, arrays
+
+    def _containers(self) -> Iterator[tuple[str, Fact]]:
+        """The containers among the arguments, and what else is static in them."""
+        stack: list[tuple[str, Any]] = []
+        for half, treedef in enumerate(jax.tree.structure(self._tree).children()):
+            for key, child in zip(_keys(treedef), treedef.children(), strict=True):
+                path = (jax.tree_util.SequenceKey(half), key)
+                stack.append((argument_place(path, self._labels), child))
+        while stack:
+            place, treedef = stack.pop()
+            data = treedef.node_data()
+            if data is None:  # a leaf
+                continue
+            cls, static = data
+            if cls is Slot:
+                root = self._roots[static[0] if isinstance(static, tuple) else static]
+                if root != place:
+                    yield place, Fact(root, f"`{root}`")
+                continue
+            static = None if cls in (list, tuple, dict) else static
+            text = "None" if cls is type(None) else cls.__name__
+            yield place, Fact((cls, static), text, static)
+            for key, child in zip(_keys(treedef), treedef.children(), strict=True):
+                stack.append((place + jax.tree_util.keystr((key,)), child))
+
+    def differences(self, earlier: TraceRecord) -> list[Difference]:
+        found: dict[str, Difference] = {}
+        for old, new in zip(earlier.parts, self.parts, strict=True):
+            for place in [*new, *(p for p in old if p not in new)]:
+                difference = difference_between(place, old.get(place), new.get(place))
+                if difference is None:
+                    continue
+                known = found.get(place)  # that there is an array; now also its form
+                if known is None:
+                    found[place] = difference
+                elif known.adds_or_removes and difference.adds_or_removes:
+                    old_text = known.old if difference.old == NOTHING else difference.old
+                    new_text = known.new if difference.new == NOTHING else difference.new
+                    found[place] = Difference(place, old_text, new_text)
+        return list(found.values())
+
+
+def _keys(treedef: Any) -> list[Any]:
+    """The JAX keys of the children of one node."""
+    data = treedef.node_data()
+    if data is not None and data[0] is dict:
+        return [jax.tree_util.DictKey(key) for key in data[1]]
+    fields = getattr(data and data[0], "_fields", None)
+    if fields is not None:
+        return [jax.tree_util.GetAttrKey(name) for name in fields]
+    return [
+        jax.tree_util.SequenceKey(i) for i in range(treedef.num_nodes and len(treedef.children()))
+    ]
+
+
+def difference_between(place: str, old: Fact | None, new: Fact | None) -> Difference | None:
+    if old is None or new is None:
+        return Difference(place, old.text if old else NOTHING, new.text if new else NOTHING)
+    if _equal(old.key, new.key):
+        return None
+    texts = old.text, new.text
+    into = dataclasses.is_dataclass(old.value) or isinstance(old.value, _INTO)
+    if into or texts[0] == texts[1] or _ADDRESS.search("".join(texts)):
+        return tell_apart(place, old.value, new.value)
+    return Difference(place, *texts)
+
+
+def _equal(old: Any, new: Any) -> bool:
+    try:
+        return bool(old == new)
+    except Exception:
+        return False
+
+
+def differences_of_text(old: Mapping[str, str], new: Mapping[str, str]) -> list[Difference]:
+    places = [*new, *(place for place in old if place not in new)]
+    pairs = ((place, old.get(place, NOTHING), new.get(place, NOTHING)) for place in places)
+    return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
+
+
+def tell_apart(place: str, old: Any, new: Any) -> Difference:
+    """How two values differ that are not equal, in words that differ."""
+    old, new = (x.function if isinstance(x, FunctionKey) else x for x in (old, new))
+    same_type = type(old) is type(new)
+    for below, a, b in _parts(old, new) if same_type else ():
+        if not _equal(frozen(a), frozen(b)):
+            return tell_apart(place + below, a, b)
+    texts = [short(x) for x in (old, new)]
+    if texts[0] != texts[1] and not _ADDRESS.search("".join(texts)):
+        return Difference(place, *texts)
+    if not same_type:
+        texts = [_kind(x) for x in (old, new)]
+        other = texts[1] if texts[0] != texts[1] else "of another type of that name"
+        return Difference(place, texts[0], other)
+    name = type(old).__name__
+    if isinstance(old, types.FunctionType):
+        texts = [where(x) for x in (old, new)]
+        return Difference(place, texts[0], texts[1] if texts[0] != texts[1] else "another of the "
+                          "same place")  # fmt: skip
+    if isinstance(old, types.MethodType):
+        owner = type(old.__self__).__name__
+        return Difference(place, f"`{old.__name__}` of a {owner}", f"of another {owner}")
+    how = "by identity" if type(old).__eq__ is object.__eq__ else f"by {name}.__eq__"
+    return Difference(place, f"a {name}", f"another {name}, which is not equal, compared {how}")
+
+
+def _kind(value: Any) -> str:
+    return f"{short(value)} (a {type(value).__module__}.{type(value).__qualname__})"
+
+
+def _parts(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(what is put behind the place, old, new) of the parts of two values of one type."""
+    if dataclasses.is_dataclass(old):
+        for field in dataclasses.fields(old):
+            was, now = (getattr(x, field.name, None) for x in (old, new))
+            yield f".{field.name}", was, now
+    elif isinstance(old, types.FunctionType) and old.__code__ == new.__code__:
+        yield " (defaults)", old.__defaults__, new.__defaults__
+        yield " (defaults by name)", old.__kwdefaults__, new.__kwdefaults__
+        cells = zip(old.__closure__ or (), new.__closure__ or ())
+        for variable, pair in zip(old.__code__.co_freevars, cells):
+            try:
+                was, now = (cell.cell_contents for cell in pair)
+                yield f" (closes over `{variable}`)", was, now
+            except ValueError:  # an empty cell
+                continue
+    elif isinstance(old, functools.partial):
+        yield ".func", old.func, new.func
+        yield ".args", old.args, new.args
+        yield ".keywords", old.keywords, new.keywords
+    elif isinstance(old, types.MethodType):
+        yield "", old.__func__, new.__func__
+    elif isinstance(old, (tuple, list)) and len(old) == len(new):
+        yield from ((f"[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new)))
+    elif isinstance(old, dict) and list(old) == list(new):
+        yield from ((f"[{key!r}]", old[key], new[key]) for key in old)
+
+
+def placement(value: Any) -> str:
+    """Where an input is, as far as JAX compiles for it."""
+    found = []
+    for array in jax.tree.leaves(value):
+        if not isinstance(array, jax.Array) or isinstance(array, Tracer):
+            found.append("traced" if isinstance(array, Tracer) else "on the host")
+            continue
+        sharding = array.sharding
+        text = f"{spec}" if (spec := getattr(sharding, "spec", None)) is not None else ""
+        if not text:
+            text = ", ".join(sorted(str(device) for device in sharding.device_set))
+        kind = sharding.memory_kind
+        if kind not in (None, "device", "unpinned_host"):
+            text += f" in {kind}"
+        found.append(text + ("" if getattr(array, "committed", True) else " (not committed)"))
+    return found[0] if len(found) == 1 else f"{found}"
+
+
+def _form(avals: Any) -> str:
+    leaves, structure = jax.tree.flatten(avals)
+    shown = []
+    for aval in leaves:
+        weak = " (a Python scalar)" if getattr(aval, "weak_type", False) else ""
+        spec = getattr(getattr(aval, "sharding", None), "spec", None)
+        typed = f" {spec}" if spec and any(x is not None for x in spec) else ""
+        shown.append(f"{aval.dtype}[{','.join(map(str, aval.shape))}]{typed}{weak}")
+    return shown[0] if len(shown) == 1 else f"{structure.unflatten(shown)}"
