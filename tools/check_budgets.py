@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MAX_TOTAL_LINES = 14_000  # of code: a ceiling, not an aim
+MAX_TOTAL_LINES = 15_500  # of code: a ceiling, not an aim
 MAX_FILE_LINES = 500
 MAX_IMPORT_RATIO = 1.10
 
