@@ -385,12 +385,14 @@ def test_backup_and_restore():
 def test_reseed():
     model = make_model()
     model.b.dropout()
-    nnx.reseed(model, dropout=42, unknown=1)
-    for stream in (model.a.rngs.dropout, model.b.dropout):
-        assert same(stream.key.value, jax.random.key(42)) and stream.count == 0
+    nnx.reseed(model, dropout=42)
+    keys = [jax.random.fold_in(jax.random.key(42), i) for i in range(2)]
+    for stream, key in zip((model.a.rngs.dropout, model.b.dropout), keys, strict=True):
+        assert same(stream.key.value, key) and stream.count == 0
     assert same(model.a.rngs.default.key.value, jax.random.key(0))
     nnx.split_rngs(model, splits=3)
-    nnx.reseed(model, dropout=jax.random.key(1))
-    assert same(model.b.dropout.key.value, jax.random.split(jax.random.key(1), 3))
+    nnx.reseed(model, dropout=jax.random.key(42))
+    assert same(model.b.dropout.key.value, jax.random.split(keys[1], 3))
     with pytest.raises(ValueError, match=r"'dropout'.*\(3,\).*\(2,\)"):
         nnx.reseed(model, dropout=jax.random.split(jax.random.key(1), 2))
+

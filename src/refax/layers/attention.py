@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -242,6 +242,34 @@ class MultiHeadAttention(Module):
             is_causal=is_causal,
         )
         return _apply(self.out, y, out_sharding)
+
+    def set_view(
+        self,
+        deterministic: bool | None = None,
+        decode: bool | None = None,
+        batch_size: int | Sequence[int] | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        """The modes of this layer, for `nnx.view`.
+
+        Args:
+            deterministic: True: no attention weight is dropped.
+            decode: True: take the input bit by bit, with the keys and values in a cache.
+            batch_size: the batch axes of an empty cache that is made, with `max_length`.
+            max_length: how long the inputs together may become.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+        if decode is not None:
+            self.decode = decode
+        if batch_size is not None and max_length is not None:
+            batch = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+            self.init_cache((*batch, max_length, self.in_features))
+        elif batch_size is not None or max_length is not None:
+            raise ValueError(
+                f"MultiHeadAttention: a cache needs both batch_size (got {batch_size}) and "
+                f"max_length (got {max_length}).\nCure: give both, or neither."
+            )
 
     def init_cache(self, input_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> None:
         """Make an empty cache: call it before decoding, and to start anew.

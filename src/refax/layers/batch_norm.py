@@ -127,6 +127,15 @@ class BatchNorm(Normalization):
         self.var = BatchStat(jnp.ones((num_features,), jnp.float32))
         self._keep(locals())
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """The mode of this layer, for `nnx.view`.
+
+        Args:
+            use_running_average: True: normalize by the stored statistics, not those of the input.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
     def __call__(
         self, x: Any, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:

@@ -106,6 +106,15 @@ class Dropout(Module):
         self.deterministic = deterministic
         self.rngs = fork_stream(rngs, rng_collection)
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """The mode of this layer, for `nnx.view`.
+
+        Args:
+            deterministic: True: nothing is dropped.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def __call__(
         self,
         inputs: Any,

@@ -266,6 +266,15 @@ class SpectralNorm(Layer):
             self.batch_stats[*path, "u"] = BatchStat(u)
             self.batch_stats[*path, "sigma"] = BatchStat(jnp.ones((), param_dtype))
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """The mode of this layer, for `nnx.view`.
+
+        Args:
+            use_running_average: True: the stored singular vectors are used and not improved.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
     def __call__(self, x: Any, update_stats: bool | None = None, **kwargs: Any) -> Any:
         """`layer_instance(x, **kwargs)`, with normalized weights.
 

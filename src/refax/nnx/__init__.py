@@ -209,6 +209,7 @@ from ..verbs.rngs import fork_rngs as fork_rngs
 from ..verbs.rngs import reseed as reseed
 from ..verbs.rngs import restore_rngs as restore_rngs
 from ..verbs.rngs import split_rngs as split_rngs
+from ..verbs.rngs import with_rngs as with_rngs
 from ..verbs.splitting import flatten as flatten
 from ..verbs.splitting import graphdef as graphdef
 from ..verbs.splitting import split as split
@@ -233,6 +234,9 @@ from ..verbs.variable_modes import to_arrays as to_arrays
 from ..verbs.variable_modes import to_refs as to_refs
 from ..verbs.variable_modes import vars_as as vars_as
 from ..verbs.variable_modes import with_vars as with_vars
+from ..verbs.views import view as view
+from ..verbs.views import view_info as view_info
+from ..verbs.views import with_attributes as with_attributes
 from ..weights.checkpoints import Checkpoints as Checkpoints
 from ..weights.file_errors import WeightsFileError as WeightsFileError
 from ..weights.files import inspect_file as inspect_file

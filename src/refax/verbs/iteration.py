@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -67,6 +67,13 @@ def iter_children_of(value: Any) -> list[tuple[Any, Any]]:
     return [(key_name(k), x) for k, x in one_level_with_keys(value)]
 
 
+def children_as_made(value: Any) -> list[tuple[Any, Any]]:
+    """As `iter_children_of`, with attributes and keys in the order in which they were assigned."""
+    if isinstance(value, Node) or type(value) in _CONTAINERS and isinstance(value, dict):
+        return list((value.__dict__ if isinstance(value, Node) else value).items())
+    return iter_children_of(value)
+
+
 def is_mutable(value: Any) -> bool:
     """Whether `set_child` can put something into it."""
     return isinstance(value, (Node, list, dict, State))
@@ -94,7 +101,9 @@ def iter_graph(node: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Any]
     return ((path, value) for path, value, done in visit(node) if done)
 
 
-def visit(node: Any) -> Iterator[tuple[tuple, Any, bool]]:
+def visit(
+    node: Any, children_of: Callable[[Any], list[tuple[Any, Any]]] = iter_children_of
+) -> Iterator[tuple[tuple, Any, bool]]:
     """Every (path, value, done) below `node`: before what is inside it (False) and after (True)."""
     seen: set[int] = set()
     stack: list[tuple[tuple, Any, bool]] = [((), node, False)]
@@ -105,7 +114,7 @@ def visit(node: Any) -> Iterator[tuple[tuple, Any, bool]]:
                 if id(value) in seen:
                     continue
                 seen.add(id(value))
-            children = iter_children_of(value)
+            children = children_of(value)
             stack.append((path, value, True))
             stack.extend(((*path, k), child, False) for k, child in reversed(children))
         yield path, value, done

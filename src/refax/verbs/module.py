@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from ..graph.filters import matches_any
-from ..objects.errors import suggest
 from ..objects.variable import Variable
 from ..objects.variable_types import Param, Perturbation, variable_type_from_name
-from .iteration import iter_graph, pytrees_below, visit
+from .iteration import iter_graph, visit
 from .names import dotted_name, named_parameters, named_variables
 from .popping import sown_attribute
 from .pytree import Pytree
+from .views import assign
 
 M = TypeVar("M", bound="Module")
 
@@ -50,13 +50,19 @@ class Module(Pytree):
 
     def train(self, **attributes: Any) -> None:
         """Training mode everywhere below: `deterministic=False`, `use_running_average=False`."""
-        attributes = {"deterministic": False, "use_running_average": False, **attributes}
-        self.set_attributes(**attributes, raise_if_not_found=False)
+        self._set_modes({"deterministic": False, "use_running_average": False}, attributes)
 
     def eval(self, **attributes: Any) -> None:
         """Evaluation mode everywhere below: `deterministic=True`, `use_running_average=True`."""
-        attributes = {"deterministic": True, "use_running_average": True, **attributes}
-        self.set_attributes(**attributes, raise_if_not_found=False)
+        self._set_modes({"deterministic": True, "use_running_average": True}, attributes)
+
+    def _set_modes(self, modes: dict[str, bool], more: dict[str, Any]) -> None:
+        """Modes are for those who have them; what the caller names must be somewhere."""
+        strict = more.pop("raise_if_not_found", True)
+        assign(
+            self, None, {k: v for k, v in more.items() if k not in modes}, "set_attributes", strict
+        )
+        assign(self, None, {k: more.get(k, v) for k, v in modes.items()}, "set_attributes", False)
 
     def set_attributes(
         self, *filters: Any, raise_if_not_found: bool = True, **attributes: Any
@@ -66,32 +72,7 @@ class Module(Pytree):
         Raises:
             ValueError: an attribute that no matching module has (`raise_if_not_found`).
         """
-        matches = matches_any(filters)
-        if matches is None:
-            modules = pytrees_below(self)
-        else:
-            places = [(p, v) for p, v, done in visit(self) if not done and isinstance(v, Pytree)]
-            modules = [v for path, v in places if matches(path, v)]
-        remaining = set(attributes)
-        of_class: dict[type, set[str]] = {}
-        for module in modules:
-            own, cls = module.__dict__, type(module)
-            if cls not in of_class:
-                of_class[cls] = {name for name in attributes if hasattr(cls, name)}
-            inherited = of_class[cls]
-            for name, value in attributes.items():
-                if name in own or name in inherited:
-                    remaining.discard(name)
-                    if name not in own or own[name] is not value:
-                        setattr(module, name, value)
-        if remaining and raise_if_not_found:
-            known = {n for m in pytrees_below(self) for n in m.__dict__}
-            name = sorted(remaining)[0]
-            raise ValueError(
-                f"set_attributes: no module below {type(self).__name__} that the filters match has "
-                f"the attribute {', '.join(map(repr, sorted(remaining)))}.{suggest(name, known)}\n"
-                "Cure: set it in the module's __init__, or pass raise_if_not_found=False."
-            )
+        assign(self, matches_any(filters), attributes, "set_attributes", raise_if_not_found)
 
     def iter_modules(self) -> Iterator[tuple[tuple, Module]]:
         """`nnx.iter_modules(self)`: every (path, Module) below."""

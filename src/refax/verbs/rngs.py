@@ -1,234 +1,41 @@
-"""Rngs: named streams of random keys, each a key and a count that are Variables like any other.
+"""Random streams inside objects: split, forked, shared and reseeded, for a time or in a copy.
 
-Key number n of a stream is `jax.random.fold_in(stream_key, n)`, so the same seeds give the same
-numbers as in Flax NNX and a stream's place is one integer. Random state is ordinary state: it is
-split, stacked, mapped and saved as any Variable is.
+Random state is ordinary state, so every verb here only looks for the streams below an object and
+gives them other keys.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..graph.filters import All, Filter, first_match, to_predicate
+from ..graph.filters import All, Filter, to_predicate
 from ..objects.errors import path_string
 from ..objects.variable import Variable, set_raw_value
-from ..objects.variable_types import RngCount, RngKey
-from .iteration import iter_graph
-from .pytree import Pytree
-
-# Drawing functions of jax.random whose first argument is the key, as methods of streams.
-_SAMPLERS = """
-    ball bernoulli beta binomial bits categorical cauchy chisquare choice dirichlet
-    double_sided_maxwell exponential f gamma generalized_normal geometric gumbel laplace loggamma
-    logistic lognormal maxwell multinomial multivariate_normal normal orthogonal pareto permutation
-    poisson rademacher randint rayleigh t triangular truncated_normal uniform wald weibull_min
-""".split()
+from .copying import clone
+from .iteration import children_as_made, iter_graph, visit
+from .random_streams import Rngs as Rngs
+from .random_streams import RngStream as RngStream
+from .random_streams import as_key, check_names, splits_of
 
 
-def _as_key(seed: Any) -> jax.Array:
-    """A typed key (or an array of keys) from any form of seed."""
-    if isinstance(seed, RngStream):
-        return seed()
-    if isinstance(seed, Variable):
-        seed = seed.value
-    if isinstance(seed, int):
-        return jax.random.key(seed)
-    array = jnp.asarray(seed)
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return array
-    if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer):
-        return jax.random.key(array)
-    if array.dtype == jnp.uint32 and array.ndim >= 1 and array.shape[-1] in (2, 4):
-        return jax.random.wrap_key_data(array)
-    raise ValueError(
-        f"A seed is an int, an integer scalar, a random key or an array of keys; got an array of "
-        f"shape {array.shape} and dtype {array.dtype}.\n"
-        "Cure: for several streams at once, pass keys: jax.random.split(jax.random.key(0), n)."
-    )
+def iter_streams(node: Any, only: Filter = ...) -> list[tuple[tuple, RngStream]]:
+    """Every (path, stream) below `node` whose key the filter matches.
 
-
-class _Samplers:
-    """The drawing functions of `jax.random`, each with the next key of a stream."""
-
-    __slots__ = ()
-
-    def __call__(self) -> jax.Array:
-        raise NotImplementedError
-
-    if TYPE_CHECKING:  # they are made below
-
-        def __getattr__(self, name: str) -> Any: ...
-
-
-def _sampler(name: str) -> Callable:
-    draw = getattr(jax.random, name)
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return draw(self(), *args, **kwargs)
-
-    method.__name__ = name
-    method.__doc__ = f"`jax.random.{name}` with the next key of the stream."
-    return method
-
-
-for _name in _SAMPLERS:
-    if hasattr(jax.random, _name):
-        setattr(_Samplers, _name, _sampler(_name))
-
-
-# Every parameter of a model draws a key: as one compiled call that takes 8 µs, and not 90.
-@functools.partial(jax.jit, inline=True)
-def _draw(key: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.random.fold_in(key, count), count + jnp.uint32(1)
-
-
-class RngStream(Pytree, _Samplers):
-    """One stream: a key and how many keys were drawn from it.
-
-    Args:
-        key: an int seed, an integer scalar (also traced), a random key, or an array of keys.
-        tag: the name of the stream, found by filters: `nnx.state(model, 'dropout')`.
+    Raises:
+        ValueError: the filter names a stream that is not among those that there are. (Where there
+            is none at all, nothing is to be done: a model may be made without.)
     """
-
-    def __init__(self, key: Any, *, tag: str = "default"):
-        key = _as_key(key)
-        self.tag = tag
-        self.key = RngKey(key, tag=tag)
-        self.count = RngCount(jnp.zeros(key.shape, jnp.uint32), tag=tag)
-
-    def __call__(self) -> jax.Array:
-        """The next key."""
-        key, self.count.value = _draw(self.key.value, self.count.value)
-        return key
-
-    def last(self) -> jax.Array:
-        """The key that the latest call gave."""
-        return jax.random.fold_in(self.key.value, self.count.value - jnp.uint32(1))
-
-    def fork(self, *, splits: Any = None, split: Any = None) -> RngStream:
-        """A stream of its own from the next key; with `splits` (int or shape), stacked streams."""
-        key, shape = self(), splits if splits is not None else split
-        if shape is not None:
-            key = jax.random.split(key, shape)
-        return RngStream(key, tag=self.tag)
-
-    def split(self, splits: Any) -> RngStream:
-        """`fork(splits=…)`."""
-        return self.fork(splits=splits)
-
-
-class Rngs(Pytree, _Samplers):
-    """Named streams of random keys.
-
-    Args:
-        default: the seed of the stream `default`, which stands in for names that are not there;
-            or a mapping name → seed.
-        **streams: name → seed. A seed is an int, an integer scalar (also traced), a typed or old
-            style random key, or an array of keys for a stacked model.
-
-    Example:
-        >>> from refax import nnx
-        >>> rngs = nnx.Rngs(0, dropout=1)
-        >>> rngs.params().shape, rngs.dropout.count.value.dtype, rngs.normal((2,)).shape
-        ((), dtype('uint32'), (2,))
-    """
-
-    def __init__(self, default: Any = None, /, **streams: Any):
-        if isinstance(default, Rngs):
-            default = default._streams()
-        if isinstance(default, Mapping):
-            streams = {**default, **streams}
-        elif default is not None:
-            streams = {"default": default, **streams}
-        for name, seed in streams.items():
-            if isinstance(seed, RngStream):
-                seed = seed.key.value
-            setattr(self, name, RngStream(seed, tag=name))
-
-    def _streams(self) -> dict[str, RngStream]:
-        return {k: v for k, v in vars(self).items() if isinstance(v, RngStream)}
-
-    def __getitem__(self, name: str) -> RngStream:
-        streams = vars(self)
-        if name not in streams and "default" not in streams:
-            raise _no_stream(name, self._streams())
-        return streams[name if name in streams else "default"]
-
-    def __getattr__(self, name: str) -> RngStream:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self[name]
-
-    def __call__(self) -> jax.Array:
-        """The next key of the stream `default`."""
-        return self["default"]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._streams())
-
-    def __len__(self) -> int:
-        return len(self._streams())
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._streams()
-
-    def items(self) -> Any:
-        return self._streams().items()
-
-    def fork(self, *, splits: Any = None, split: Any = None) -> Rngs:
-        """Streams of their own, each from the next key of the one it comes from.
-
-        Args:
-            splits: None for independent copies; an int or a shape for stacked streams; a mapping
-                filter → int, shape or None to say it per stream. `split` is another spelling.
-
-        Example:
-            >>> from refax import nnx
-            >>> nnx.Rngs(0).fork(splits=5).default.key.shape
-            (5,)
-        """
-        splits = splits if splits is not None else split
-        forked = Rngs()
-        for name, stream in self._streams().items():
-            setattr(forked, name, stream.fork(splits=_splits_of(splits, (name,), stream.key)))
-        return forked
-
-    def split(self, splits: Any) -> Rngs:
-        """`fork(splits=…)`."""
-        return self.fork(splits=splits)
-
-
-def _splits_of(splits: Any, path: tuple, key: Variable) -> Any:
-    """How many keys a stream is split into: what is given for all, or by the first filter."""
-    if not isinstance(splits, Mapping):
-        return splits
-    match = first_match(map(to_predicate, splits), path, key)
-    return None if match is None else list(splits.values())[match]
-
-
-def _no_stream(name: str, streams: Mapping[str, Any]) -> AttributeError:
-    known = ", ".join(map(repr, streams)) or "none"
-    return AttributeError(
-        f"Rngs has no stream {name!r} and no 'default' to stand in for it; it has: {known}.\n"
-        f"Cure: make it with one, nnx.Rngs({name}=0) or nnx.Rngs(0)."
-    )
-
-
-# -- streams inside objects ----------------------------------------------------------------------
-
-
-def iter_streams(node: Any, only: Filter = ...) -> Iterator[tuple[tuple, RngStream]]:
-    """Every (path, stream) below `node` whose key the filter matches."""
     matches = to_predicate(only)
-    for path, value in iter_graph(node):
-        if isinstance(value, RngStream) and matches((*path, "key"), value.key):
-            yield path, value
+    streams = [(path, value) for path, value in iter_graph(node) if isinstance(value, RngStream)]
+    if streams:
+        check_names((matches,), streams)
+    return [(path, stream) for path, stream in streams if matches((*path, "key"), stream.key)]
 
 
 Backup = list[tuple[RngStream, Any, Any]]
@@ -258,33 +65,85 @@ def restore_rngs(backups: Sequence[tuple[RngStream, Any, Any]], /) -> None:
         stream.count.value = count
 
 
-def reseed(node: Any, /, *, policy: Any = None, **stream_keys: Any) -> None:
-    """Give the streams of these names below `node` new keys, and set their counts to zero.
+def reseed(
+    node: Any,
+    /,
+    *,
+    policy: str | Callable[[tuple, jax.Array, tuple[int, ...]], jax.Array] = "match_shape",
+    graph: bool | None = None,
+    **stream_keys: Any,
+) -> None:
+    """Put the streams of these names below `node` to where a model made with these seeds has them.
 
-    A stacked stream gets as many keys from the new one, unless an array of keys is given.
+    Every stream gets a key of its own. The streams that layers keep are forks: number i, in the
+    order in which the attributes were assigned, gets key number i of the seed, and the count 0. A
+    single `nnx.Rngs` that is kept beside them is where they were forked from: it gets the seed
+    itself, and goes on behind their keys.
+
+    Args:
+        node: an object graph, or a pytree of them.
+        policy: what a stacked stream gets from one key: "match_shape", the key split into as many;
+            "scalars_only", an error; or a function (path, key, shape) → keys.
+        graph: accepted, without effect.
+        **stream_keys: name → seed, as for `nnx.Rngs`; an array of keys for streams of its shape.
+
+    Raises:
+        ValueError: a name that no stream has, or keys of another shape than the stream's.
 
     Example:
         >>> from refax import nnx
-        >>> dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        >>> import jax.numpy as jnp
+        >>> dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(dropout=42))
+        >>> y = dropout(jnp.ones(8))
         >>> nnx.reseed(dropout, dropout=42)
-        >>> int(dropout.rngs.count.value)
-        0
+        >>> bool((dropout(jnp.ones(8)) == y).all())
+        True
     """
-    del policy
-    for _, stream in iter_streams(node):
-        if stream.tag not in stream_keys:
-            continue
-        key = _as_key(stream_keys[stream.tag])
-        shape = stream.key.value.shape
-        if key.shape != shape:
-            if key.shape:
-                raise ValueError(
-                    f"reseed: the stream {stream.tag!r} has keys of shape {shape}, the new ones "
-                    f"have {key.shape}.\nCure: pass one key, or as many."
-                )
-            key = jax.random.split(key, shape)
+    streams: list[tuple[tuple, RngStream]] = []
+    of_rngs: set[int] = set()  # ids of the streams that an Rngs holds
+    for path, value, done in visit(node, children_as_made):
+        if isinstance(value, Rngs) and not done:
+            of_rngs.update(id(stream) for _, stream in value.items())
+        elif isinstance(value, RngStream) and not done:
+            streams.append((path, value))
+    check_names(stream_keys, streams)
+    fresh: list[tuple[RngStream, jax.Array, int]] = []
+    for name, seed in stream_keys.items():
+        key = as_key(seed)
+        named = [(path, stream) for path, stream in streams if stream.tag == name]
+        roots = [s for path, s in named if id(s) in of_rngs or not path]
+        root = roots[0] if len(roots) == 1 and roots[0].key.shape == key.shape else None
+        if root is not None:
+            fresh.append((root, key, len(named) - 1))
+        forks = [(path, stream) for path, stream in named if stream is not root]
+        for i, (path, stream) in enumerate(forks):
+            fresh.append((stream, _as_stacked(path, _key_number(i, key), stream, policy), 0))
+    for stream, key, count in fresh:
         stream.key.value = key
-        stream.count.value = jnp.zeros(shape, jnp.uint32)
+        stream.count.value = jnp.full(key.shape, count, jnp.uint32)
+
+
+def _key_number(i: int, keys: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), i).reshape(keys.shape)
+
+
+def _as_stacked(path: tuple, key: jax.Array, stream: RngStream, policy: Any) -> jax.Array:
+    """The new key of a stream, or as many as it has."""
+    shape = stream.key.shape
+    if key.shape == shape:
+        return key
+    given = f"reseed: the stream {stream.tag!r} (`{path_string(path)}`) has keys of shape {shape}"
+    if key.shape:
+        raise ValueError(
+            f"{given}, the new ones have {key.shape}.\nCure: pass one key, or as many."
+        )
+    if policy == "scalars_only":
+        raise ValueError(
+            f"{given}, and policy='scalars_only' takes single keys only.\n"
+            "Cure: policy='match_shape', which splits the new key; or a function (path, key, "
+            "shape) → keys."
+        )
+    return policy(path, key, shape) if callable(policy) else jax.random.split(key, shape)
 
 
 def _renew(
@@ -364,7 +223,7 @@ def fork_rngs(node: Any = ..., /, *, only: Filter = ..., split: Any = None) -> A
         only = All(only, tuple(split))
 
     def new_key(key: jax.Array, path: tuple, cell: Variable) -> jax.Array:
-        n = _splits_of(split, path, cell)
+        n = splits_of(split, path, cell)
         return key if n is None else jax.random.split(key, n)
 
     return _function_or_decorator(node, lambda x: _renew(x, only, new_key))
@@ -379,6 +238,91 @@ def _function_or_decorator(node: Any, renew: Callable[[Any], SplitBackups]) -> A
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with renew([*args, *kwargs.values()]):
                 return f(*args, **kwargs)
+
+        return wrapped
+
+    return decorator
+
+
+def with_rngs(
+    node: Any = ...,
+    /,
+    *,
+    split: Any = None,
+    fork: Any = None,
+    broadcast: Any = None,
+    only: Filter = ...,
+    graph: bool | None = None,
+    graph_updates: bool | None = None,
+) -> Any:
+    """A view of an object graph whose streams are split, forked or broadcast; see `nnx.view`.
+
+    What no rule matches is shared with the original, as the Variables that are not random state
+    are. Each original stream that a rule matches moves on by one key.
+
+    Args:
+        node: an object graph or a container of them; left out, a decorator is returned, whose
+            function gets such views of its arguments.
+        split: how many streams, each with its key: an int or shape, or a mapping filter → int or
+            shape.
+        fork: a filter, or several: independent streams.
+        broadcast: likewise to `split`, but all with one key.
+        only: which streams the rules are for.
+        graph, graph_updates: accepted, without effect.
+
+    Raises:
+        ValueError: two filters of rules match one stream (`...` and a mere int are for what the
+            others leave), or one names no stream.
+
+    Example:
+        >>> from refax import nnx
+        >>> rngs = nnx.Rngs(params=0, dropout=1)
+        >>> view = nnx.with_rngs(rngs, split={"params": 4}, fork=...)
+        >>> view.params.key.shape, view.dropout.key.shape, rngs.params.key.shape
+        ((4,), (), ())
+    """
+
+    def entries(rule: Any) -> Any:
+        return () if rule is None else (rule if isinstance(rule, Mapping) else {...: rule}).items()
+
+    forks = () if fork is None else fork if isinstance(fork, (list, tuple)) else (fork,)
+    rules: list[tuple[str, Filter, Callable[[RngStream], RngStream]]] = [
+        *(("split", f, lambda s, k=k: s.split(k)) for f, k in entries(split) if k is not None),
+        *(("fork", f, RngStream.fork) for f in forks),
+        *(("broadcast", f, lambda s, k=k: s.broadcast(k))
+          for f, k in entries(broadcast) if k is not None),
+    ]  # fmt: skip
+    predicates = [to_predicate(f) for _, f, _ in rules]
+
+    def view(x: Any) -> Any:
+        copy = clone(x, variables=False)
+        streams = iter_streams(copy)
+        check_names(predicates if streams else (), streams)
+        made: list[tuple[RngStream, Callable[[RngStream], RngStream]]] = []
+        for path, stream in iter_streams(copy, only):
+            matching = [r for r, p in zip(rules, predicates, strict=True)
+                        if p((*path, "key"), stream.key)]  # fmt: skip
+            named = [r for r in matching if r[1] is not ... and r[1] is not True] or matching
+            if len(named) > 1:
+                raise ValueError(
+                    f"with_rngs: the stream `{path_string(path)}` is matched by several rules: "
+                    f"{', '.join(f'{verb} {filter!r}' for verb, filter, _ in named)}.\n"
+                    "Cure: name it in one of them; `...` takes what the others leave."
+                )
+            made += [(stream, make) for _, _, make in named]
+        for stream, make in made:
+            new = make(stream)
+            stream.key, stream.count = new.key, new.count
+        return copy
+
+    if node is not ...:
+        return view(node)
+
+    def decorator(f: Callable) -> Callable:
+        @functools.wraps(f)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = view((args, kwargs))
+            return f(*args, **kwargs)
 
         return wrapped
 

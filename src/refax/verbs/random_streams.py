@@ -1,0 +1,349 @@
+"""Rngs: named streams of random keys, each a key and a count that are Variables like any other.
+
+Key number n of a stream is `jax.random.fold_in(stream_key, n)`, so the same seeds give the same
+numbers as in Flax NNX and a stream's place is one integer. Random state is ordinary state: it is
+split, stacked, mapped and saved as any Variable is. What is done with the streams inside of other
+objects stands in `rngs.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from ..graph.filters import All, Filter, Not, WithTag, first_match, to_predicate
+from ..graph.filters import Any as Any_
+from ..objects.errors import path_string, suggest
+from ..objects.variable import Variable
+from ..objects.variable_types import RngCount, RngKey
+from .pytree import Pytree
+
+# Drawing functions of jax.random whose first argument is the key, as methods of streams.
+_SAMPLERS = """
+    ball bernoulli beta binomial bits categorical cauchy chisquare choice dirichlet
+    double_sided_maxwell exponential f gamma generalized_normal geometric gumbel laplace loggamma
+    logistic lognormal maxwell multinomial multivariate_normal normal orthogonal pareto permutation
+    poisson rademacher randint rayleigh t triangular truncated_normal uniform wald weibull_min
+""".split()
+
+# Makers of jax.nn.initializers, likewise: `rngs.params.lecun_normal()(shape)`. Where both have a
+# name (`normal`, `uniform`, `truncated_normal`, `orthogonal`) it is the sampler.
+_INITIALIZERS = ["delta_orthogonal", "variance_scaling"] + [
+    f"{name}_{distribution}"
+    for name in ("glorot", "he", "kaiming", "lecun", "xavier")
+    for distribution in ("normal", "uniform")
+]
+
+
+def as_key(seed: Any) -> jax.Array:
+    """A typed key (or an array of keys) from any form of seed."""
+    if isinstance(seed, RngStream):
+        return seed()
+    if isinstance(seed, Variable):
+        seed = seed.value
+    if isinstance(seed, int):
+        return jax.random.key(seed)
+    array = jnp.asarray(seed)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return array
+    if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer):
+        return jax.random.key(array)
+    if array.dtype == jnp.uint32 and array.ndim >= 1 and array.shape[-1] in (2, 4):
+        return jax.random.wrap_key_data(array)
+    raise ValueError(
+        f"A seed is an int, an integer scalar, a random key or an array of keys; got an array of "
+        f"shape {array.shape} and dtype {array.dtype}.\n"
+        "Cure: for several streams at once, pass keys: jax.random.split(jax.random.key(0), n)."
+    )
+
+
+class _Samplers:
+    """The drawing functions of `jax.random`, each with the next key of a stream.
+
+    And the makers of `jax.nn.initializers`, whose initializers take no key.
+    """
+
+    __slots__ = ()
+
+    def __call__(self) -> jax.Array:
+        raise NotImplementedError
+
+    if TYPE_CHECKING:  # they are made below
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+def _sampler(name: str) -> Callable:
+    draw = getattr(jax.random, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return draw(self(), *args, **kwargs)
+
+    method.__name__ = name
+    method.__doc__ = f"`jax.random.{name}` with the next key of the stream."
+    return method
+
+
+def _initializer(name: str) -> Callable:
+    make = getattr(jax.nn.initializers, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        initializer = make(*args, **kwargs)
+
+        def initialize(shape: Any, dtype: Any = None, **options: Any) -> jax.Array:
+            return initializer(self(), shape, *(() if dtype is None else (dtype,)), **options)
+
+        return initialize
+
+    method.__name__ = name
+    method.__doc__ = (
+        f"`jax.nn.initializers.{name}` with the next key of the stream at each call: the "
+        "initializer that it makes is called with (shape, dtype)."
+    )
+    return method
+
+
+for _name in _INITIALIZERS:
+    setattr(_Samplers, _name, _initializer(_name))
+for _name in _SAMPLERS:
+    if hasattr(jax.random, _name):
+        setattr(_Samplers, _name, _sampler(_name))
+
+
+# Every parameter of a model draws a key: as one compiled call that takes 8 µs, and not 90.
+@functools.partial(jax.jit, inline=True)
+def _draw(key: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.random.fold_in(key, count), count + jnp.uint32(1)
+
+
+class RngStream(Pytree, _Samplers):
+    """One stream: a key and how many keys were drawn from it.
+
+    Args:
+        key: an int seed, an integer scalar (also traced), a random key, or an array of keys.
+        tag: the name of the stream, found by filters: `nnx.state(model, 'dropout')`.
+    """
+
+    def __init__(self, key: Any, *, tag: str = "default"):
+        key = as_key(key)
+        self.tag = tag
+        self.key = RngKey(key, tag=tag)
+        self.count = RngCount(jnp.zeros(key.shape, jnp.uint32), tag=tag)
+
+    def __call__(self) -> jax.Array:
+        """The next key.
+
+        Raises:
+            ValueError: the stream is stacked, outside of a transform that maps it.
+        """
+        try:
+            key, self.count.value = _draw(self.key.value, self.count.value)
+        except ValueError:
+            if not self.key.value.shape:
+                raise
+            raise _stacked(self) from None
+        return key
+
+    def last(self) -> jax.Array:
+        """The key that the latest call gave."""
+        return jax.random.fold_in(self.key.value, self.count.value - jnp.uint32(1))
+
+    def fork(self, *, split: Any = None, splits: Any = None, k: Any = None) -> RngStream:
+        """A stream of its own from the next key; with `split` (int or shape), stacked streams.
+
+        `splits` and `k` are other spellings.
+        """
+        key, shape = self(), _given(split, splits, k)
+        return RngStream(key if shape is None else jax.random.split(key, shape), tag=self.tag)
+
+    def split(self, k: Any = None, *, split: Any = None, splits: Any = None) -> RngStream:
+        """Stacked streams, each with a key of its own: an int or a shape."""
+        return self.fork(split=_required("split", _given(k, split, splits)))
+
+    def broadcast(self, k: Any = None, *, split: Any = None, splits: Any = None) -> RngStream:
+        """Stacked streams that all have one key, the next one: an int or a shape.
+
+        Example:
+            >>> from refax import nnx
+            >>> stream = nnx.Rngs(dropout=0).dropout.broadcast(3)
+            >>> stream.key.shape, bool((stream.key.value == stream.key.value[0]).all())
+            ((3,), True)
+        """
+        shape = _required("broadcast", _given(k, split, splits))
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        return RngStream(jnp.broadcast_to(self(), shape), tag=self.tag)
+
+
+class Rngs(Pytree, _Samplers):
+    """Named streams of random keys.
+
+    Args:
+        default: the seed of the stream `default`, which stands in for names that are not there;
+            or a mapping name → seed.
+        **streams: name → seed. A seed is an int, an integer scalar (also traced), a typed or old
+            style random key, or an array of keys for a stacked model.
+
+    Example:
+        >>> from refax import nnx
+        >>> rngs = nnx.Rngs(0, dropout=1)
+        >>> rngs.params().shape, rngs.dropout.count.value.dtype, rngs.normal((2,)).shape
+        ((), dtype('uint32'), (2,))
+    """
+
+    def __init__(self, default: Any = None, /, **streams: Any):
+        if isinstance(default, Rngs):
+            default = default._streams()
+        if isinstance(default, Mapping):
+            streams = {**default, **streams}
+        elif default is not None:
+            streams = {"default": default, **streams}
+        for name, seed in streams.items():
+            if isinstance(seed, RngStream):
+                seed = seed.key.value
+            setattr(self, name, RngStream(seed, tag=name))
+
+    def _streams(self) -> dict[str, RngStream]:
+        return {k: v for k, v in vars(self).items() if isinstance(v, RngStream)}
+
+    def __getitem__(self, name: str) -> RngStream:
+        streams = vars(self)
+        if name not in streams and "default" not in streams:
+            raise _no_stream(name, self._streams())
+        return streams[name if name in streams else "default"]
+
+    def __getattr__(self, name: str) -> RngStream:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self[name]
+
+    def __call__(self) -> jax.Array:
+        """The next key of the stream `default`."""
+        return self["default"]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._streams())
+
+    def __len__(self) -> int:
+        return len(self._streams())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._streams()
+
+    def items(self) -> Any:
+        return self._streams().items()
+
+    def fork(self, *, split: Any = None, splits: Any = None, k: Any = None) -> Rngs:
+        """Streams of their own, each from the next key of the one it comes from.
+
+        Args:
+            split: None for independent copies; an int or a shape for stacked streams; a mapping
+                filter → int, shape or None to say it per stream. `splits` and `k` are other
+                spellings.
+
+        Example:
+            >>> from refax import nnx
+            >>> nnx.Rngs(0).fork(split=5).default.key.shape
+            (5,)
+        """
+        return self._renewed(_given(split, splits, k), RngStream.split, RngStream.fork)
+
+    def split(self, k: Any = None, *, split: Any = None, splits: Any = None) -> Rngs:
+        """Stacked streams, each slice with a key of its own.
+
+        Args:
+            k: an int or a shape, or a mapping filter → int or shape; a stream that no filter
+                matches (or whose filter has None) is in both. `split`, `splits`: other spellings.
+
+        Example:
+            >>> from refax import nnx
+            >>> rngs = nnx.Rngs(params=0, dropout=1).split({"dropout": 5})
+            >>> rngs.dropout.key.shape, rngs.params.key.shape
+            ((5,), ())
+        """
+        return self._renewed(_required("split", _given(k, split, splits)), RngStream.split)
+
+    def broadcast(self, k: Any = None, *, split: Any = None, splits: Any = None) -> Rngs:
+        """Stacked streams, all slices of one with the same key; arguments as for `split`."""
+        return self._renewed(_required("broadcast", _given(k, split, splits)), RngStream.broadcast)
+
+    def _renewed(
+        self,
+        shapes: Any,
+        stacked: Callable[[RngStream, Any], RngStream],
+        single: Callable[[RngStream], RngStream] = lambda stream: stream,
+    ) -> Rngs:
+        """New Rngs, of each stream `stacked(stream, its shape)`, or `single(stream)` without."""
+        new, streams = Rngs(), self._streams()
+        check_names(shapes if isinstance(shapes, Mapping) else (), streams.items())
+        for name, stream in streams.items():
+            shape = splits_of(shapes, (name,), stream.key)
+            setattr(new, name, single(stream) if shape is None else stacked(stream, shape))
+        return new
+
+
+def _given(*spellings: Any) -> Any:
+    """What was given, under whichever name."""
+    return next((x for x in spellings if x is not None), None)
+
+
+def _required(verb: str, shape: Any) -> Any:
+    if shape is None:
+        raise TypeError(
+            f"{verb}: how many streams? None was given.\nCure: rngs.{verb}(5), a shape, or a "
+            f"mapping filter → int or shape, rngs.{verb}({{'dropout': 5}})."
+        )
+    return shape
+
+
+def splits_of(splits: Any, path: tuple, key: Variable) -> Any:
+    """How many keys a stream is split into: what is given for all, or by the first filter."""
+    if not isinstance(splits, Mapping):
+        return splits
+    match = first_match(map(to_predicate, splits), path, key)
+    return None if match is None else list(splits.values())[match]
+
+
+def check_names(filters: Iterable[Filter], streams: Iterable[tuple[Any, RngStream]]) -> None:
+    """Raise where a filter names a stream, as strings do, that is not among (path, stream)."""
+    found: dict[str, str] = {}
+    for path, stream in streams:
+        place = path_string(path if isinstance(path, tuple) else (path,))
+        found.setdefault(stream.tag, place)
+    todo: list[Any] = [to_predicate(f) for f in filters]
+    for predicate in todo:  # which grows
+        if isinstance(predicate, (Any_, All, Not)):
+            todo += predicate.content
+        elif isinstance(predicate, WithTag) and predicate.content[0] not in found:
+            name = predicate.content[0]
+            listed = ", ".join(f"{tag!r} (`{place}`)" for tag, place in found.items())
+            raise ValueError(
+                f"There is no random stream {name!r} here.{suggest(name, found)} There is: "
+                f"{listed or 'none'}.\nCure: name one of these. A layer's stream has the name of "
+                "the stream that it was forked from: 'default', where nnx.Rngs had no other."
+            )
+
+
+def _stacked(stream: RngStream) -> ValueError:
+    return ValueError(
+        f"The random stream {stream.tag!r} is stacked, its keys have the shape "
+        f"{stream.key.value.shape}; a number is drawn with one key.\n"
+        "Cure: map it with a transform (nnx.vmap, with axis 0 for it), or draw before it is split."
+    )
+
+
+class _NoStream(AttributeError, KeyError):
+    """`rngs.name` and `rngs['name']` fail alike; the first must be known to `hasattr`."""
+
+    __str__ = Exception.__str__
+
+
+def _no_stream(name: str, streams: Mapping[str, Any]) -> AttributeError:
+    known = ", ".join(map(repr, streams)) or "none"
+    return _NoStream(
+        f"Rngs has no stream {name!r} and no 'default' to stand in for it; it has: {known}.\n"
+        f"Cure: make it with one, nnx.Rngs({name}=0) or nnx.Rngs(0)."
+    )
