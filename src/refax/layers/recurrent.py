@@ -6,20 +6,20 @@ step to step and comes out. Parameters are read: the compiled loop neither carri
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..graph.filters import Filter
+from ..graph.filters import All, Filter
 from ..objects.errors import describe_value
+from ..objects.variable_types import RngState
 from ..transforms.carry import Carry
 from ..transforms.prefixes import StateAxes
 from ..transforms.scan import scan
 from ..verbs.module import Module
-from ..verbs.rngs import Rngs, RngStream, backup_keys, fork_rngs, restore_rngs
+from ..verbs.rngs import Rngs, RngStream, iter_streams
 from .dropout import fork_stream
 from .dtypes import as_array
 from .options import keep_options
@@ -84,8 +84,8 @@ class RNN(Module):
         unroll: how many steps are one iteration of the compiled loop, as in `jax.lax.scan`.
         state_axes: filter → how such state of the RNN goes through `nnx.scan`: `nnx.Carry`, an
             axis, or None for what all steps share. By default everything is carried.
-        broadcast_rngs: which random streams of the cell start anew at each step: then a Dropout
-            drops the same units at all steps of a call.
+        broadcast_rngs: which random streams all steps of a call share: then a Dropout drops the
+            same units at each.
         rngs: gives the keys, where the cell draws its first carry; True for a stream with the
             seed 0, False for none.
 
@@ -189,16 +189,18 @@ class RNN(Module):
         if return_carry and seq_lengths is not None:
             lengths, step = _lengths_and_steps(seq_lengths, x.shape[time_axis])
             last, valid = carry, step < lengths
+        axes = self.state_axes
+        if self.broadcast_rngs is not None:
+            iter_streams(self.cell, self.broadcast_rngs)  # which finds a misspelt name
+            axes = StateAxes([(All(RngState, self.broadcast_rngs), None), *axes.items()])
         loop = scan(
             RNN._step,
             reverse=backwards,
             unroll=self.unroll,
-            in_axes=(self.state_axes, Carry, (time_axis, batch_axes)),
+            in_axes=(axes, Carry, (time_axis, batch_axes)),
             out_axes=(Carry, time_axis),
         )
-        only = self.broadcast_rngs  # a new key for each, for the time of the loop
-        with contextlib.nullcontext() if only is None else fork_rngs(self.cell, only=only):
-            (carry, last), y = loop(self, (carry, last), (x, valid))
+        (carry, last), y = loop(self, (carry, last), (x, valid))
         if reverse and keep_order != backwards:
             y = flip_sequences(y, seq_lengths, batch_axes, time_major)
         if not return_carry:
@@ -213,10 +215,7 @@ class RNN(Module):
         """
         carry, last = carry
         x, valid = inputs
-        only = self.broadcast_rngs
-        backups = () if only is None else backup_keys(self.cell, only=only)
         carry, y = self.cell(carry, x)
-        restore_rngs(backups)
         if valid is not None:
             last = jax.tree.map(lambda new, old: _where(valid, new, old), carry, last)
         return (carry, last), y

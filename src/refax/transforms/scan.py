@@ -2,7 +2,8 @@
 
 `jax.lax.scan` gets three things: what is carried, what is scanned (its axis moved to the front) and
 what is broadcast (closed over). Of the objects, only scanned Variables that the body wrote are
-stacked; a read-only one goes in and does not come out.
+stacked; a read-only one goes in and does not come out. What is broadcast is not written, but for
+the counts of random streams (`broadcast_counts.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from ..lift.axis_names import AxisName
 from ..lift.call import CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
-from ..lift.places import check_outputs
+from ..lift.inside import leaves_out
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..lift.programs import eager_program
 from ..objects.errors import describe_value
 from ..objects.statics import static_key
 from .axis_errors import check_sizes
 from .bound import by_position, decorator_or_function, lifted, with_self
+from .broadcast_counts import broadcast_counts, counts_left, only_counts_written, run_with_counts
 from .carry import Carry, check_carry, is_carry
 
 
@@ -156,7 +158,8 @@ def _loop(
     """The pure function of (values by group, tree): one `jax.lax.scan`."""
     entries = rules.entries
     always = tuple(is_carry(e) for e in entries)
-    check = check_outputs(form.graphdef, rules, lambda entry, _: entry is None, _broadcast_written)
+    counts = broadcast_counts(form, entries)
+    check = only_counts_written(form, rules, counts)
     pure = pure_function(
         function, form, always=always, rules=rules, axis_name=named, returned=check
     )
@@ -179,13 +182,22 @@ def _loop(
             for x, e in zip(inputs, all_axes, strict=True)
         ]
         count = len(entries)
+        counted = [grouped[c.group][c.index] for c in counts]
 
-        def body(carry: Any, xs: Any) -> Any:
+        def body(carries: Any, xs: Any) -> Any:
+            carry, _ = carries
             full = [
                 c if is_carry(e) else (x if isinstance(e, int) else whole)
                 for c, x, whole, e in zip(carry, xs, inputs, all_axes, strict=True)
             ]
-            result, out, static = pure(full[:count], treedef.unflatten(full[count:]))
+            arguments = (full[:count], treedef.unflatten(full[count:]))
+            if counts:
+                varies = [e is not None for x, e in zip(full, all_axes, strict=True)
+                          for _ in jax.tree.leaves(x)]  # fmt: skip
+                done = run_with_counts(pure, arguments, varies, counts, form, rules)
+            else:
+                done = pure(*arguments)
+            result, out, static = done
             new_tree, ys = _split_result(result, out_axes)
             new_tree = input_slots(new_tree, roots)
             before = (carry[:count], carry_tree, jax.tree.leaves(carry[count:]))
@@ -194,31 +206,27 @@ def _loop(
             new_carry = [o if is_carry(e) else None for o, e in zip(out, entries, strict=True)]
             new_carry += [next(new_leaves) if is_carry(e) else None for e in axes]
             stacked = [o if isinstance(e, int) else None for o, e in zip(out, entries, strict=True)]
-            return new_carry, (ys, stacked, static)
+            left = counts_left(counts, form, counted, out, static)
+            return (new_carry, left), (ys, stacked, static)
 
         body = named_like(function, body)
-        last, (ys, stacked, static) = jax.lax.scan(body, carry_in, scanned, **options)
+        (last, left), (ys, stacked, static) = jax.lax.scan(
+            body, (carry_in, counted), scanned, **options
+        )
         y_leaves, y_def = jax.tree.flatten(ys)
         y_axes = spread(_split_result(out_axes, out_axes)[1], ys, "out_axes", _is_entry)
         moved = y_def.unflatten(map(_back, y_leaves, y_axes))
         new_tree = jax.tree.structure(carry_tree).unflatten(jax.tree.leaves(last[count:]))
         result = _join_result(put_back(new_tree, [Slot(r) for r in roots]), moved, out_axes)
+        new_counts = {c.leaf: value for c, value in zip(counts, left, strict=True)}
+        leaving = [*leaves_out(static.change, form.graphdef), *([()] * count)]
         out = [
-            g if is_carry(e) else (_back(s, e) if isinstance(e, int) else [])
-            for g, s, e in zip(last[:count], stacked, entries, strict=True)
+            g if is_carry(e) else _back(s, e) if isinstance(e, int) else [new_counts[i] for i in b]
+            for g, s, e, b in zip(last[:count], stacked, entries, leaving[:count], strict=True)
         ]
         return result, out, static
 
     return run
-
-
-def _broadcast_written(place: str, kind: str, *_: Any) -> PrefixError:
-    return PrefixError(
-        f"`{place}` is written inside scan, where it is broadcast (None): every step would see the "
-        "value from before the loop.\n"
-        f"Cure: carry it from step to step, nnx.StateAxes({{{kind}: nnx.Carry, ...: None}}); or "
-        f"scan it, {{{kind}: 0, ...: None}}, so that each step has its own."
-    )
 
 
 def _split_result(result: Any, out_axes: Any) -> tuple[Any, Any]:
