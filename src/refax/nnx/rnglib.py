@@ -10,4 +10,4 @@ from ..verbs.pytree import Pytree as Pytree
 from ..verbs.rngs import (
     backup_keys as backup_keys, fork_rngs as fork_rngs, reseed as reseed,
     restore_rngs as restore_rngs, Rngs as Rngs, RngStream as RngStream, split_rngs as split_rngs,
-    SplitBackups as SplitBackups)
+    SplitBackups as SplitBackups, with_rngs as with_rngs)

@@ -1,9 +1,10 @@
-"""Counts of random streams that a loop broadcasts: every step draws the same keys.
+"""Counts of random streams that are broadcast: every instance of a function draws the same keys.
 
-So a recurrent dropout has one mask at all steps. As every step sees the count from before the loop
-and adds the same to it, the loop as a whole adds that once. What a step leaves in such a count must
-therefore depend on what is broadcast only; `run_with_counts` finds out by tracing the step once and
-looking at the result under a vmap over everything that differs from step to step.
+So a recurrent dropout has one mask at all steps of a scan. As every instance sees the count from
+before and adds the same to it, the transform as a whole adds that once. What an instance leaves in
+such a count must therefore depend on what is broadcast only. In a vmap JAX tells what does not; for
+scan and shard_map (where JAX takes what a cond leaves for the same on every device)
+`run_with_counts` traces the function to a jaxpr, once, and follows there what depends on what.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.sharding import PartitionSpec
 
-from .._jax_compat import is_mapped_here
-from ..lift.call import CallForm
+from ..graph.graphdef import GraphDef
 from ..lift.errors import PrefixError
 from ..lift.inside import Static, leaves_out
-from ..lift.places import place_of_leaf, place_of_output
-from ..lift.prefix import OutputRules
+from ..lift.places import place_of_output
+from ..lift.prefix import Groups, OutputRules
 from ..objects.variable_types import RngCount
 
 
@@ -31,30 +32,35 @@ class BroadcastCount(NamedTuple):
     leaf: int
 
 
-def broadcast_counts(form: CallForm, entries: Sequence[Any]) -> list[BroadcastCount]:
-    """The counts among the leaves whose entry is None."""
-    variables = form.graphdef.variables
+def broadcast_counts(graphdef: GraphDef, groups: Groups) -> list[BroadcastCount]:
+    """The counts among the leaves whose entry is None, or a PartitionSpec without axes."""
+    variables = graphdef.variables
     return [
         BroadcastCount(group, index, leaf)
-        for group, entry in enumerate(entries)
-        for index, leaf in enumerate(form.groups.members[group] if entry is None else ())
+        for group, entry in enumerate(groups.entries)
+        for index, leaf in enumerate(() if varying(entry) else groups.members[group])
         if leaf < len(variables) and issubclass(variables[leaf][1], RngCount)
     ]
 
 
+def varying(entry: Any) -> bool:
+    """Whether what has this entry differs between the instances."""
+    return any(entry) if isinstance(entry, PartitionSpec) else entry is not None
+
+
 def only_counts_written(
-    form: CallForm, rules: OutputRules, counts: Sequence[BroadcastCount]
+    graphdef: GraphDef, rules: OutputRules, counts: Sequence[BroadcastCount]
 ) -> Callable[..., Any]:
     """A check, at the end of the trace of a step, that it wrote nothing else that is broadcast."""
     allowed = {count.leaf for count in counts}
 
     def returned(result: Any, out: Sequence[Sequence[Any]], static: Static) -> Any:
-        for group, leaves in enumerate(leaves_out(static.change, form.graphdef)):
+        for group, leaves in enumerate(leaves_out(static.change, graphdef)):
             for index, leaf in enumerate(leaves if rules.entries[group] is None else ()):
                 if leaf not in allowed:
                     arguments = rules.arguments
                     raise _written(
-                        *place_of_output(form.graphdef, arguments, static.change, group, index)
+                        *place_of_output(graphdef, arguments, static.change, group, index)
                     )
         return result, out, static
 
@@ -63,7 +69,7 @@ def only_counts_written(
 
 def counts_left(
     counts: Sequence[BroadcastCount],
-    form: CallForm,
+    graphdef: GraphDef,
     before: Sequence[Any],
     out: Any,
     static: Static,
@@ -71,7 +77,7 @@ def counts_left(
     """The values of the counts after a step, in their order: what it wrote, or those of before."""
     written = {
         leaf: out[group][i]
-        for group, leaves in enumerate(leaves_out(static.change, form.graphdef))
+        for group, leaves in enumerate(leaves_out(static.change, graphdef))
         for i, leaf in enumerate(leaves)
     }
     return [written.get(c.leaf, value) for c, value in zip(counts, before, strict=True)]
@@ -82,44 +88,71 @@ def run_with_counts(
     arguments: tuple[Any, Any],
     varies: Sequence[bool],
     counts: Sequence[BroadcastCount],
-    form: CallForm,
-    rules: OutputRules,
+    graphdef: GraphDef,
+    problem: Callable[[int], Exception],
 ) -> Any:
     """`pure(*arguments)`, traced once.
 
     Args:
-        pure: a step, (values by group, tree) → (result, values by group, static).
+        pure: an instance, (values by group, tree) → (result, values by group, static).
         arguments: of it.
-        varies: by leaf of the arguments, whether it differs from step to step.
-        counts, form, rules: of the loop.
-
-    Raises:
-        PrefixError: what is left in a count differs from step to step.
+        varies: by leaf of the arguments, whether it differs between the instances.
+        counts, graphdef: of the call.
+        problem: a leaf → what is raised where its count is left differently by the instances.
     """
     jaxpr, shapes = jax.make_jaxpr(pure, return_shape=True)(*arguments)
-    run, leaves = jaxpr_as_fun(jaxpr), jax.tree.leaves(arguments)
     structure = jax.tree.structure(shapes)
-    differs: list[bool] = []
-
-    def look(*xs: Any) -> None:
-        _, out, static = structure.unflatten(run(*xs))
-        differs.extend(
-            map(is_mapped_here, counts_left(counts, form, [0] * len(counts), out, static))
-        )
-
-    def stacked(*xs: Any) -> None:
-        at = [0 if v else None for v in varies]
-        jax.vmap(look, at)(*[x[None] if v else x for x, v in zip(xs, varies, strict=True)])
-
-    if any(varies):
-        try:
-            jax.eval_shape(stacked, *leaves)
-        except (NotImplementedError, ValueError):  # a step that vmap does not know: it is believed
-            pass
-    for count, wrong in zip(counts, differs, strict=False):
+    _, out, static = structure.unflatten(_depends(jaxpr.jaxpr, varies))
+    differs = counts_left(counts, graphdef, [False] * len(counts), out, static)
+    for count, wrong in zip(counts, differs, strict=True):
         if wrong:
-            raise _differs(place_of_leaf(form.graphdef, rules.arguments, count.leaf))
-    return structure.unflatten(run(*leaves))
+            raise problem(count.leaf)
+    return structure.unflatten(jaxpr_as_fun(jaxpr)(*jax.tree.leaves(arguments)))
+
+
+def _depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
+    """By output of a jaxpr, whether it depends on one of the inputs that are marked."""
+    marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
+    for equation in jaxpr.eqns:
+        on = [not isinstance(v, Literal) and v in marked for v in equation.invars]
+        outs = zip(equation.outvars, _equation_depends(equation, on), strict=True)
+        marked.update(v for v, mark in outs if mark)
+    return [not isinstance(v, Literal) and v in marked for v in jaxpr.outvars]
+
+
+def _equation_depends(equation: Any, on: list[bool]) -> list[bool]:
+    name, params, count = equation.primitive.name, equation.params, len(equation.outvars)
+    if not any(on):
+        return [name == "axis_index"] * count  # which differs between devices by itself
+    if name == "cond":
+        branches = [_depends(b.jaxpr, on[1:]) for b in params["branches"]]
+        return [on[0] or any(marks) for marks in zip(*branches, strict=True)]
+    if name == "while":
+        of_cond, of_body = params["cond_nconsts"], params["body_nconsts"]
+        consts, carry = on[:of_cond], on[of_cond + of_body :]
+        for _ in range(count + 1):  # marks only spread, so that this is enough
+            carry = [a or b for a, b in zip(
+                carry, _depends(params["body_jaxpr"].jaxpr, on[of_cond:-count] + carry), strict=True
+            )]  # fmt: skip
+        return [x or any(_depends(params["cond_jaxpr"].jaxpr, consts + carry)) for x in carry]
+    bodies = [p for p in params.values() if isinstance(p, (Jaxpr, ClosedJaxpr))]
+    body = getattr(bodies[0], "jaxpr", bodies[0]) if len(bodies) == 1 else None
+    if body is None or (len(body.invars), len(body.outvars)) != (len(on), count):
+        return [True] * count  # an operation, or something that is not known here
+    outs = _depends(body, on)
+    if name == "scan":  # whose inputs are constants, the carry, and what has one axis more outside
+        carried = count - _more_axes(equation.outvars, body.outvars)
+        last = len(on) - _more_axes(equation.invars, body.invars)
+        for _ in range(carried):
+            carry = [a or b for a, b in zip(on[last - carried : last], outs, strict=False)]
+            on = [*on[: last - carried], *carry, *on[last:]]
+            outs = _depends(body, on)
+    return outs
+
+
+def _more_axes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(len(a.aval.shape) > len(b.aval.shape) for a, b in pairs)
 
 
 def _written(place: str, kind: str) -> PrefixError:
@@ -131,10 +164,10 @@ def _written(place: str, kind: str) -> PrefixError:
     )
 
 
-def _differs(place: str) -> PrefixError:
+def drawn_differently(place: str, transform: str, instance: str, lift_type: str) -> PrefixError:
     return PrefixError(
-        f"`{place}` counts the keys of a random stream that scan broadcasts (None), but how many "
-        "are drawn differs from step to step.\n"
-        "Cure: draw the same keys in every step (in both branches of a condition), or carry the "
-        "stream, nnx.StateAxes({nnx.RngState: nnx.Carry, ...: None}): each step has its own then."
+        f"`{place}` counts the keys of a random stream that {transform} broadcasts, but how many "
+        f"are drawn differs from {instance} to {instance}.\n"
+        f"Cure: draw the same keys in every {instance} (in both branches of a condition), or let "
+        f"each have its own: {lift_type}."
     )

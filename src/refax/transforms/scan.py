@@ -21,13 +21,21 @@ from ..lift.call import CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
 from ..lift.inside import leaves_out
+from ..lift.places import place_of_leaf
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..lift.programs import eager_program
 from ..objects.errors import describe_value
 from ..objects.statics import static_key
 from .axis_errors import check_sizes
 from .bound import by_position, decorator_or_function, lifted, with_self
-from .broadcast_counts import broadcast_counts, counts_left, only_counts_written, run_with_counts
+from .broadcast_counts import (
+    broadcast_counts,
+    counts_left,
+    drawn_differently,
+    only_counts_written,
+    run_with_counts,
+    varying,
+)
 from .carry import Carry, check_carry, is_carry
 
 
@@ -158,12 +166,17 @@ def _loop(
     """The pure function of (values by group, tree): one `jax.lax.scan`."""
     entries = rules.entries
     always = tuple(is_carry(e) for e in entries)
-    counts = broadcast_counts(form, entries)
-    check = only_counts_written(form, rules, counts)
+    counts = broadcast_counts(form.graphdef, form.groups)
+    check = only_counts_written(form.graphdef, rules, counts)
     pure = pure_function(
         function, form, always=always, rules=rules, axis_name=named, returned=check
     )
     roots = form.graphdef.roots
+
+    def problem(leaf: int) -> PrefixError:
+        place = place_of_leaf(form.graphdef, rules.arguments, leaf)
+        cure = "nnx.StateAxes({nnx.RngState: nnx.Carry, ...: None})"
+        return drawn_differently(place, "scan", "step", cure)
 
     def run(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         leaves, treedef = jax.tree.flatten(tree)
@@ -192,9 +205,9 @@ def _loop(
             ]
             arguments = (full[:count], treedef.unflatten(full[count:]))
             if counts:
-                varies = [e is not None for x, e in zip(full, all_axes, strict=True)
+                varies = [varying(e) for x, e in zip(full, all_axes, strict=True)
                           for _ in jax.tree.leaves(x)]  # fmt: skip
-                done = run_with_counts(pure, arguments, varies, counts, form, rules)
+                done = run_with_counts(pure, arguments, varies, counts, form.graphdef, problem)
             else:
                 done = pure(*arguments)
             result, out, static = done
@@ -206,7 +219,7 @@ def _loop(
             new_carry = [o if is_carry(e) else None for o, e in zip(out, entries, strict=True)]
             new_carry += [next(new_leaves) if is_carry(e) else None for e in axes]
             stacked = [o if isinstance(e, int) else None for o, e in zip(out, entries, strict=True)]
-            left = counts_left(counts, form, counted, out, static)
+            left = counts_left(counts, form.graphdef, counted, out, static)
             return (new_carry, left), (ys, stacked, static)
 
         body = named_like(function, body)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
-from ..lift.arguments import is_object, unbind
-from ..lift.array_prefix import for_arrays, hashable
-from ..lift.call import enter, group_by_prefix, leave, pure_function
+from ..lift.arguments import is_object, named_like, unbind
+from ..lift.array_prefix import for_arrays, hashable, spread
+from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
-from ..lift.prefix import FilterPrefix
+from ..lift.places import place_of_leaf
+from ..lift.prefix import FilterPrefix, OutputRules
 from ..lift.programs import eager_program
 from ..objects.statics import static_key
 from .bound import by_position, decorator_or_function, lifted, with_self, with_static
+from .broadcast_counts import broadcast_counts, drawn_differently, run_with_counts, varying
 from .spec_errors import check_replicated, check_specs
 
 
@@ -63,7 +65,7 @@ def shard_map(
             pure = pure_function(inner, call, rules=rules, returned=checked)
             specs = for_arrays(prefix, call.tree[0], "args", _is_spec)
             return jax.shard_map(
-                pure,
+                _with_counts(pure, call, rules, prefix),
                 mesh=mesh,
                 in_specs=(by_group, (specs, _WHOLE)),
                 out_specs=(_without_lift_types(out_specs), by_group, _WHOLE),
@@ -89,6 +91,30 @@ def shard_map(
 
 
 _WHOLE = PartitionSpec()
+
+
+def _with_counts(pure: Callable, call: Call, rules: OutputRules, prefix: Any) -> Callable:
+    """`pure`, which leaves the counts of replicated streams the same on every device."""
+    assert call.groups is not None
+    graphdef, groups = call.plan.graphdef, call.groups
+    counts = broadcast_counts(graphdef, groups)
+    if not counts:
+        return pure
+
+    def problem(leaf: int) -> PrefixError:
+        place = place_of_leaf(graphdef, rules.arguments, leaf)
+        cure = "nnx.split_rngs, and nnx.StateSharding({nnx.RngState: P('axis'), ...: P()})"
+        return drawn_differently(place, "shard_map", "device", cure)
+
+    def counted(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
+        by_leaf = [(group, entry) for group, entry in zip(grouped, groups.entries, strict=True)]
+        by_leaf += zip(
+            jax.tree.leaves(tree), spread(prefix, tree[0], "args", _is_spec), strict=True
+        )
+        varies = [varying(entry) for x, entry in by_leaf for _ in jax.tree.leaves(x)]
+        return run_with_counts(pure, (grouped, tree), varies, counts, graphdef, problem)
+
+    return named_like(pure, counted)
 
 
 def _is_spec(value: Any) -> bool:
