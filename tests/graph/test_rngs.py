@@ -395,4 +395,3 @@ def test_reseed():
     assert same(model.b.dropout.key.value, jax.random.split(keys[1], 3))
     with pytest.raises(ValueError, match=r"'dropout'.*\(3,\).*\(2,\)"):
         nnx.reseed(model, dropout=jax.random.split(jax.random.key(1), 2))
-

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.sharding import PartitionSpec
 
+from .._jax_compat import jaxpr_as_fun
 from ..graph.graphdef import GraphDef
 from ..lift.errors import PrefixError
 from ..lift.inside import Static, leaves_out
@@ -168,6 +169,6 @@ def drawn_differently(place: str, transform: str, instance: str, lift_type: str)
     return PrefixError(
         f"`{place}` counts the keys of a random stream that {transform} broadcasts, but how many "
         f"are drawn differs from {instance} to {instance}.\n"
-        f"Cure: draw the same keys in every {instance} (in both branches of a condition), or let "
-        f"each have its own: {lift_type}."
+        f"Cure: let each {instance} draw the same keys, before a condition and not in it; or "
+        f"have its own: {lift_type}."
     )

@@ -335,7 +335,7 @@ def _stacked(stream: RngStream) -> ValueError:
     )
 
 
-class _NoStream(AttributeError, KeyError):
+class MissingStreamError(AttributeError, KeyError):
     """`rngs.name` and `rngs['name']` fail alike; the first must be known to `hasattr`."""
 
     __str__ = Exception.__str__
@@ -343,7 +343,7 @@ class _NoStream(AttributeError, KeyError):
 
 def _no_stream(name: str, streams: Mapping[str, Any]) -> AttributeError:
     known = ", ".join(map(repr, streams)) or "none"
-    return _NoStream(
+    return MissingStreamError(
         f"Rngs has no stream {name!r} and no 'default' to stand in for it; it has: {known}.\n"
         f"Cure: make it with one, nnx.Rngs({name}=0) or nnx.Rngs(0)."
     )
