@@ -143,7 +143,9 @@ def _as_stacked(path: tuple, key: jax.Array, stream: RngStream, policy: Any) -> 
             "Cure: policy='match_shape', which splits the new key; or a function (path, key, "
             "shape) → keys."
         )
-    return policy(path, key, shape) if callable(policy) else jax.random.split(key, shape)
+    if policy == "match_shape":
+        return jax.random.split(key, shape)
+    return policy(path, key, shape)
 
 
 def _renew(
