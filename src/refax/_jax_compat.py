@@ -6,6 +6,7 @@ that drops one costs speed or a nicer message, never `import refax`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -106,3 +107,57 @@ def jaxpr_as_fun(closed_jaxpr: Any) -> Any:
 
         return lambda *args: core.eval_jaxpr(closed_jaxpr.jaxpr, closed_jaxpr.consts, *args)
     return core.jaxpr_as_fun(closed_jaxpr)
+
+
+def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
+    """By output of a jaxpr, whether it depends on one of the inputs that are marked.
+
+    The classes and the names of parameters are JAX's own. Of what is not known here, every output
+    depends on every input: then a program may be refused that could run.
+    """
+    from jax.extend.core import Literal
+
+    marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
+    for equation in jaxpr.eqns:
+        on = [not isinstance(v, Literal) and v in marked for v in equation.invars]
+        outs = zip(equation.outvars, _equation_depends(equation, on), strict=True)
+        marked.update(v for v, mark in outs if mark)
+    return [not isinstance(v, Literal) and v in marked for v in jaxpr.outvars]
+
+
+def _equation_depends(equation: Any, on: list[bool]) -> list[bool]:
+    from jax.extend.core import ClosedJaxpr, Jaxpr
+
+    name, params, count = equation.primitive.name, equation.params, len(equation.outvars)
+    if not any(on):
+        return [name == "axis_index"] * count  # which differs between devices by itself
+    if name == "cond" and "branches" in params:
+        branches = [depends(b.jaxpr, on[1:]) for b in params["branches"]]
+        return [on[0] or any(marks) for marks in zip(*branches, strict=True)]
+    if name == "while" and "cond_nconsts" in params:
+        of_cond, of_body = params["cond_nconsts"], params["body_nconsts"]
+        consts, carry = on[:of_cond], on[of_cond + of_body :]
+        before: list[bool] = []
+        while before != carry:  # marks only spread
+            before, body = carry, depends(params["body_jaxpr"].jaxpr, on[of_cond:-count] + carry)
+            carry = [a or b for a, b in zip(carry, body, strict=True)]
+        return [x or any(depends(params["cond_jaxpr"].jaxpr, consts + carry)) for x in carry]
+    bodies = [p for p in params.values() if isinstance(p, (Jaxpr, ClosedJaxpr))]
+    body = getattr(bodies[0], "jaxpr", bodies[0]) if len(bodies) == 1 else None
+    if body is None or (len(body.invars), len(body.outvars)) != (len(on), count):
+        return [True] * count  # an operation, or something that is not known here
+    outs = depends(body, on)
+    if name == "scan":  # whose inputs are constants, the carry, and what has one axis more outside
+        carried = count - _more_axes(equation.outvars, body.outvars)
+        last = len(on) - _more_axes(equation.invars, body.invars)
+        spread: list[bool] = []
+        while spread != on:
+            carry = [a or b for a, b in zip(on[last - carried : last], outs, strict=False)]
+            spread, on = on, [*on[: last - carried], *carry, *on[last:]]
+            outs = depends(body, on)
+    return outs
+
+
+def _more_axes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(len(a.aval.shape) > len(b.aval.shape) for a, b in pairs)

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.sharding import PartitionSpec
 
-from .._jax_compat import jaxpr_as_fun
+from .._jax_compat import depends, jaxpr_as_fun
 from ..graph.graphdef import GraphDef
 from ..lift.errors import PrefixError
 from ..lift.inside import Static, leaves_out
@@ -103,57 +102,12 @@ def run_with_counts(
     """
     jaxpr, shapes = jax.make_jaxpr(pure, return_shape=True)(*arguments)
     structure = jax.tree.structure(shapes)
-    _, out, static = structure.unflatten(_depends(jaxpr.jaxpr, varies))
+    _, out, static = structure.unflatten(depends(jaxpr.jaxpr, varies))
     differs = counts_left(counts, graphdef, [False] * len(counts), out, static)
     for count, wrong in zip(counts, differs, strict=True):
         if wrong:
             raise problem(count.leaf)
     return structure.unflatten(jaxpr_as_fun(jaxpr)(*jax.tree.leaves(arguments)))
-
-
-def _depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
-    """By output of a jaxpr, whether it depends on one of the inputs that are marked."""
-    marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
-    for equation in jaxpr.eqns:
-        on = [not isinstance(v, Literal) and v in marked for v in equation.invars]
-        outs = zip(equation.outvars, _equation_depends(equation, on), strict=True)
-        marked.update(v for v, mark in outs if mark)
-    return [not isinstance(v, Literal) and v in marked for v in jaxpr.outvars]
-
-
-def _equation_depends(equation: Any, on: list[bool]) -> list[bool]:
-    name, params, count = equation.primitive.name, equation.params, len(equation.outvars)
-    if not any(on):
-        return [name == "axis_index"] * count  # which differs between devices by itself
-    if name == "cond":
-        branches = [_depends(b.jaxpr, on[1:]) for b in params["branches"]]
-        return [on[0] or any(marks) for marks in zip(*branches, strict=True)]
-    if name == "while":
-        of_cond, of_body = params["cond_nconsts"], params["body_nconsts"]
-        consts, carry = on[:of_cond], on[of_cond + of_body :]
-        for _ in range(count + 1):  # marks only spread, so that this is enough
-            carry = [a or b for a, b in zip(
-                carry, _depends(params["body_jaxpr"].jaxpr, on[of_cond:-count] + carry), strict=True
-            )]  # fmt: skip
-        return [x or any(_depends(params["cond_jaxpr"].jaxpr, consts + carry)) for x in carry]
-    bodies = [p for p in params.values() if isinstance(p, (Jaxpr, ClosedJaxpr))]
-    body = getattr(bodies[0], "jaxpr", bodies[0]) if len(bodies) == 1 else None
-    if body is None or (len(body.invars), len(body.outvars)) != (len(on), count):
-        return [True] * count  # an operation, or something that is not known here
-    outs = _depends(body, on)
-    if name == "scan":  # whose inputs are constants, the carry, and what has one axis more outside
-        carried = count - _more_axes(equation.outvars, body.outvars)
-        last = len(on) - _more_axes(equation.invars, body.invars)
-        for _ in range(carried):
-            carry = [a or b for a, b in zip(on[last - carried : last], outs, strict=False)]
-            on = [*on[: last - carried], *carry, *on[last:]]
-            outs = _depends(body, on)
-    return outs
-
-
-def _more_axes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
-    pairs = zip(outside, inside, strict=True)
-    return sum(len(a.aval.shape) > len(b.aval.shape) for a, b in pairs)
 
 
 def _written(place: str, kind: str) -> PrefixError:
