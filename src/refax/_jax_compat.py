@@ -36,6 +36,14 @@ except ImportError:  # pragma: no cover - depends on the JAX release
     TRACE = _OpaqueTrace()
 
 
+_TOP = TRACE.value
+
+
+def is_outside_of_traces() -> bool:
+    """Whether operations run at once, as they are called: no transform is at work."""
+    return TRACE.value is _TOP
+
+
 def describe_current_trace() -> str:
     """What is being traced now and where, as far as JAX tells: "`step` (train.py:12), by jit"."""
     try:

@@ -247,6 +247,11 @@ def test_conv_transpose_agrees_with_the_peer(
 # -- Einsum --------------------------------------------------------------------------------------
 
 
+def _each_place(kernel: np.ndarray) -> np.ndarray:
+    """X (n, t, a) times a matrix (a, b) of its own for each t, of a kernel (a, t, b)."""
+    return np.stack([X[:, t] @ kernel[:, t] for t in range(X.shape[1])], axis=1)
+
+
 @pytest.mark.parametrize(
     ("equation", "shape", "bias_shape", "expected"),
     [
@@ -260,6 +265,22 @@ def test_conv_transpose_agrees_with_the_peer(
         ("nta,tab->ntb", (7, 3, 5), (7, 5), lambda k, b: np.einsum("nta,tab->ntb", X, k) + b),
         ("...a,ab->b...", (3, 5), (5,), lambda k, b: np.moveaxis(X @ k + b, -1, 0)),
         ("nta,ta->n", (7, 3), (), lambda k, b: np.einsum("nta,ta->n", X, k) + b),
+        # '...' stands for axes that the kernel has, too.
+        ("n...a,a...b->n...b", (3, 7, 5), (7, 5), lambda k, b: _each_place(k) + b),
+        ("...a,a...b->...b", (3, 7, 5), (7, 5), lambda k, b: _each_place(k) + b),
+        ("...a,...ab->...b", (7, 3, 5), (7, 5), lambda k, b: _each_place(np.swapaxes(k, 0, 1)) + b),
+        (
+            "n...a,a...b->b...n",
+            (3, 7, 5),
+            (5, 7),
+            lambda k, b: np.transpose(_each_place(k) + b.T, (2, 1, 0)),
+        ),
+        (
+            "n...a,a...b->...bn",
+            (3, 7, 5),
+            (7, 5, 1),
+            lambda k, b: np.transpose(_each_place(k) + b[..., 0], (1, 2, 0)),
+        ),
     ],
 )
 def test_einsum_lays_the_bias_along_the_axes_of_the_kernel(

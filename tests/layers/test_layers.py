@@ -129,6 +129,15 @@ def test_embed_looks_up_and_attends() -> None:
     assert half(jnp.array([1])).dtype == half.attend(X).dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("indices", [[0, 5, -1, -7], [[3]], 2])
+def test_embed_of_one_row_gives_that_row_for_any_index(indices: Any) -> None:
+    embed = nnx.Embed(1, 6, rngs=nnx.Rngs(0))
+    rows = embed(jnp.array(indices))
+    expected = np.broadcast_to(embed.embedding.value[0], (*np.shape(indices), 6))
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(jax.jit(lambda e, i: e(i))(embed, jnp.array(indices)), expected)
+
+
 # -- Sequential ----------------------------------------------------------------------------------
 
 

@@ -21,7 +21,15 @@ from .linear import default_bias_init, default_kernel_init
 from .linear_general import LinearGeneral
 from .masks import combine_masks
 from .normalization import LayerNorm
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options, resolve_flag
+from .options import (
+    NO_METADATA,
+    PROMOTE_DTYPE,
+    Initializer,
+    PromoteDtype,
+    Replaceable,
+    keep_options,
+    resolve_flag,
+)
 
 
 def _apply(layer: Any, x: jax.Array, out_sharding: Any) -> jax.Array:
@@ -83,11 +91,9 @@ class MultiHeadAttention(Module):
     broadcast_dropout: bool = True
     precision: lax.PrecisionLike = None
     use_bias: bool = True
-    attention_fn = staticmethod(dot_product_attention)
+    attention_fn = Replaceable(dot_product_attention, "refax.nnx.nn.attention", "refax.nnx")
     normalize_qk: bool = False
-    qkv_promote_dtype = staticmethod(dtypes.promote_dtype)
-    out_promote_dtype = staticmethod(dtypes.promote_dtype)
-    ln_promote_dtype = staticmethod(dtypes.promote_dtype)
+    qkv_promote_dtype = out_promote_dtype = ln_promote_dtype = PROMOTE_DTYPE
     qkv_dot_general: Callable[..., Any] | None = None
     out_dot_general: Callable[..., Any] | None = None
     qkv_dot_general_cls: Any = None
@@ -333,7 +339,6 @@ def _check_multiple(name: str, number: int, divisor: str, parts: int) -> None:
         )
 
 
-@partial(jax.jit, inline=True)
 def _extended(
     keys: jax.Array, values: jax.Array, index: jax.Array, key: jax.Array, value: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +18,6 @@ from .options import NO_METADATA, Initializer, PromoteDtype, resolve_flag
 from .standardize import Averaging, standardize
 
 
-@partial(jax.jit, static_argnums=(6, 7, 8, 9), inline=True)
 def _normalize_batch(
     x: jax.Array,
     mask: jax.Array | None,
@@ -38,13 +36,12 @@ def _normalize_batch(
         batch = batch.reshape(running.shape).astype(running.dtype)
         return momentum * running + (1 - momentum) * batch
 
-    y, mean, var = standardize(x.astype(dtypes.widest(x.dtype, dtype)), mask, how)
+    y, mean, var = standardize(dtypes.cast(x, dtypes.widest(x.dtype, dtype)), mask, how)
     y = scale_and_shift(y, scale, bias, feature_axes, dtype)
     assert mean is not None
     return y, updated(running_mean, mean), updated(running_var, var)
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7), inline=True)
 def _normalize_running(
     x: jax.Array,
     scale: jax.Array | None,
@@ -55,7 +52,7 @@ def _normalize_running(
     feature_axes: tuple[int, ...],
     dtype: Any,
 ) -> jax.Array:
-    x = x.astype(dtypes.widest(x.dtype, dtype))
+    x = dtypes.cast(x, dtypes.widest(x.dtype, dtype))
     shape = tuple(n if i in feature_axes else 1 for i, n in enumerate(x.shape))
     factor = lax.rsqrt(var.astype(x.dtype) + epsilon)
     y = (x - mean.astype(x.dtype).reshape(shape)) * factor.reshape(shape)
@@ -158,6 +155,7 @@ class BatchNorm(Normalization):
         if running:
             return _normalize_running(x, scale, bias, mean, var, self.epsilon, features, dtype)
         how = self._averaging(tuple(i for i in range(x.ndim) if i not in features))
+        how = how._replace(statistics=True)
         y, self.mean.value, self.var.value = _normalize_batch(
             x, mask, scale, bias, mean, var, self.momentum, how, features, dtype
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +17,9 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes
+from .contractions import last_axes
 from .linear import Affine, Options, default_bias_init, default_kernel_init
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
 from .windows import NAMED, Padding, Pads, PerAxis, canonical_padding, per_axis
 
 # Paddings with values of the input, as `jnp.pad` calls them.
@@ -61,7 +61,7 @@ class _Strided(NamedTuple):
             rhs_dilation=self.kernel_dilation,
             dimension_numbers=_dimension_numbers(len(spans)),
             feature_group_count=self.groups,
-            **dict(self.options),
+            **self.options,
         )
 
 
@@ -96,7 +96,7 @@ class _FractionallyStrided(NamedTuple):
             rhs_dilation=self.kernel_dilation,
             dimension_numbers=_dimension_numbers(axes),
             transpose_kernel=self.transpose_kernel,
-            **dict(self.options),
+            **self.options,
         )
         return y[:, *crop] if crop else y
 
@@ -121,15 +121,13 @@ def _apply(
 ) -> jax.Array:
     batch = x.shape[: x.ndim - kernel.ndim + 1]
     if mask is not None:
-        kernel = kernel * mask.astype(kernel.dtype)
-    y = how(x.reshape(math.prod(batch), *x.shape[len(batch) :]), kernel)
+        kernel = kernel * dtypes.cast(mask, kernel.dtype)
+    if len(batch) != 1:
+        x = x.reshape(math.prod(batch), *x.shape[len(batch) :])
+    y = how(x, kernel)
     if bias is not None:
-        y = y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
-    return y.reshape(*batch, *y.shape[1:])
-
-
-# One compiled call where the operations one by one would be several; inlined into a trace.
-_apply_compiled = partial(jax.jit, static_argnums=0, inline=True)(_apply)
+        y = y + last_axes(bias, y.ndim)
+    return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
 
 
 class Convolution(Affine):
@@ -154,13 +152,11 @@ class Convolution(Affine):
             )
         self._make_parameters(arguments, shape, (self.out_features,) if self.use_bias else None)
 
-    def _call(
-        self, inputs: Any, how: _Strided | _FractionallyStrided, compiled: bool = True
-    ) -> jax.Array:
+    def _call(self, inputs: Any, how: _Strided | _FractionallyStrided) -> jax.Array:
         x, kernel, bias = self._promoted(inputs)
         self._check_shapes(x, kernel, len(self.kernel_size), self.in_features)
         mask = None if self.mask is None else dtypes.as_array(self.mask)
-        return (_apply_compiled if compiled else _apply)(how, x, kernel, bias, mask)
+        return _apply(how, x, kernel, bias, mask)
 
 
 class Conv(Convolution):
@@ -200,7 +196,7 @@ class Conv(Convolution):
     """
 
     feature_group_count: int = 1
-    conv_general_dilated = staticmethod(lax.conv_general_dilated)
+    conv_general_dilated = Replaceable(lax.conv_general_dilated, "jax.lax")
 
     def __init__(
         self,
@@ -257,7 +253,7 @@ class Conv(Convolution):
             self._options(out_sharding),
             self.conv_general_dilated,
         )
-        return self._call(inputs, how, self.conv_general_dilated is lax.conv_general_dilated)
+        return self._call(inputs, how)
 
 
 class ConvTranspose(Convolution):

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from .._jax_compat import is_outside_of_traces
 from ..objects.variable_types import Intermediate
 from ..verbs.module import Module
 from . import dtypes
+from .contractions import einsum
 from .dropout import keep_mask
-from .options import PromoteDtype
+from .options import PROMOTE_DTYPE, PromoteDtype
 
 
 def dot_product_attention(
@@ -75,6 +77,7 @@ def dot_product_attention(
         >>> nnx.dot_product_attention(q, kv, kv).shape
         (2, 5, 4, 8)
     """
+    promote_dtype = PROMOTE_DTYPE.instead_of(promote_dtype)
     query, key, value = promote_dtype((query, key, value), dtype=dtype)
     _check_shapes(query.shape, key.shape, value.shape)
     of_logits = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
@@ -85,12 +88,10 @@ def dot_product_attention(
             f"dot_product_attention: dropout_rate={dropout_rate} needs a key.\n"
             "Cure: dropout_rng=key, or deterministic=True."
         )
-    if not drop and module is None:  # in one compiled call when eager
-        return _attend(query, key, value, bias, mask, is_causal, precision)
     weights = _weights(query, key, bias, mask, is_causal, precision)
     if module is not None:
         module.sow(Intermediate, "attention_weights", weights)
-    if drop:
+    if drop and dropout_rng is not None:
         weights = _drop(weights, dropout_rng, 1.0 - dropout_rate, broadcast_dropout)
     return _combine(weights, value, precision)
 
@@ -126,7 +127,6 @@ def _like_logits(name: str, x: Any, shape: tuple[int, ...]) -> jax.Array | None:
     return x.reshape((1,) * missing + x.shape) if missing else x
 
 
-@partial(jax.jit, static_argnums=(4, 5), inline=True)
 def _weights(
     query: jax.Array,
     key: jax.Array,
@@ -146,18 +146,21 @@ def _weights(
     if is_causal:
         allowed = jnp.tril(jnp.ones((1,) * (logits.ndim - 2) + logits.shape[-2:], bool))
         logits = jnp.where(allowed, logits, _lowest(wide))
-    return _softmax(logits).astype(query.dtype)
+    softmax = _plain_softmax if is_outside_of_traces() else _softmax
+    return dtypes.cast(softmax(logits), query.dtype)
 
 
-@jax.custom_jvp
-def _softmax(x: jax.Array) -> jax.Array:
+def _plain_softmax(x: jax.Array) -> jax.Array:
     unnormalized = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf))
     return unnormalized / jnp.sum(unnormalized, axis=-1, keepdims=True)
 
 
+_softmax = jax.custom_jvp(_plain_softmax)
+
+
 @_softmax.defjvp
 def _softmax_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    y = _softmax(*primals)
+    y = _plain_softmax(*primals)
     scaled = y * tangents[0]
     return y, scaled - y * jnp.sum(scaled, axis=-1, keepdims=True)
 
@@ -167,7 +170,6 @@ def _lowest(dtype: Any) -> Any:
     return jnp.finfo(dtype).min
 
 
-@partial(jax.jit, static_argnums=(3,), inline=True)
 def _drop(weights: jax.Array, rng: jax.Array, keep: Any, broadcast: bool) -> jax.Array:
     shape = weights.shape
     if broadcast:
@@ -176,7 +178,6 @@ def _drop(weights: jax.Array, rng: jax.Array, keep: Any, broadcast: bool) -> jax
     return jnp.where(kept, weights / keep, jnp.zeros_like(weights))
 
 
-@partial(jax.jit, static_argnums=(2,), inline=True)
 def _combine(weights: jax.Array, value: jax.Array, precision: Any) -> jax.Array:
     """weights·v: (*batch, queries, heads, v)."""
     y = _product(weights, jnp.swapaxes(value, -3, -2), precision, None)
@@ -187,14 +188,9 @@ def _product(x: jax.Array, y: jax.Array, precision: Any, dtype: Any) -> jax.Arra
     """x·y: (*batch, heads, n, m), (*batch, kv_heads, m, p) → (*batch, heads, n, p)."""
     *batch, heads, n, m = x.shape
     kv_heads, _, p = y.shape[-3:]
-    product = partial(jnp.einsum, precision=precision, preferred_element_type=dtype)
+    product = partial(einsum, precision=precision, preferred_element_type=dtype)
     if heads == kv_heads:
         return product("...hnm,...hmp->...hnp", x, y)
     # An axis of their own for the heads of a group: merged into n, they would lose their sharding.
     x = x.reshape(*batch, kv_heads, heads // kv_heads, n, m)
     return product("...hgnm,...hmp->...hgnp", x, y).reshape(*batch, heads, n, p)
-
-
-@partial(jax.jit, static_argnums=(5, 6), inline=True)
-def _attend(query: Any, key: Any, value: jax.Array, *how: Any) -> jax.Array:
-    return _combine(_weights(query, key, *how), value, how[-1])

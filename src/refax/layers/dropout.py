@@ -8,7 +8,6 @@ follows. Masks of 16 bits would take half of it, but drop other elements than ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -56,7 +55,6 @@ def keep_mask(key: jax.Array, keep: Any, shape: tuple[int, ...], like: jax.Array
     return mask
 
 
-@partial(jax.jit, static_argnums=(3,), inline=True)
 def _drop(x: jax.Array, key: jax.Array, keep: Any, mask_shape: tuple[int, ...]) -> jax.Array:
     return jnp.where(keep_mask(key, keep, mask_shape, x), x / keep, jnp.zeros_like(x))
 

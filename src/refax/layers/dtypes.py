@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+
+# Where `promote_dtype` stands beside this module: names only, which stand above the layers.
+ADDRESSES = ("refax.nnx.nn.dtypes", "refax.nnx")
 
 # Of an inexact dtype that is not here (an 8-bit float) the slow path takes care.
 _INEXACT = frozenset(
@@ -21,6 +25,12 @@ def as_array(x: Any) -> jax.Array:
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
+def cast(x: jax.Array, dtype: Any) -> jax.Array:
+    """`x` in that dtype; itself, without an operation, where it has it."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+@functools.cache
 def widest(*dtypes: Any) -> np.dtype:
     """The widest floating dtype of these and float32: to compute in where digits are at stake."""
     floating = [np.dtype(d) for d in dtypes if jnp.issubdtype(d, jnp.inexact)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,56 +12,46 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
-from . import dtypes
-from .linear import Affine, Options, default_bias_init, default_kernel_init
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+from . import contractions, dtypes
+from .linear import Affine, default_bias_init, default_kernel_init
+from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
+
+Sizes = dict[str, tuple[int, ...]]  # of each label, and those that '...' stands for
 
 
-def _product(
-    equation: str,
-    einsum_op: Callable[..., Any],
-    options: Options,
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-) -> jax.Array:
-    sizes = _check_sizes(equation, x.shape, kernel.shape)
-    y = einsum_op(equation, x, kernel, **dict(options))
-    if bias is None:
-        return y
-    # The bias varies along the axes that the output has from the kernel.
-    head, _, tail = equation.partition("->")[2].partition("...")
-    wanted = tuple(sizes[label] for label in head + tail if label in sizes)
-    if bias.shape != wanted:
+def _with_bias(equation: str, sizes: Sizes, y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y + bias, which varies along the axes that the output has from the kernel."""
+    head, dots, tail = equation.partition("->")[2].partition("...")
+    covered = sizes["..."] if dots else ()
+    before, after = ([sizes.get(label, ()) for label in part] for part in (head, tail))
+    wanted = sum((*before, covered, *after), ())
+    if [n for n in bias.shape if n != 1] != [n for n in wanted if n != 1]:
         raise ValueError(
             f"Einsum: the bias has the shape {bias.shape}, but the axes that the output of "
-            f"{equation!r} has from the kernel (shape {kernel.shape}) have the sizes {wanted}.\n"
+            f"{equation!r} has from the kernel have the sizes {wanted}.\n"
             f"Cure: bias_shape={wanted}."
         )
-    ones = [1] * (y.ndim - len(head) - len(tail))
-    shape = [sizes.get(c, 1) for c in head] + ones + [sizes.get(c, 1) for c in tail]
-    return y + bias.reshape(shape)
+    ones = (1,) * (y.ndim - len(head) - len(tail) - len(covered))
+    before, after = ([n or (1,) for n in part] for part in (before, after))
+    return y + bias.reshape(sum((*before, ones, covered, *after), ()))
 
 
-# One compiled call; a warm one neither parses the equation nor looks for an order of contraction.
-_product_compiled = partial(jax.jit, static_argnums=(0, 1, 2), inline=True)(_product)
-
-
-def _check_sizes(equation: str, x: tuple[int, ...], kernel: tuple[int, ...]) -> dict[str, int]:
+@functools.lru_cache(maxsize=4096)
+def _check_sizes(equation: str, x: tuple[int, ...], kernel: tuple[int, ...]) -> Sizes:
     """The size of each label of the kernel, which are those of the input where it has them."""
     operands, _, _ = equation.partition("->")
     of_x, of_kernel = operands.split(",")
     sizes = _sizes("kernel", of_kernel, kernel, equation)
     for label, size in _sizes("input", of_x, x, equation).items():
-        if sizes.get(label, size) != size:
+        if label != "..." and sizes.get(label, size) != size:
             raise ValueError(
-                f"Einsum: in {equation!r} the axis {label} has size {size} in the input (shape "
-                f"{x}), but {sizes[label]} in the kernel (shape {kernel})."
+                f"Einsum: in {equation!r} the axis {label} has size {size[0]} in the input (shape "
+                f"{x}), but {sizes[label][0]} in the kernel (shape {kernel})."
             )
     return sizes
 
 
-def _sizes(which: str, labels: str, shape: tuple[int, ...], equation: str) -> dict[str, int]:
+def _sizes(which: str, labels: str, shape: tuple[int, ...], equation: str) -> Sizes:
     head, dots, tail = labels.partition("...")
     named = len(head) + len(tail)
     if len(shape) < named or (len(shape) > named and not dots):
@@ -69,7 +59,9 @@ def _sizes(which: str, labels: str, shape: tuple[int, ...], equation: str) -> di
             f"Einsum: in {equation!r} the {which} has {'at least ' if dots else ''}{named} axes, "
             f"but its shape is {shape}."
         )
-    return dict(zip(head, shape)) | dict(zip(tail[::-1], shape[::-1]))
+    sizes = {label: (size,) for label, size in zip(head, shape)}
+    sizes |= {label: (size,) for label, size in zip(tail[::-1], shape[::-1])}
+    return sizes | {"...": shape[len(head) : len(shape) - len(tail)]}
 
 
 def _canonical(equation: str) -> str:
@@ -113,7 +105,7 @@ class Einsum(Affine):
         (16, 11, 8, 4)
     """
 
-    einsum_op = staticmethod(jnp.einsum)
+    einsum_op = Replaceable(jnp.einsum, "jax.numpy")
 
     def __init__(
         self,
@@ -155,6 +147,8 @@ class Einsum(Affine):
             raise ValueError(
                 "Einsum: there is no equation.\nCure: give einsum_str to the layer or to the call."
             )
-        arrays, options = self._promoted(inputs), self._options(out_sharding)
-        product = _product_compiled if self.einsum_op is jnp.einsum else _product
-        return product(equation, self.einsum_op, options, *arrays)
+        x, kernel, bias = self._promoted(inputs)
+        sizes = _check_sizes(equation, x.shape, kernel.shape)
+        product = contractions.einsum if self.einsum_op is jnp.einsum else self.einsum_op
+        y = product(equation, x, kernel, **self._options(out_sharding))
+        return y if bias is None else _with_bias(equation, sizes, y, bias)

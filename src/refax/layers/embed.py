@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .contractions import dot
 from .options import (
     NO_METADATA,
     Initializer,
@@ -25,24 +25,20 @@ from .options import (
 default_embed_init = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
 
-@partial(jax.jit, static_argnums=(2,), inline=True)
 def _rows(table: jax.Array, indices: jax.Array, out_sharding: Any) -> jax.Array:
-    if out_sharding is None:
-        return jnp.take(table, indices, axis=0)
-    return table.at[indices].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)
-
-
-@partial(jax.jit, static_argnums=(2,), inline=True)
-def _scores(query: jax.Array, table: jax.Array, out_sharding: Any) -> jax.Array:
-    dimensions = (((query.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(query, table, dimensions, out_sharding=out_sharding)
+    if len(table) == 1:
+        indices = jnp.zeros_like(indices)  # there is no other row to ask for
+    if out_sharding is not None:
+        return table.at[indices].get(mode="fill", fill_value=jnp.nan, out_sharding=out_sharding)
+    return jnp.take(table, indices, axis=0)
 
 
 class Embed(Layer):
     """A table E of vectors: y = E[i] for each integer i.
 
-    Shapes: integers `(...)` → `(..., features)`. An index out of range gives NaN; a negative one
-    counts from the end. Attributes: `embedding` E (num_embeddings, features).
+    Shapes: integers `(...)` → `(..., features)`. An index out of range gives NaN, and of a
+    table of one row that row; a negative one counts from the end. Attributes: `embedding` E
+    (num_embeddings, features).
 
     Args:
         num_embeddings: number of rows of E.
@@ -102,4 +98,4 @@ class Embed(Layer):
         """
         query, table = self.promote_dtype((query, self.embedding.value), dtype=self.dtype)
         check_last_axis("Embed.attend", query.shape, "features", table.shape[-1])
-        return _scores(query, table, out_sharding)
+        return dot(query, table, axis=1, out_sharding=out_sharding)

@@ -15,15 +15,22 @@ round differently.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.nn import initializers as jax_initializers
 from jax.nn.initializers import normal as normal
 from jax.nn.initializers import variance_scaling as variance_scaling
 
 from .options import Initializer as Initializer
+
+# What the programs of initializers call, which a library may have replaced.
+_DRAWS = (jax.random.normal, jax.random.uniform, jax.random.truncated_normal)
+_CODE_OF = operator.attrgetter("__code__")
+_CODE = list(map(_CODE_OF, _DRAWS))
 
 
 def _compiled(initializer: Initializer) -> Initializer:
@@ -31,10 +38,12 @@ def _compiled(initializer: Initializer) -> Initializer:
     compiled = jax.jit(initializer, static_argnums=(1, 2), inline=True)
 
     @functools.wraps(initializer)
-    def initialize(key: Any, shape: Any, dtype: Any = float, *options: Any, **more: Any) -> Any:
-        if options or more:  # such as JAX's `out_sharding`
-            return initializer(key, shape, dtype, *options, **more)
-        return compiled(key, tuple(shape), dtype)
+    def initialize(key: Any, shape: Any, dtype: Any = None, *options: Any, **more: Any) -> Any:
+        shape = (operator.index(shape),) if np.ndim(shape) == 0 else tuple(shape)
+        given = () if dtype is None else (dtype,)
+        if options or more or [*map(_CODE_OF, _DRAWS)] != _CODE:  # such as JAX's `out_sharding`
+            return initializer(key, shape, *given, *options, **more)
+        return compiled(key, shape, *given)
 
     initialize.__module__ = __name__  # where pickle finds `zeros` and `ones`
     return initialize

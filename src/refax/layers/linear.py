@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,11 +13,13 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .contractions import fastest, last_axes
 from .options import (
     NO_METADATA,
     Initializer,
     Layer,
     PromoteDtype,
+    Replaceable,
     keep_options,
     make_parameter,
     value_of,
@@ -27,30 +28,12 @@ from .options import (
 default_kernel_init = initializers.lecun_normal()
 default_bias_init = initializers.zeros
 
-Options = tuple[tuple[str, Any], ...]
+DOT_GENERAL = Replaceable(lax.dot_general, "jax.lax")
+
+Options = dict[str, Any]
 Dimensions = tuple[
     tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]
 ]  # as `lax.dot_general` has them: (contracted of x, of kernel), (batch of x, of kernel)
-
-
-def _contract(
-    dot_general: Callable[..., Any],
-    dimensions: Dimensions,
-    options: Options,
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-) -> jax.Array:
-    y = dot_general(x, kernel, dimensions, **dict(options))
-    if bias is None:
-        return y
-    batch = len(dimensions[1][0])  # the bias has the batch axes, then the features
-    ones = (1,) * (y.ndim - bias.ndim)
-    return y + bias.reshape(bias.shape[:batch] + ones + bias.shape[batch:])
-
-
-# One compiled call where the operations one by one would be three; inlined into a trace.
-_contract_compiled = partial(jax.jit, static_argnums=(0, 1, 2), inline=True)(_contract)
 
 
 class Affine(Layer):
@@ -91,10 +74,13 @@ class Affine(Layer):
             )
 
     def _options(self, out_sharding: Any = None) -> Options:
-        """The keywords for a product, hashable; a user's function need not know the unused ones."""
-        dtype = self.preferred_element_type
-        optional = (("preferred_element_type", dtype), ("out_sharding", out_sharding))
-        return ("precision", self.precision), *(pair for pair in optional if pair[1] is not None)
+        """The keywords for a product; a user's function need not know the unused ones."""
+        options: Options = {"precision": self.precision}
+        if self.preferred_element_type is not None:
+            options["preferred_element_type"] = self.preferred_element_type
+        if out_sharding is not None:
+            options["out_sharding"] = out_sharding
+        return options
 
     def _contract(
         self,
@@ -103,9 +89,11 @@ class Affine(Layer):
         arrays: tuple[Any, ...],
         out_sharding: Any,
     ) -> jax.Array:
-        """The product of (x, kernel, bias), plus the bias."""
-        contract = _contract_compiled if dot_general is lax.dot_general else _contract
-        return contract(dot_general, dimensions, self._options(out_sharding), *arrays)
+        """The product of x and kernel, plus the bias."""
+        x, kernel, bias = arrays
+        y = fastest(dot_general)(x, kernel, dimensions, **self._options(out_sharding))
+        # The bias has the batch axes, then the features.
+        return y if bias is None else y + last_axes(bias, y.ndim, len(dimensions[1][0]))
 
 
 class Linear(Affine):
@@ -137,7 +125,7 @@ class Linear(Affine):
     """
 
     use_bias: bool = True
-    dot_general = staticmethod(lax.dot_general)
+    dot_general = DOT_GENERAL
 
     def __init__(
         self,

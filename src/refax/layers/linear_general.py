@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from ..objects.variable_metadata import VariableMetadata
 from ..verbs.rngs import Rngs
 from . import dtypes
-from .linear import Affine, default_bias_init, default_kernel_init
+from .linear import DOT_GENERAL, Affine, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 
 _NO_BATCH: Mapping[int, int] = MappingProxyType({})
@@ -137,7 +137,7 @@ class LinearGeneral(Affine):
                 f"{(*batch, *self.axis)} must have the sizes {sizes} "
                 f"(in_features={self.in_features})."
             )
-        dot_general = self.dot_general or lax.dot_general
+        dot_general = self.dot_general or DOT_GENERAL.now()
         if self.dot_general_cls is not None:
             dot_general = self.dot_general_cls()
         dimensions = ((axes, contracted), (batch, batch))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,16 +14,12 @@ from ..objects.variable import Variable
 from ..objects.variable_types import LoRAParam
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .contractions import dot
 from .linear import Linear
 from .options import NO_METADATA, Initializer, Layer, PromoteDtype, check_last_axis, keep_options
 
 default_a_initializer = initializers.he_uniform()
 default_b_initializer = initializers.zeros
-
-
-@partial(jax.jit, inline=True)
-def _low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.dot(jnp.dot(x, a), b)
 
 
 class LoRA(Layer):
@@ -98,7 +93,7 @@ class LoRA(Layer):
             (x, self.lora_a.value, self.lora_b.value), dtype=self.dtype
         )
         check_last_axis("LoRA", given.shape, "in_features", a.shape[0])
-        change = _low_rank(given, a, b)
+        change = dot(dot(given, a), b)
         if self.base_module is None:
             return change
         return _add(self.base_module(x, **kwargs), change)
@@ -106,7 +101,7 @@ class LoRA(Layer):
 
 def _add(y: jax.Array, change: jax.Array) -> jax.Array:
     # In the dtype of y: an adapter must not change the precision of the model around it.
-    return y + change.astype(y.dtype)
+    return y + dtypes.cast(change, y.dtype)
 
 
 class LoRALinear(Linear):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .contractions import last_axes
 from .options import (
     NO_METADATA,
     Initializer,
@@ -36,15 +36,20 @@ def scale_and_shift(
     y: jax.Array, scale: jax.Array | None, bias: jax.Array | None, axes: tuple[int, ...], dtype: Any
 ) -> jax.Array:
     """y·scale + bias, cast; the parameters' one axis is laid out along the feature axes."""
-    shape = tuple(n if i in axes else 1 for i, n in enumerate(y.shape))
+
+    def along(parameter: jax.Array) -> jax.Array:
+        if axes == (y.ndim - 1,):
+            return last_axes(dtypes.cast(parameter, y.dtype), y.ndim)
+        shape = tuple(n if i in axes else 1 for i, n in enumerate(y.shape))
+        return dtypes.cast(parameter, y.dtype).reshape(shape)
+
     if scale is not None:
-        y = y * scale.astype(y.dtype).reshape(shape)
+        y = y * along(scale)
     if bias is not None:
-        y = y + bias.astype(y.dtype).reshape(shape)
-    return y.astype(dtype)
+        y = y + along(bias)
+    return dtypes.cast(y, dtype)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7), inline=True)
 def normalize(
     x: jax.Array,
     mask: jax.Array | None,
@@ -55,11 +60,12 @@ def normalize(
     dtype: Any,
     groups: tuple[int, int] | None = None,  # their number and size: axes in place of the last one
 ) -> jax.Array:
-    wide = x.astype(dtypes.widest(x.dtype, dtype))
+    wide = dtypes.cast(x, dtypes.widest(x.dtype, dtype))
     if groups is not None:
         wide = wide.reshape(*x.shape[:-1], *groups)
         mask = None if mask is None else jnp.broadcast_to(mask, x.shape).reshape(wide.shape)
-    y = standardize(wide, mask, how)[0].reshape(x.shape)
+    y = standardize(wide, mask, how)[0]
+    y = y if groups is None else y.reshape(x.shape)
     return scale_and_shift(y, scale, bias, feature_axes, dtype)
 
 

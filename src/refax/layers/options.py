@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..lift.replaced import Replaceable as Replaceable
 from ..objects.type_names import A, PromoteDtypeFn
 from ..objects.type_names import Initializer as Initializer
 from ..objects.variable_types import Param
@@ -20,12 +21,15 @@ PromoteDtype = PromoteDtypeFn
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
+PROMOTE_DTYPE = Replaceable(dtypes.promote_dtype, dtypes.__name__, *dtypes.ADDRESSES)
+
+
 class Layer(Module):
     """Base of layers with parameters: the options that all of them take."""
 
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    promote_dtype = staticmethod(dtypes.promote_dtype)
+    promote_dtype = PROMOTE_DTYPE
 
 
 def keep_options(layer: Module, arguments: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ are as many spatial axes as the window has.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -75,7 +74,6 @@ def pool(
     return lax.reduce_window(x, init, reduce_fn, *layout)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
 def _average(x: jax.Array, layout: Layout, axes: int, count_include_pad: bool) -> jax.Array:
     # As for the normalization layers: many numbers are added in at least float32.
     wide = dtypes.widest(x.dtype)
@@ -114,7 +112,6 @@ def avg_pool(
     return _average(x, layout, len(window_shape), count_include_pad)
 
 
-@partial(jax.jit, static_argnums=(0, 2), inline=True)
 def _extreme(reduce_fn: Callable[..., Any], x: jax.Array, layout: Layout) -> jax.Array:
     least, greatest = -np.inf, np.inf
     if jnp.issubdtype(x.dtype, jnp.integer):

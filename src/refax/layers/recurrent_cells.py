@@ -21,7 +21,15 @@ from ..verbs.rngs import Rngs, RngStream
 from . import dtypes, initializers
 from .dropout import fork_stream
 from .linear import Linear, default_bias_init, default_kernel_init
-from .options import NO_METADATA, Initializer, Layer, PromoteDtype, check_last_axis, keep_options
+from .options import (
+    NO_METADATA,
+    Initializer,
+    Layer,
+    PromoteDtype,
+    Replaceable,
+    check_last_axis,
+    keep_options,
+)
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -83,8 +91,8 @@ class RNNCellBase(Module):
 class _DenseCell(RNNCellBase, Layer):
     """A cell of affine maps: of x (..., in_features) and of h (..., hidden_features)."""
 
-    gate_fn = staticmethod(sigmoid)
-    activation_fn = staticmethod(tanh)
+    gate_fn = Replaceable(sigmoid, "jax.nn")
+    activation_fn = Replaceable(tanh, "jax.numpy")
     carry_init: Initializer | None = None
     in_features: int
     hidden_features: int

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from ..verbs.copying import clone
 from ..verbs.iteration import iter_graph
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .contractions import dot
 from .normalization import Axes, positive_axes, scale_and_shift
 from .options import Initializer, Layer, PromoteDtype, keep_options
 
@@ -61,7 +61,6 @@ def _replaced(values: Iterable[tuple[Variable, jax.Array]]) -> Iterator[None]:
             set_raw_value(variable, value)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
 def _normalize_weight(
     weight: jax.Array,
     scale: jax.Array | None,
@@ -168,7 +167,6 @@ def _is_matrix(path: Path, value: Any) -> bool:
     return isinstance(value, Param) and value.ndim > 1
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
 def _normalize_matrix(
     weight: jax.Array, u: jax.Array, steps: int, epsilon: float, dtype: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -181,12 +179,12 @@ def _normalize_matrix(
         return x * lax.rsqrt(jnp.sum(x * x) + epsilon)
 
     def step(_: Any, vectors: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        v = unit(vectors[0] @ constant.T)
-        return unit(v @ constant), v
+        v = unit(dot(vectors[0], constant, axis=1))
+        return unit(dot(v, constant)), v
 
     start = lax.stop_gradient(u.astype(wide)), jnp.zeros((1, len(matrix)), wide)
     new_u, v = lax.fori_loop(0, steps, step, start)
-    sigma = (v @ matrix @ new_u.T)[0, 0]
+    sigma = dot(dot(v, matrix), new_u, axis=1)[0, 0]
     normalized = matrix / jnp.where(sigma == 0, 1, sigma)  # zeros stay zeros
     normalized = normalized.reshape(weight.shape).astype(dtype)
     return normalized, new_u.astype(u.dtype), sigma.astype(u.dtype)

@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 
-from .._jax_compat import TRACE
+from .._jax_compat import is_outside_of_traces
 from ..objects.trace_errors import tracing
 from .arguments import named_like
 from .closures import reads_objects
+from .replaced import is_anything_replaced
 
 _MAX_PROGRAMS = 256
-_TOP = TRACE.value
 
 _PROGRAMS: weakref.WeakKeyDictionary[Callable, dict[Any, dict]] = weakref.WeakKeyDictionary()
 
@@ -87,7 +87,8 @@ def eager_program(
     """`make(functions)`, compiled once per key when called eagerly.
 
     Inside a trace the function is part of what is traced, and is made anew. So it is for functions
-    that close over objects: a program would have their present values as constants.
+    that close over objects: a program would have their present values as constants. So it is, too,
+    while a function of JAX is replaced.
 
     Args:
         functions: the user's functions that the program runs.
@@ -95,7 +96,7 @@ def eager_program(
         make: from the functions to the function of (values by group, tree).
         compile: what to do with that.
     """
-    if TRACE.value is not _TOP or any(map(reads_objects, functions)):
+    if not is_outside_of_traces() or any(map(reads_objects, functions)) or is_anything_replaced():
         return make(functions)
     try:
         programs = _eager_programs(functions)
