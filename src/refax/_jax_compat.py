@@ -81,6 +81,18 @@ def is_mapped_here(value: object) -> bool:
     return getattr(value, "_trace", None) is here and getattr(value, "batch_dim", None) is not None
 
 
+def is_of_current_trace(tracer: object) -> bool:
+    """Whether a tracer belongs to the trace that is going on, not to one around it.
+
+    Without the private attribute every tracer counts, also one that is of use outside.
+    """
+    try:
+        here = TRACE.value()
+    except TypeError:
+        return True
+    return getattr(tracer, "_trace", here) is here
+
+
 def varying_axes(value: Any) -> frozenset:
     """The mesh axes of a shard_map along which `value` differs between devices, as JAX tells it.
 

@@ -50,7 +50,6 @@ def test_a_tracer_as_metadata_is_refused(transform, value):
     "change",
     [
         lambda m, x: setattr(m.deep, "bad", {1}),
-        lambda m, x: setattr(m.deep, "bad", nnx.static(x)),
         lambda m, x: setattr(m, "deep", Node(bad=bytearray())),
     ],
 )

@@ -17,11 +17,12 @@ import jax
 
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan, plan_for
-from ..graph.walk import walk
+from ..graph.walk import Walk, walk
 from ..objects.trace_errors import tracing
 from . import errors
 from .arguments import is_slot, named_like, put_back, take_apart
 from .axis_names import AxisName
+from .borders import check_border
 from .inside import Inside, Static
 from .prefix import (
     Groups,
@@ -159,6 +160,7 @@ def pure_function(
     explicit: bool = False,
     observe: Callable[[Inside, Any], None] | None = None,
     returned: Callable[[Any, list, Static], Any] | None = None,
+    captured: bool = False,
 ) -> Callable[[Sequence[Sequence[Any]], Any], Any]:
     """The pure function of (values by group, tree with slots) that JAX gets to see.
 
@@ -172,6 +174,7 @@ def pure_function(
         explicit: under a changed structure, give out every value, none by reference to an input.
         observe: called at every trace, with the objects and the tree.
         returned: how to arrange (result, values by group, static); as that tuple by default.
+        captured: whether objects that the function captured may be returned, as copies.
     """
     if isinstance(call, Call):
         graphdef, groups = call.plan.graphdef, call.groups or one_group(call.plan)
@@ -185,7 +188,12 @@ def pure_function(
         args, kwargs = put_back(tree, inside.roots)
         with tracing(function):
             result = function(*args, **kwargs)
-        out = inside.leave(result, always, rules, force, explicit)
+
+        def check(result: Any, now: Walk) -> None:
+            names = root_places(tree, function)
+            check_border(function, names, (graphdef, inside.index), result, now, captured)
+
+        out = inside.leave(result, always, rules, force, explicit, check)
         return out if returned is None else returned(*out)
 
     return named_like(function, pure)

@@ -13,7 +13,6 @@ import dis
 import functools
 import sys
 import types
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -47,7 +46,7 @@ def _closed_over(function: Callable) -> Iterator[Any]:
         if isinstance(value, _OBJECTS):
             yield value
             continue
-        pending.extend(_reached(value))
+        pending.extend(reached(value))
         if len(seen) + len(pending) > _MANY:
             yield _MANY
             return
@@ -71,15 +70,15 @@ def collecting(reads: Reads, function: Callable) -> Iterator[None]:
             watch_reads(variable, False)
 
 
-def _reached(value: Any) -> Iterator[Any]:
+def reached(value: Any) -> Iterator[Any]:
     """What can be read through a value, one step on."""
     if isinstance(value, types.FunctionType):
         if not _is_library(value.__module__):
             yield from _surroundings(value)
+    elif isinstance(value, types.CellType):
+        yield _content(lambda: value.cell_contents)
     elif isinstance(value, types.MethodType):
         yield from (value.__func__, value.__self__)
-    elif isinstance(value, weakref.ref):  # how a program knows the user's function
-        yield value()
     elif isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, (list, tuple, set, frozenset)):
@@ -89,7 +88,7 @@ def _reached(value: Any) -> Iterator[Any]:
     elif not isinstance(value, (type, types.ModuleType)):  # an instance
         attributes = getattr(value, "__dict__", {})
         if _is_library(type(value).__module__):
-            yield attributes.get("__wrapped__")
+            yield getattr(value, "__wrapped__", None)
             return
         yield from attributes.values()
         for cls in type(value).__mro__:
@@ -100,8 +99,7 @@ def _reached(value: Any) -> Iterator[Any]:
 
 
 def _surroundings(function: types.FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        yield _content(lambda cell=cell: cell.cell_contents)
+    yield from function.__closure__ or ()
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()  # `__wrapped__`

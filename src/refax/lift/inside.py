@@ -14,7 +14,7 @@ Static data travels in the treedef of the output, so it is right on a cache hit 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,6 +114,7 @@ class Inside:
         rules: OutputRules | None = None,
         force: frozenset[int] = frozenset(),
         explicit: bool = False,
+        check: Callable[[Any, Walk], None] | None = None,
     ) -> tuple[Any, list[list[Any]], Static]:
         """(result with slots, values that go out by group, the rest as static data).
 
@@ -125,6 +126,7 @@ class Inside:
             explicit: under a changed structure, give out every value, none by reference.
             rules: how new leaves, and objects in the result, leave; needed if there are several
                 groups.
+            check: raises if (result with slots, structure) may not leave.
         """
         found: list[Any] = []
         numbers: dict[int, int] = {}
@@ -134,7 +136,7 @@ class Inside:
         now = walk(tuple(self.roots))
         always = always or (False,) * len(self.groups.entries)
         if rules is not None and found:  # also checks that inputs leave the way they came
-            return self._leave_changed(tree, result, found, always, rules, explicit)
+            return self._leave_changed(tree, result, found, always, rules, explicit, check)
         if all(id(obj) in self.index for obj in found) and self._same(now):
             values = now.gather()
             groups = self.groups.members
@@ -146,7 +148,7 @@ class Inside:
             )
             tree = put_back(tree, [Slot(self.index[id(obj)]) for obj in found])
             return tree, [[values[i] for i in d] for d in dirty], Static(Change(dirty, None))
-        return self._leave_changed(tree, result, found, always, rules, explicit)
+        return self._leave_changed(tree, result, found, always, rules, explicit, check)
 
     def _name_axes(
         self, axis_name: AxisName, result: Any, found: list[Any], rules: OutputRules | None
@@ -177,16 +179,15 @@ class Inside:
         always: Sequence[bool],
         rules: OutputRules | None,
         explicit: bool,
+        check: Callable[[Any, Walk], None] | None,
     ) -> tuple[Any, list[list[Any]], Static]:
         roots = [*self.roots, *found]
-        now = walk(tuple(roots))
-        hash(now.graphdef)  # an unhashable new static is named here; JAX would not know its path
+        now = _checked(walk(tuple(roots)), tree, check)
         # Input objects that nothing refers to any more may still be held outside.
         reached = set(map(id, now.objects))
         lost = [self.objects[i] for i in self.index.values() if id(self.objects[i]) not in reached]
         if lost:
-            now = walk((*roots, *lost))
-            hash(now.graphdef)
+            now = _checked(walk((*roots, *lost)), tree, check)
         values = now.gather()
         origins = self._origins(now)
         groups = self._groups_of(now, origins, rules, result, found)
@@ -231,6 +232,13 @@ class Inside:
         if rules is not None:
             return rules.groups(now, len(self.roots), result, found, came_in)
         return [came_in.get(leaf, 0) for leaf in range(len(now.variables) + len(now.arrays))]
+
+
+def _checked(now: Walk, tree: Any, check: Callable[[Any, Walk], None] | None) -> Walk:
+    if check is not None:
+        check(tree, now)
+    hash(now.graphdef)  # an unhashable new static is named here; JAX would not know its path
+    return now
 
 
 def leaves_out(change: Change, before: GraphDef) -> Sequence[Sequence[int | None]]:

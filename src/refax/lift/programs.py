@@ -63,19 +63,26 @@ def remember(programs: dict[Any, Any], key: Any, program: Any) -> None:
     programs[key] = program
 
 
-def proxy(function: Callable) -> Callable:
-    """The function, known weakly: what its own programs call, so that it may die with them."""
-    try:
-        reference: Any = weakref.ref(function)
-    except TypeError:
-        return function
+class _Proxy:
+    """A function known weakly; `inspect.unwrap` and `inspect.signature` see the function itself."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        user = reference()
+    def __init__(self, function: Callable):
+        self._reference: Any = weakref.ref(function)
+
+    __wrapped__ = property(lambda self: self._reference())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        user = self._reference()
         with tracing(user):
             return user(*args, **kwargs)
 
-    return named_like(function, call)
+
+def proxy(function: Callable) -> Callable:
+    """The function, known weakly: what its own programs call, so that it may die with them."""
+    try:
+        return named_like(function, _Proxy(function))
+    except TypeError:  # a kind of callable without weak references
+        return function
 
 
 def eager_program(

@@ -19,6 +19,7 @@ import optax
 
 from ..graph.filters import Filter
 from ..graph.state import State, iter_leaves, map_state
+from ..lift.borders import tracer_in
 from ..objects.modes import Switch
 from ..objects.statics import frozen
 from ..objects.type_names import M
@@ -126,14 +127,18 @@ class Optimizer(Pytree, Generic[M]):
     def __init__(self, model: Any, tx: Any, *, wrt: Filter = Param, graph: Switch = None):
         if not isinstance(tx, _Transformation):
             raise errors.no_transformation(tx)
-        self.tx = _MultiSteps(tx) if isinstance(tx, optax.MultiSteps) else tx
+        tx = _MultiSteps(tx) if isinstance(tx, optax.MultiSteps) else tx
         self.wrt = tuple(wrt) if isinstance(wrt, list) else wrt
         _, params = _parameters(model, self.wrt)
         if not params:
             raise errors.no_parameters(model, wrt)
         settle = beside(params)
         self.step = OptState(settle(jnp.array(0, jnp.uint32)))
-        opt_state = jax.tree.map(settle, self.tx.init(params))
+        opt_state = jax.tree.map(settle, tx.init(params))
+        if isinstance(tx, optax.GradientTransformation) and tracer_in(tx.init) is not None:
+            # optax.inject_hyperparams(…)(traced rate): the rate is in the state now.
+            tx = tx._replace(init=errors.init_was_traced)
+        self.tx = tx
         self.opt_state = jax.tree.map(_wrap, opt_state, is_leaf=_is_variable)
 
     def update(self, model: Any, grads: Any = None, **extra: Any) -> None:

@@ -36,6 +36,15 @@ def no_transformation(tx: Any) -> TypeError:
     )
 
 
+def init_was_traced(params: Any) -> Any:
+    """In the place of a transformation's `init` that would use a traced value again."""
+    raise TypeError(
+        "optimizer.tx.init: the transformation was made of a traced value, such as a learning rate "
+        "that nnx.vmap maps; that value is in optimizer.opt_state and has gone from here.\n"
+        "Cure: make another transformation for a new state."
+    )
+
+
 def no_parameters(model: Any, wrt: Any) -> ValueError:
     types = Counter(type(leaf).__name__ for _, leaf in iter_leaves(state_of(model)))
     found = ", ".join(f"{count} {name}" for name, count in sorted(types.items())) or "nothing"

@@ -128,14 +128,18 @@ def without_static(
 
 
 def enter_unbound(
-    f: Callable, args: tuple, kwargs: dict[str, Any], static: int | Iterable[int] = ()
+    f: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    static: int | Iterable[int] = (),
+    captured: bool = False,
 ) -> tuple[Call, Callable]:
     """(the call, its pure function) of a function or bound method, less its static arguments."""
     function, bound = unbind(f)
     args = args if bound is None else (bound, *args)
     args, statics = without_static(args, static, 0 if bound is None else 1)
     call = enter(args, kwargs)
-    return call, pure_function(with_static(function, statics), call)
+    return call, pure_function(with_static(function, statics), call, captured=captured)
 
 
 def with_static(function: Callable, static: dict[int, Any]) -> Callable:

@@ -42,7 +42,7 @@ def eval_shape(
         >>> model.kernel.value
         ShapeDtypeStruct(shape=(10000, 10000), dtype=float32)
     """
-    call, pure = enter_unbound(f, args, kwargs)
+    call, pure = enter_unbound(f, args, kwargs, captured=True)
     program = functools.partial(jax.eval_shape, pure)
     out = execute(call, f, program, call.grouped, call.tree)
     return leave_abstract(call, out)

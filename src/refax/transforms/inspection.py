@@ -38,7 +38,7 @@ def make_jaxpr(
     """
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        call, pure = enter_unbound(f, args, kwargs, static_argnums)
+        call, pure = enter_unbound(f, args, kwargs, static_argnums, captured=True)
         program = jax.make_jaxpr(pure, return_shape=True, **options)
         jaxpr, out = execute(call, f, program, call.grouped, call.tree)
         return (jaxpr, leave_abstract(call, out)) if return_shape else jaxpr

@@ -174,6 +174,7 @@ class JitWrapped(Generic[P, R]):
             with collecting(reads, user):
                 return user(*args, **kwargs, **named)
 
+        function.__wrapped__ = user  # type: ignore[attr-defined]
         pure = pure_function(
             named_like(self._function, function),
             call,
