@@ -66,10 +66,10 @@ def test_values_may_be_pytrees():
     v["k"] = jnp.full(2, 3.0)
     np.testing.assert_array_equal(v["k"], [3, 3])
     np.testing.assert_array_equal(old["k"], [0, 0])  # what was read before stays as it was
-    seq = nnx.Variable([1, 2, 3])
-    seq[1] = 5
-    assert seq.value == [1, 5, 3]
-    assert list(seq) == [1, 5, 3] and len(seq) == 3 and 5 in seq
+    seq = nnx.Variable(["a", "b", "c"])
+    seq[1] = "d"
+    assert seq.value == ["a", "d", "c"]
+    assert list(seq) == ["a", "d", "c"] and len(seq) == 3 and "d" in seq
 
 
 def test_numpy_values_are_arrays():

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from ..objects.entering import entered
 from ..objects.errors import GraphError, path_string, suggest
 from ..objects.mappings import register_mapping, sorted_keys
 from ..objects.representation import Form, Shown
@@ -381,7 +382,7 @@ def replace_by_pure_dict(
     Raises:
         GraphError: a path that the State does not have.
     """
-    replace = replace_fn or (lambda old, new: old.replace(new) if old is not raw(old) else new)
+    replace = replace_fn or _replaced
     flat = dict(to_flat_state(state))
     pairs = [
         (path if path in flat or path[-1] != "value" else path[:-1], value)
@@ -401,6 +402,12 @@ def replace_by_pure_dict(
         for key in path[:-1]:
             target = target[key]
         target[path[-1]] = replace(target[path[-1]], value)
+
+
+def _replaced(old: Any, new: Any) -> Any:
+    if not isinstance(old, Variable):
+        return new
+    return old.replace(new if isinstance(new, Variable) else entered(new, old._value, old))
 
 
 def restore_int_paths(pure_dict: Mapping) -> dict:

@@ -11,6 +11,8 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from .entering import kept_in_place, operand
+
 _BINARY = (
     "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor".split()
 )  # each with a reflected form
@@ -46,7 +48,9 @@ def add_operators(cls: type) -> None:
 
     def in_place(name: str, apply: Callable) -> None:
         def method(self: Any, other: Any) -> Any:
-            self.value = apply(self.value, other_value(other))
+            current = self.value
+            new = apply(current, operand(other_value(other), current))
+            self.value = kept_in_place(new, current)
             return self
 
         define("i" + name, method)

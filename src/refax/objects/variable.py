@@ -16,6 +16,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, Generic
 
 import jax
@@ -23,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._jax_compat import TRACE
-from .at_once import Write, at_once
+from .at_once import Write, at_once, set_each
+from .entering import ARRAYS, entered, kept_in_place
 from .metadata import EMPTY, Metadata, canonical_name
 from .modes import OF_VARIABLES as MODES
 from .operators import add_operators
@@ -94,7 +97,8 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             _set_metadata(self, Metadata(metadata))
             _set_hooked(self, _has_hooks(type(self), self._metadata))
         create = self._hook("on_create_value")
-        set_raw_value(self, create(value) if create is not None else value)
+        value = create(value) if create is not None else value
+        set_raw_value(self, value if type(value) in ARRAYS else entered(value))
 
     # -- value ---------------------------------------------------------------------------------
 
@@ -112,12 +116,11 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def value(self, new: A | Variable[A]) -> None:
         if self._trace is not TRACE.value:
             raise mutation_error(self, "write the value of")
-        if isinstance(new, Variable):
-            new = new._value
-        if self._hooked:
-            hook = self._hook(SET_HOOK)
-            if hook is not None:
+        if type(new) not in ARRAYS or self._hooked:
+            new = new._value if isinstance(new, Variable) else new
+            if self._hooked and (hook := self._hook(SET_HOOK)) is not None:
                 new = hook(new)
+            new = entered(new, self._value, self)
         set_raw_value(self, new)
 
     raw_value = property(lambda self: self._value, doc="The value as stored, without hooks.")
@@ -138,7 +141,8 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         if index is not ...:
             current: Any = self.value
             if isinstance(current, (jax.Array, np.ndarray)):
-                value = jnp.asarray(current).at[index].set(value)
+                array = jnp.asarray(current)
+                value = kept_in_place(array.at[index].set(entered(value, array, self)), array)
             else:
                 updated = copy.copy(current)
                 updated[index] = value
@@ -248,7 +252,8 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             metadata = {**value._metadata, **metadata}
             value = value._value
         merged = self._metadata.with_items(**metadata) if metadata else self._metadata
-        return make_variable(type(self), self._value if value is ... else value, merged)
+        value = self._value if value is ... else entered(value, self._value, self, dtype=False)
+        return make_variable(type(self), value, merged)
 
     def copy_from(self, other: Variable[A]) -> None:
         """Take over value and metadata of a Variable of the same type."""
@@ -264,7 +269,8 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             raise mutation_error(self, "write the value of")
         same = other._metadata == self._metadata
         metadata = [] if same else metadata_writes(self, other._metadata)
-        at_once([partial(set_raw_value, self, other._value), *metadata])
+        value = entered(other._value, self._value, self)
+        at_once([partial(set_raw_value, self, value), *metadata])
 
     def to_state(self) -> Any:
         return self.copy()
@@ -336,6 +342,25 @@ def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
     _set_plans(self, None)
     _set_hooked(self, cls._class_hooked or (metadata is not EMPTY and _has_hooks(cls, metadata)))
     return self
+
+
+def copies(variables: list[Any]) -> list[Any]:
+    """New cells with the types, values and metadata of these: `make_variable` of many, in C."""
+    cells = list(map(_new, map(type, variables)))
+    set_each(set_raw_value, cells, map(_value_of, variables))
+    set_each(_set_metadata, cells, map(_metadata_of, variables))
+    set_each(_set_trace, cells, repeat(TRACE.value))
+    set_each(set_watch, cells, repeat(None))
+    set_each(_set_plans, cells, repeat(None))
+    hooked = list(map(_hooked_of, variables))
+    if any(hooked):  # or its reads are watched
+        hooked = [_has_hooks(type(cell), cell._metadata) for cell in cells]
+    set_each(_set_hooked, cells, hooked)
+    return cells
+
+
+_new = object.__new__
+_value_of, _metadata_of, _hooked_of = map(attrgetter, ("_value", "_metadata", "_hooked"))
 
 
 def raw(leaf: Any) -> Any:

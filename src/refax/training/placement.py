@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+
+from ..objects.entering import replicated
 
 
 def beside(params: Any) -> Callable[[Any], Any]:
@@ -25,11 +26,7 @@ def beside(params: Any) -> Callable[[Any], Any]:
     arrays = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
     place: Any = None
     if arrays and not any(isinstance(x, Tracer) or not x.committed for x in arrays):
-        place = arrays[0].sharding
-        if isinstance(place, NamedSharding):
-            place = NamedSharding(place.mesh, PartitionSpec(), memory_kind=place.memory_kind)
-        elif len(place.device_set) > 1:
-            place = None
+        place = replicated(arrays[0].sharding)
 
     def settle(x: Any) -> Any:
         if not isinstance(x, jax.Array) or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

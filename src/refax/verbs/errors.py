@@ -14,3 +14,13 @@ def leaf_missing(path: Iterable[Any], more: int) -> StructureError:
         f"nnx.merge: no value for `{path_string(path)}`{others} in the States that were given.\n"
         "Cure: pass every State that nnx.split returned, nnx.merge(graphdef, *states)."
     )
+
+
+def other_shapes(leaves: list[tuple[tuple, tuple, tuple]]) -> StructureError:
+    shown = ", ".join(f"`{path_string(p)}` {old} → {new}" for p, old, new in leaves[:3])
+    more = f" and {len(leaves) - 3} more" if len(leaves) > 3 else ""
+    return StructureError(
+        f"nnx.merge: the State has other shapes than the object that was split: {shown}{more}.\n"
+        "Cure: merge the State with the GraphDef that it came with; to resize arrays on purpose, "
+        "merge first and assign them: `model.kernel.value = new`."
+    )

@@ -6,9 +6,11 @@ out twice; nested dicts of leaves are built and taken apart by JAX in C++.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import jax
+from jax.core import Tracer
 
 from ..graph.filters import Filter, check_ellipsis_last, first_match, is_structural, to_predicate
 from ..graph.graphdef import GraphDef
@@ -16,7 +18,7 @@ from ..graph.plan import Plan, plan_for
 from ..graph.state import State, nest, state_over
 from ..objects.errors import describe_value
 from ..objects.node import Node
-from ..objects.variable import Variable, make_variable
+from ..objects.variable import Variable, copies
 
 N = TypeVar("N")
 
@@ -90,7 +92,31 @@ def plan_of(node: Any, verb: str) -> Plan:
 
 def copies_of(plan: Plan) -> list[Any]:
     """The leaves as a State holds them: Variables as new cells, arrays as they are."""
-    copies = [make_variable(type(v), v._value, v._metadata) for v in plan.variables]
+    leaves = copies(plan.variables)
     if plan.arrays:
-        copies += plan.bare()
-    return copies
+        leaves += plan.bare()
+    return leaves
+
+
+def split_copies(plan: Plan) -> list[Any]:
+    """`copies_of`, and the GraphDef remembers the shapes, so that `merge` can tell a mix-up."""
+    shapes = shapes_of(plan.variables)
+    if shapes is not None:
+        known = plan.graphdef.remembered("shapes", dict)
+        if shapes not in known and len(known) < _MAX_SHAPES:
+            known[shapes] = None
+    return copies_of(plan)
+
+
+_MAX_SHAPES = 64
+_shape = attrgetter("_value.shape")
+
+
+def shapes_of(variables: list[Any]) -> tuple | None:
+    """The shapes of the values; None in a trace, or where one has none."""
+    if not variables or isinstance(variables[0]._value, Tracer):
+        return None
+    try:
+        return tuple(map(_shape, variables))
+    except AttributeError:
+        return None

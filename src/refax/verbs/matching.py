@@ -191,6 +191,12 @@ class Misfits:
         )
         self.cures[_SHAPE] = None
 
+    def told(self, error: StructureError) -> None:
+        """Another error, as it says itself."""
+        line, _, cure = str(error).partition("\nCure: ")
+        self.lines.append(line)
+        self.cures[cure.rstrip(".")] = None
+
     def error(self) -> StructureError:
         cure = "; or ".join(self.cures)
         if len(self.lines) == 1:

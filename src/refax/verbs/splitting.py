@@ -8,7 +8,7 @@ from ..graph import errors
 from ..graph.filters import Filter
 from ..graph.graphdef import GraphDef
 from ..graph.state import one_or_all
-from .layouts import copies_of, layouts, plan_of
+from .layouts import copies_of, layouts, plan_of, split_copies
 
 
 def split(node: Any, /, *filters: Filter) -> Any:
@@ -35,7 +35,7 @@ def split(node: Any, /, *filters: Filter) -> Any:
     if rest:
         paths = [plan.graphdef.paths.leaves[i] for i in rest]
         raise errors.not_exhaustive(paths, "split", "add `...` as the last filter.")
-    copies = copies_of(plan)
+    copies = split_copies(plan)
     return (plan.graphdef, *[layout.build(copies) for layout in found])
 
 
@@ -70,4 +70,4 @@ def graphdef(node: Any, /) -> GraphDef:
 def flatten(node: Any, /) -> tuple[GraphDef, list[Any]]:
     """(graphdef, leaves): the Variables (copies) and bare arrays in the GraphDef's own order."""
     plan = plan_of(node, "flatten")
-    return plan.graphdef, copies_of(plan)
+    return plan.graphdef, split_copies(plan)

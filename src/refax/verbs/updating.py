@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import jax
+import numpy as np
 
 from .._jax_compat import TRACE
 from ..graph.plan import Plan
@@ -13,10 +15,11 @@ from ..graph.rebuild import write_leaves
 from ..graph.state import State
 from ..graph.walk import key_name
 from ..objects.at_once import Write
-from ..objects.errors import describe_value, suggest
+from ..objects.entering import conformed
+from ..objects.errors import StructureError, describe_value, suggest
 from ..objects.node import Node
 from ..objects.trace_errors import mutation_error
-from ..objects.variable import Variable, make_variable, metadata_writes, raw
+from ..objects.variable import Variable, make_variable, metadata_writes
 from .iteration import is_mutable, set_child
 from .layouts import plan_of
 from .matching import Matched, Misfits, Unknown, match
@@ -85,21 +88,21 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
     if outer:
         raise mutation_error(outer[0], "update")
     old = plan.gather()
-    for i, value in pending:
-        if old[i] is not raw(value) and not _fits(old[i], value):
-            misfits.shape(graphdef.paths.leaves[i], old[i], raw(value))
+    present = [old[i] for i, _ in pending]
+    values = [x._value if isinstance(x, Variable) else x for _, x in pending]
+    if not _alike(present, values):
+        values = [
+            was if was is new else _in_place_of(was, given, graphdef.paths.leaves[i], misfits)
+            for (i, given), was, new in zip(pending, present, values, strict=True)
+        ]
     if misfits.lines:
         raise misfits.error()
-    values, writes = [], [*also]
-    for i, value in pending:
-        if isinstance(value, Variable):
-            if i < count and value._metadata is not variables[i]._metadata:
-                if value._metadata != variables[i]._metadata:
-                    writes += metadata_writes(variables[i], value._metadata)
-            value = value._value
-        elif type(value) in (dict, list) and i < count or i >= count:
-            value = _like(old[i], value)
-        values.append(value)
+    writes = [*also]
+    for i, given in pending:
+        if i < count and isinstance(given, Variable):
+            metadata, before = given._metadata, variables[i]._metadata
+            if metadata is not before and metadata != before:
+                writes += metadata_writes(variables[i], metadata)
     write_leaves(plan, (node,), [i for i, _ in pending], values, writes)
     for holder, name, value in added:
         cell = make_variable(type(value), value._value, value._metadata)
@@ -132,13 +135,33 @@ def _new_attribute(
     return holder, name, value
 
 
-def _fits(old: Any, value: Any) -> bool:
-    """Whether a value may come in the place of another: by shape, or as a pytree (quantized)."""
-    if _shape(old) is None or _shape(raw(value)) == _shape(old):
-        return True
-    if isinstance(value, Variable):
-        return not jax.tree_util.all_leaves((value._value,))
-    return not isinstance(value, (dict, list)) and not jax.tree_util.all_leaves((value,))
+def _in_place_of(old: Any, given: Any, path: tuple, misfits: Misfits) -> Any:
+    """What is given as it replaces `old`: of its form where it has one."""
+    boxed = isinstance(given, Variable)
+    new = given._value if boxed else _like(old, given)
+    try:
+        # A bare array of NumPy in an attribute is replaced by what is given.
+        new = new if isinstance(old, np.ndarray) and not boxed else conformed(new, old, path)
+    except StructureError as error:
+        misfits.told(error)
+    # A pytree, such as a quantized array, may come where an array was.
+    pytree = boxed or not isinstance(new, (dict, list))
+    if _shape(old) not in (None, _shape(new)) and not (
+        pytree and not jax.tree_util.all_leaves((new,))
+    ):
+        misfits.shape(path, old, new)
+    return new
+
+
+_form = attrgetter("shape", "dtype", "committed")
+
+
+def _alike(old: list[Any], new: list[Any]) -> bool:
+    """Whether all are arrays of the same forms, as they nearly always are: asked in C."""
+    try:
+        return list(map(_form, old)) == list(map(_form, new))
+    except (AttributeError, TypeError):  # something else; a tracer
+        return False
 
 
 def _shape(value: Any) -> Any:
@@ -194,9 +217,9 @@ def set_path(node: Any, path: str | tuple, value: Any) -> None:
         )
     parent, old = values[-2:]
     if isinstance(old, Variable) and not isinstance(value, (Variable, Node, str, type(None))):
-        if not _fits(old._value, value):
-            misfits = Misfits("set_path")
-            misfits.shape(keys, old._value, value)
+        misfits = Misfits("set_path")
+        _in_place_of(old._value, value, keys, misfits)
+        if misfits.lines:
             raise misfits.error()
         update(old, value)
         return

@@ -1,0 +1,177 @@
+"""Values on their way into a Variable: what comes from outside of JAX becomes an array, once.
+
+A NumPy array that a Variable kept would be sent to the device at every compiled call, would have
+none of an array's methods, and would follow what its owner writes into it. So numbers, NumPy arrays
+and lists of numbers are copied into a `jax.Array` when they enter: of the dtype and in the place of
+what the Variable has, where it has something. Arrays of JAX, tracers, and values that are no
+numbers at all (strings, None, objects) pass as they are, also inside a pytree.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from .errors import StructureError, describe_value, path_string
+from .trace_errors import known_name
+
+_NUMBERS = (bool, int, float, complex)
+_AS_THEY_ARE = frozenset({str, bytes, type(None)})
+# The classes of arrays, learnt as they come: `isinstance(x, jax.Array)` is slow.
+ARRAYS: set[type] = set()
+
+
+def entered(value: Any, like: Any = None, holder: Any = None, dtype: bool = True) -> Any:
+    """`value` as a Variable keeps it.
+
+    Args:
+        value: what is given.
+        like: what the Variable has, whose place and dtype an array from outside takes.
+        holder: the Variable, or the path of it, for messages.
+        dtype: whether the dtype of `like` counts.
+
+    Raises:
+        StructureError: numbers that the dtype cannot hold, such as 1.5 as an int32.
+    """
+    cls = type(value)
+    if cls in ARRAYS or cls in _AS_THEY_ARE:
+        return value
+    if isinstance(value, jax.Array):
+        ARRAYS.add(cls)
+        return value
+    if _from_outside(value):
+        return _array(value, like, holder, dtype)
+    leaves, structure = jax.tree.flatten(value)
+    if not any(map(_from_outside, leaves)):
+        return value
+    same = jax.tree.structure(like) == structure
+    if cls is list and not same and _are_numbers(value):
+        try:
+            return _array(np.array(value), like, holder, dtype)
+        except ValueError:  # of several lengths
+            pass
+    likes = jax.tree.leaves(like) if same else [None] * len(leaves)
+    made = [
+        _array(x, y, holder, dtype) if _from_outside(x) else x
+        for x, y in zip(leaves, likes, strict=True)
+    ]
+    return structure.unflatten(made)
+
+
+def conformed(value: Any, like: Any, path: tuple) -> Any:
+    """`value` as it replaces `like`: an array of JAX gets its dtype too, and its place if free."""
+    value = entered(value, like, path)
+    if value is like:
+        return value
+    if type(value) in ARRAYS and value.dtype == getattr(like, "dtype", None):
+        if isinstance(value, Tracer) or value.committed:
+            return value
+        place = _place(like, value.shape)
+        return value if place is None else jax.device_put(value, place)
+    if isinstance(value, jax.Array) and _is_number(value.dtype) and _has_numbers(like):
+        if not np.can_cast(_kind(value.dtype), _kind(like.dtype), "same_kind"):
+            if isinstance(value, Tracer) or not value.is_fully_addressable:
+                _refuse(value, like.dtype, path)
+            return _array(value, like, path, True)
+        return conformed(value.astype(like.dtype), like, path)
+    structure = jax.tree.structure(value)
+    if jax.tree.structure(like) != structure or jax.tree_util.all_leaves((value,)):
+        return value
+    return jax.tree.map(lambda x, y: conformed(x, y, path), value, like)
+
+
+def operand(value: Any, like: Any) -> Any:
+    """The other side of an in-place operator: NumPy's does not widen what JAX computes with."""
+    if not isinstance(value, (np.ndarray, np.generic)) or not _has_numbers(like):
+        return value
+    wide = jnp.promote_types(like.dtype, jax.dtypes.canonicalize_dtype(value.dtype))
+    if wide == like.dtype or not np.can_cast(_kind(value.dtype), _kind(like.dtype), "same_kind"):
+        return value
+    return value.astype(like.dtype)
+
+
+def kept_in_place(new: Any, old: Any) -> Any:
+    """What was computed in place of `old` goes back where that was, also into the host's memory."""
+    if type(old) not in ARRAYS or type(new) is not type(old) or isinstance(old, Tracer):
+        return new
+    if not old.committed or new.shape != old.shape or new.sharding == old.sharding:
+        return new
+    return jax.device_put(new, old.sharding)
+
+
+def replicated(place: Any) -> Any:
+    """The same devices and memory, for an array of any shape; None if that cannot be said."""
+    if isinstance(place, NamedSharding):
+        return NamedSharding(place.mesh, PartitionSpec(), memory_kind=place.memory_kind)
+    return place if len(place.device_set) == 1 else None
+
+
+def _from_outside(value: Any) -> bool:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _is_number(value.dtype)
+    return isinstance(value, _NUMBERS)
+
+
+def _are_numbers(values: list) -> bool:
+    return all(
+        isinstance(x, (*_NUMBERS, np.generic)) or type(x) is list and _are_numbers(x)
+        for x in values
+    )
+
+
+def _is_number(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
+
+
+def _has_numbers(like: Any) -> bool:
+    return hasattr(like, "dtype") and _is_number(like.dtype)
+
+
+def _kind(dtype: Any) -> Any:
+    """A dtype of NumPy's own of the same kind: NumPy knows no casting rules of bfloat16."""
+    for kind in (np.bool_, np.unsignedinteger, np.signedinteger, np.floating):
+        if jnp.issubdtype(dtype, kind):
+            return {np.bool_: bool, np.floating: float}.get(kind, int)
+    return complex
+
+
+def _array(value: Any, like: Any, holder: Any, dtype: bool) -> jax.Array:
+    given: Any = np.asarray(value)
+    target = like.dtype if dtype and _has_numbers(like) else given.dtype
+    target = jax.dtypes.canonicalize_dtype(target)
+    with np.errstate(invalid="ignore", over="ignore"):
+        real = given if jnp.issubdtype(target, np.complexfloating) else given.real
+        host = np.array(real, target)  # always a copy: the owner may write into the other
+    exact = not jnp.issubdtype(target, np.inexact) or real is not given and np.iscomplexobj(given)
+    if exact and given.dtype != target and not np.array_equal(host, given):
+        _refuse(value, target, holder)
+    return jax.device_put(host, _place(like, host.shape))
+
+
+def _place(like: Any, shape: tuple) -> Any:
+    """Where an array of this shape goes to be beside `like`; None for wherever JAX likes."""
+    if isinstance(like, Tracer):
+        return None
+    place = getattr(like, "sharding", None)
+    if not isinstance(place, Sharding) or not getattr(like, "committed", True):
+        return None
+    try:
+        place.shard_shape(shape)
+    except (ValueError, IndexError):
+        return replicated(place)
+    return place
+
+
+def _refuse(value: Any, dtype: Any, holder: Any) -> None:
+    name = path_string(holder) if isinstance(holder, tuple) else known_name(holder)
+    raise StructureError(
+        f"{describe_value(value)} does not fit into {f'`{name}`' if name else 'the Variable'}, "
+        f"whose dtype is {dtype}: the numbers would not be the same.\n"
+        "Cure: cast the value, if that is meant (`value.astype(...)`), or make the Variable with "
+        "the wider dtype: `variable.replace(value)` gives one."
+    )
