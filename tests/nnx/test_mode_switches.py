@@ -46,6 +46,14 @@ def custom(**switch):
     return f
 
 
+def over_streams(net, **switch):
+    rngs = nnx.Rngs(0, dropout=1)
+    nnx.restore_rngs(nnx.split_rngs(rngs, splits=2, **switch))
+    nnx.restore_rngs(nnx.fork_rngs(rngs, **switch))
+    nnx.reseed(rngs, dropout=3, graph=switch.get("graph"))
+    return nnx.state(rngs)
+
+
 # name → a call of it on a Net, with switches; what it returns is compared.
 TAKERS = {
     "EMA": lambda n, **s: nnx.state(nnx.EMA(n, 0.9, **s)),
@@ -56,6 +64,7 @@ TAKERS = {
     "custom_vjp": lambda n, **s: nnx.grad(custom(**s))(n, X),
     "eval_shape": lambda n, **s: nnx.eval_shape(Net.__call__, n, X, scale=2.0, **s).shape,
     "fori_loop": lambda n, **s: nnx.state(nnx.fori_loop(0, 3, loop, n, **s)),
+    "fork_rngs": over_streams,
     "get_abstract_model": lambda n, **s: nnx.get_abstract_model(Net, None, **s)[0],
     "grad": lambda n, **s: nnx.grad(body, **s)(n, X),
     "iter_graph": lambda n, **s: [path for path, _ in nnx.iter_graph(n, **s)],
@@ -67,16 +76,27 @@ TAKERS = {
     "pop": lambda n, **s: nnx.pop(n, nnx.BatchStat, **s),
     "recursive_map": lambda n, **s: nnx.state(nnx.recursive_map(lambda _, x: x, n, **s)),
     "remat": lambda n, **s: nnx.remat(body, **s)(n, X),
+    "reseed": over_streams,
     "scan": lambda n, **s: nnx.scan(
         body, in_axes=(nnx.StateAxes({...: nnx.Carry}), 0), out_axes=0, **s
     ),
+    "set_attributes": lambda n, **s: n.set_attributes(calls=n.calls, **s),
     "shard_map": lambda n, **s: nnx.shard_map(
         body, mesh=jax.make_mesh((1,), ("x",)), in_specs=(P(), P()), out_specs=P(), **s
     ),
+    "split_rngs": over_streams,
     "switch": lambda n, **s: nnx.switch(0, [body, body], n, X, **s),
+    "train": lambda n, **s: n.train(**s),
+    "eval": lambda n, **s: n.eval(**s),
     "value_and_grad": lambda n, **s: nnx.value_and_grad(body, **s)(n, X),
     "vjp": lambda n, **s: nnx.vjp(body, n, X, **s)[1](1.0),
     "vmap": lambda n, **s: nnx.vmap(body, in_axes=(None, 0), **s),
+    "view": lambda n, **s: nnx.state(
+        nnx.view(nnx.Sequential(n, nnx.Dropout(0.5)), deterministic=True, **s)
+    ),
+    "view_info": lambda n, **s: nnx.view_info(nnx.Dropout(0.5), **s),
+    "with_attributes": lambda n, **s: nnx.state(nnx.with_attributes(n, w=n.w, **s)),
+    "with_rngs": lambda n, **s: nnx.state(nnx.with_rngs(nnx.Rngs(0), split=2, **s)),
     "while_loop": lambda n, **s: nnx.state(
         nnx.while_loop(lambda n: n.calls < 3, lambda n: loop(0, n), n, **s)
     ),
@@ -106,8 +126,8 @@ def test_switches_are_accepted_and_change_nothing(name):
 
 
 WITH_UPDATES = """
-    cached_partial checkify cond custom_vjp eval_shape fori_loop grad jit jvp make_jaxpr pmap remat
-    scan shard_map switch value_and_grad vjp vmap while_loop
+    cached_partial checkify cond custom_vjp eval_shape fori_loop fork_rngs grad jit jvp make_jaxpr
+    pmap remat scan shard_map split_rngs switch value_and_grad vjp vmap while_loop with_rngs
 """.split()
 
 
@@ -193,6 +213,14 @@ def test_what_no_variable_is_says_so(name, value):
 def test_such_a_name_with_another_value_is_metadata():
     v = nnx.Param(jnp.ones(2), ref="appendix B", graph=(1, 2))
     assert v.ref == "appendix B" and v.graph == (1, 2)
+
+
+@pytest.mark.parametrize("switch", [n for n, _ in ACCEPTED] + ["graph", "graph_updates"])
+def test_rngs_have_no_such_stream(switch):
+    value = switch not in ("hijax", "is_hijax", "ref", "use_ref", "has_ref")
+    nnx.reseed(nnx.Rngs(0, noise=1), noise=2, **{switch: value})
+    assert set(vars(nnx.Rngs(0, noise=1, **{switch: value}))) == {"default", "noise"}
+    assert set(vars(nnx.Rngs(0, **{switch: 3}))) == {"default", switch}  # an int is a seed
 
 
 # -- settings --------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from ..graph.filters import All, Filter, Not, WithTag, first_match, to_predicate
 from ..graph.filters import Any as Any_
 from ..objects.errors import path_string, suggest
+from ..objects.modes import without_modes
 from ..objects.variable import Variable
 from ..objects.variable_types import RngCount, RngKey
 from .pytree import Pytree
@@ -201,7 +202,7 @@ class Rngs(Pytree, _Samplers):
             streams = {**default, **streams}
         elif default is not None:
             streams = {"default": default, **streams}
-        for name, seed in streams.items():
+        for name, seed in without_modes(streams).items():
             if isinstance(seed, RngStream):
                 seed = seed.key.value
             setattr(self, name, RngStream(seed, tag=name))

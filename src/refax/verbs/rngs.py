@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from ..graph.filters import All, Filter, to_predicate
 from ..objects.errors import path_string
+from ..objects.modes import Switch, without_modes
 from ..objects.variable import Variable, set_raw_value
 from .copying import clone
 from .iteration import children_as_made, iter_graph, visit
@@ -51,7 +52,7 @@ class SplitBackups(list):
         restore_rngs(self)
 
 
-def backup_keys(node: Any, /, *, only: Filter = ...) -> SplitBackups:
+def backup_keys(node: Any, /, *, only: Filter = ..., graph: Switch = None) -> SplitBackups:
     """The keys and counts of all streams below `node`, for `restore_rngs`."""
     return SplitBackups(
         [(stream, stream.key.value, stream.count.value) for _, stream in iter_streams(node, only)]
@@ -70,7 +71,7 @@ def reseed(
     /,
     *,
     policy: str | Callable[[tuple, jax.Array, tuple[int, ...]], jax.Array] = "match_shape",
-    graph: bool | None = None,
+    graph: Switch = None,
     **stream_keys: Any,
 ) -> None:
     """Put the streams of these names below `node` to where a model made with these seeds has them.
@@ -106,6 +107,7 @@ def reseed(
             of_rngs.update(id(stream) for _, stream in value.items())
         elif isinstance(value, RngStream) and not done:
             streams.append((path, value))
+    stream_keys = dict(without_modes(stream_keys))
     check_names(stream_keys, streams)
     fresh: list[tuple[RngStream, jax.Array, int]] = []
     for name, seed in stream_keys.items():
@@ -174,7 +176,14 @@ def _renew(
 
 
 def split_rngs(
-    node: Any = ..., /, *, splits: int | tuple[int, ...], only: Filter = ..., squeeze: bool = False
+    node: Any = ...,
+    /,
+    *,
+    splits: int | tuple[int, ...],
+    only: Filter = ...,
+    squeeze: bool = False,
+    graph: Switch = None,
+    graph_updates: Switch = None,
 ) -> Any:
     """Split the streams below an object, so that a transform can map them; then lower them back.
 
@@ -212,7 +221,15 @@ def split_rngs(
     return _function_or_decorator(node, lambda x: _renew(x, only, new_key, shape))
 
 
-def fork_rngs(node: Any = ..., /, *, only: Filter = ..., split: Any = None) -> Any:
+def fork_rngs(
+    node: Any = ...,
+    /,
+    *,
+    only: Filter = ...,
+    split: Any = None,
+    graph: Switch = None,
+    graph_updates: Switch = None,
+) -> Any:
     """Like `split_rngs`, with independent streams instead of split ones (or per filter, `split`).
 
     Args:
@@ -254,8 +271,8 @@ def with_rngs(
     fork: Any = None,
     broadcast: Any = None,
     only: Filter = ...,
-    graph: bool | None = None,
-    graph_updates: bool | None = None,
+    graph: Switch = None,
+    graph_updates: Switch = None,
 ) -> Any:
     """A view of an object graph whose streams are split, forked or broadcast; see `nnx.view`.
 

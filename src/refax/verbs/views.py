@@ -17,6 +17,7 @@ from typing import Any
 
 from ..graph.filters import All, Filter, Predicate, matches_any, to_predicate
 from ..objects.errors import path_string
+from ..objects.modes import Switch, without_modes
 from ..objects.node import Node
 from .copying import clone
 from .iteration import iter_graph, pytrees_below, visit
@@ -31,7 +32,7 @@ def view(
     *filters: Filter,
     only: Filter = ...,
     raise_if_not_found: bool = True,
-    graph: bool | None = None,
+    graph: Switch = None,
     **modes: Any,
 ) -> N:
     """A new object graph over the same Variables, whose layers are in these modes.
@@ -71,7 +72,7 @@ def view(
     return copy
 
 
-def view_info(node: Any, /, *filters: Filter, only: Filter = ..., graph: bool | None = None) -> str:
+def view_info(node: Any, /, *filters: Filter, only: Filter = ..., graph: Switch = None) -> str:
     """Which modes the layers below `node` have for `nnx.view`, with types, defaults and help.
 
     Args:
@@ -108,7 +109,7 @@ def with_attributes(
     *filters: Filter,
     only: Filter = ...,
     raise_if_not_found: bool = True,
-    graph: bool | None = None,
+    graph: Switch = None,
     **attributes: Any,
 ) -> N:
     """A view, see `nnx.view`, with these attributes on every object that has them.
@@ -140,6 +141,7 @@ def assign(
     raise_if_not_found: bool = True,
 ) -> None:
     """Set attributes on every object below `node` that has them and that the predicate matches."""
+    attributes = without_modes(attributes)
     if matches is None:
         objects = pytrees_below(node)
     else:
