@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Generic
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, Self, SupportsIndex, overload
 
+from ..objects.errors import describe_value
 from ..objects.type_names import T
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
@@ -33,7 +36,8 @@ class Sequential(Module, Generic[T]):
 
     A layer gets what the one before it returned: a tuple as positional arguments, a mapping with
     string keys as keyword arguments, anything else as the one argument. Attributes: `layers`, a
-    plain list, which may be changed.
+    plain list, which may be changed; and what a list can do, the Sequential can: `model[0]`,
+    `model[1:]` (a Sequential of the same layers), `len`, iteration, `in`, `+`, item assignment.
 
     Args:
         *fns: Modules or any callables.
@@ -47,6 +51,10 @@ class Sequential(Module, Generic[T]):
         ... )
         >>> model(jnp.ones((5, 3))).shape, model.layers[0].kernel.shape
         ((5, 2), (3, 4))
+        >>> head, model[1] = model[2:], nnx.gelu
+        >>> model.append(nnx.softmax)
+        >>> len(model), head[0] is model.layers[2], (head + model[3:])(jnp.ones(4)).shape
+        (4, True, (2,))
     """
 
     def __init__(self, *fns: Callable[..., Any]):
@@ -72,6 +80,72 @@ class Sequential(Module, Generic[T]):
                 kwargs = {**kwargs, "rngs": rngs}
             result = layer(*args, **kwargs)
         return result
+
+    def _number(self, index: SupportsIndex) -> int:
+        if not isinstance(index, SupportsIndex):
+            raise TypeError(
+                f"Sequential: an index is an int or a slice, but this is {describe_value(index)}."
+            )
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"Sequential: there is no layer {number}, it has {len(self)} layers.")
+        return number
+
+    def _with(self, layers: Iterable[Callable[..., Any]]) -> Self:
+        new = copy.copy(self)
+        new.layers = list(layers)
+        return new
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __bool__(self) -> bool:
+        return True  # also without layers: `if self.head:` asks whether there is one
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.layers)
+
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Any: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        """Layer number `index`; or the Sequential of a slice, with the same layers."""
+        if isinstance(index, slice):
+            return self._with(list(self.layers)[index])
+        return self.layers[self._number(index)]
+
+    def __setitem__(self, index: SupportsIndex | slice, layer: Any) -> None:
+        self.layers[index if isinstance(index, slice) else self._number(index)] = layer
+
+    def __delitem__(self, index: SupportsIndex | slice) -> None:
+        del self.layers[index if isinstance(index, slice) else self._number(index)]
+
+    def append(self, layer: Callable[..., Any]) -> None:
+        """Add a layer at the end."""
+        self.layers.append(layer)
+
+    def extend(self, layers: Iterable[Callable[..., Any]]) -> None:
+        """Add layers at the end."""
+        self.layers.extend(layers)
+
+    def insert(self, index: SupportsIndex, layer: Callable[..., Any]) -> None:
+        """Put a layer before number `index`."""
+        self.layers.insert(index, layer)
+
+    def __add__(self, other: Iterable[Callable[..., Any]]) -> Self:
+        if not isinstance(other, (Sequential, list, tuple)):
+            return NotImplemented
+        return self._with([*self, *other])
+
+    def __radd__(self, other: Iterable[Callable[..., Any]]) -> Self:
+        if not isinstance(other, (Sequential, list, tuple)):
+            return NotImplemented
+        return self._with([*other, *self])
+
+    def __iadd__(self, other: Iterable[Callable[..., Any]]) -> Self:
+        self.extend(other)
+        return self
 
 
 def _as_arguments(result: Any) -> tuple[tuple, dict[str, Any]]:
