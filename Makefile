@@ -4,6 +4,7 @@
 #   make test                      lint, types, budgets, every test      SLOW=0: without slow tests
 #   make demo                      train a small language model          ARGS="…": its options
 #   make bench                     measure refax beside its peers        ARGS="…": its options
+#   make fuzz                      random programs, new ones until Ctrl-C
 #   make format | lint | lock | clean
 #
 # PYTHON=python3.13 make test uses that Python, in an environment of its own (.venv-python3.13).
@@ -16,7 +17,7 @@ ARGS ?=
 
 RUN = "$(VENV)/bin/python"
 .NOTPARALLEL:
-.PHONY: help setup test demo bench lint types budgets format lock clean
+.PHONY: help setup test fuzz demo bench lint types budgets format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -30,6 +31,9 @@ setup:
 # One pytest run, last, so that its summary is the last line printed.
 test: lint types budgets
 	@$(RUN) -m pytest -n $(JOBS) $(if $(filter 0,$(SLOW)),-m "not slow") --doctest-modules tests src/refax $(ARGS)
+
+fuzz: setup
+	@while REFAX_FUZZ=1000 $(RUN) -m pytest -q tests/fuzz $(ARGS); do :; done
 
 demo: setup
 	@$(RUN) examples/train_language_model.py $(ARGS)

@@ -110,10 +110,15 @@ def is_array(value: Any) -> bool:
 
 
 def has_identity(value: Any) -> bool:
-    return isinstance(value, (nnx.Pytree, nnx.Variable, list, dict))
+    return isinstance(value, (nnx.Pytree, nnx.Variable, nnx.State, list, dict))
 
 
 def children(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, nnx.List):
+        return list(enumerate(value))
+    if isinstance(value, (nnx.Dict, nnx.State)):
+        content = value._tree if isinstance(value, nnx.State) else value
+        return [(key, content[key]) for key in content]
     if isinstance(value, nnx.Pytree):
         return list(vars(value).items())
     if isinstance(value, dict):

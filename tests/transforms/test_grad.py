@@ -369,3 +369,13 @@ def test_an_object_as_the_loss_is_refused():
     with pytest.raises(TypeError):
         nnx.grad(lambda m: m)(model)
     assert model.count == 0
+
+
+def test_variables_in_a_container_that_are_not_differentiated():
+    values = {"w": nnx.Param(jnp.array(3.0)), "s": nnx.BatchStat(jnp.array(2.0))}
+    grads = nnx.grad(lambda v: v["w"].value ** 2 * v["s"].value)(values)
+    assert float(grads["w"].value) == 12.0 and grads["s"] is None
+    both = nnx.grad(
+        lambda v: v["w"].value ** 2 * v["s"].value, argnums=nnx.DiffState(0, nnx.Variable)
+    )(values)
+    assert float(both["s"].value) == 9.0

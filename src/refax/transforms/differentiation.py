@@ -143,11 +143,15 @@ def gradient_builder(call: Call, wrt: list) -> Callable[[Any], list[Any]]:
 
 
 def _frame(call: Call, number: int, filter: Any) -> Callable[[dict[int, Any]], Any]:
-    """(derivatives by leaf of the call) → the State of a root, or a Variable for a Variable."""
+    """(derivatives by leaf of the call) → the State of a root, or a Variable for a Variable.
+
+    None for a Variable that the filter does not match.
+    """
     root, graphdef = call.roots[number], call.plan.graphdef
     if isinstance(root, Variable):
         (_, leaf), *_ = graphdef.all_paths(graphdef.roots[number])
-        return lambda of_leaf: make_variable(type(root), of_leaf[leaf], root._metadata)
+        kind, metadata = type(root), root._metadata
+        return lambda of: make_variable(kind, of[leaf], metadata) if leaf in of else None
     plan = plan_for((root,))
     layout = layout_of(plan, filter)
     of_path = dict(graphdef.all_paths(graphdef.roots[number]))
