@@ -2,7 +2,7 @@
 
 A program is a list of statements. `run` does them to a world through refax's transforms,
 `run_naively` in plain Python, where a transform is a call of its body and a failure puts everything
-back. After every statement the two worlds must be isomorphic, with equal values, and hold no tracer.
+back. After every statement the two worlds must be isomorphic, with equal values and no tracer.
 Values are multiples of powers of two, so that compiled and eager arithmetic agree exactly.
 """
 
