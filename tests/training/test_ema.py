@@ -173,3 +173,8 @@ def test_bare_arrays_are_refused() -> None:
 
     with pytest.raises(TypeError, match=r"`table` is float32\[2\]"):
         nnx.EMA(Bare(), 0.9, only=...)
+
+
+def test_an_average_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no Variable of the Linear matches only='typo'"):
+        nnx.EMA(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), 0.9, only="typo")

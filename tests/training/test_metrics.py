@@ -180,3 +180,17 @@ def test_errors(call: Any, kind: Any, message: str) -> None:
     with pytest.raises(kind, match=message):
         call(nnx.metrics.Average())
     assert nnx.metrics.Average().split()[0] == nnx.graphdef(nnx.metrics.Average())
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_keyword_that_is_nearly_one_of_a_metric(both: bool) -> None:
+    one = nnx.metrics.Average("loss")
+    metric: Any = nnx.MultiMetric(loss=one, right=nnx.metrics.Accuracy()) if both else one
+    batch = {"logits": jnp.eye(2), "labels": jnp.arange(2)} if both else {}
+    with pytest.raises(TypeError, match="'msk'.*Did you mean 'mask'"):
+        metric.update(loss=jnp.ones(2), msk=jnp.zeros(2), **batch)
+    metric.update(loss=jnp.ones(2), images=1, tasks=2, **batch)  # more than it takes
+    assert float(one.compute()) == 1.0
+    if both:
+        with pytest.raises(TypeError, match="'label'.*Did you mean 'labels'"):
+            metric.update(loss=jnp.ones(2), logits=jnp.eye(2), label=jnp.arange(2))

@@ -89,6 +89,11 @@ class EMA(Pytree):
         self.decay = decay
         self.only = tuple(only) if isinstance(only, list) else only
         self.params = map_state(start, state_of(params, self.only))
+        if not any(True for _ in iter_leaves(self.params)):
+            raise ValueError(
+                f"nnx.EMA: no Variable of the {type(params).__name__} matches only={self.only!r}: "
+                "nothing would be averaged.\nCure: nnx.Param, or `...` for all Variables."
+            )
         settle = beside(self.params)
         self.step = OptState(settle(jnp.array(0, jnp.uint32)))
         self._weight = OptState(settle(jnp.array(0.0 if zero_debias else 1.0, float)))

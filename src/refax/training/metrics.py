@@ -6,6 +6,8 @@ stands still at 2²⁴, which an evaluation over tokens reaches soon.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +45,26 @@ class Metric(Pytree):
         return split(self, *filters)
 
 
+def _check_names(metrics: Mapping[str, Metric], given: Mapping[str, Any]) -> None:
+    """Raise for a keyword that no metric takes and that is nearly one that was not given.
+
+    Other keywords that no metric takes are passed over, since a loop may give all that it has.
+    """
+    known = {"mask"}
+    for metric in metrics.values():
+        known.add(getattr(metric, "argname", "mask"))
+        code = getattr(type(metric).update, "__code__", None)
+        if code is not None:
+            known.update(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
+    for name in given.keys() - known:
+        near = difflib.get_close_matches(name, known - given.keys(), 1, 0.8)
+        if near:
+            names = ", ".join(f"{k} ({type(m).__name__})" for k, m in metrics.items())
+            raise TypeError(
+                f"update: no metric takes {name!r}. Did you mean {near[0]!r}? The metrics: {names}."
+            )
+
+
 def _masked(
     metric: Metric, name: str, given: dict[str, Any], mask: Any
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -54,6 +76,7 @@ def _masked(
         )
     values = jnp.asarray(given[name], jnp.float32)
     if mask is None:
+        _check_names({"": metric}, given)
         return values, None
     mask = jnp.asarray(mask, jnp.float32)
     fits = mask.ndim <= values.ndim and all(
@@ -251,7 +274,9 @@ class MultiMetric(Metric):
             metric.reset()
 
     def update(self, **values: Any) -> None:
-        for metric in self._metrics().values():
+        metrics = self._metrics()
+        _check_names(metrics, values)
+        for metric in metrics.values():
             metric.update(**values)
 
     def compute(self) -> dict[str, Any]:
