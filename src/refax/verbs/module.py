@@ -59,9 +59,8 @@ class Module(Pytree):
     def _set_modes(self, modes: dict[str, bool], more: dict[str, Any]) -> None:
         """Modes are for those who have them; what the caller names must be somewhere."""
         strict = more.pop("raise_if_not_found", True)
-        assign(
-            self, None, {k: v for k, v in more.items() if k not in modes}, "set_attributes", strict
-        )
+        if named := {k: v for k, v in more.items() if k not in modes}:
+            assign(self, None, named, "set_attributes", strict)
         assign(self, None, {k: more.get(k, v) for k, v in modes.items()}, "set_attributes", False)
 
     def set_attributes(
