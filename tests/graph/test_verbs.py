@@ -81,11 +81,63 @@ def test_graphdefs_are_compared_hashed_interned_and_pickled():
     assert jax.jit(lambda g, s: nnx.merge(g, s).kernel.sum())(*nnx.split(Dense(2, 3))).shape == ()
 
 
-@pytest.mark.parametrize("verb", [nnx.split, nnx.state, nnx.variables, nnx.graphdef, nnx.clone])
-@pytest.mark.parametrize("bad", [3, "text", None, jnp.ones(2)])
-def test_what_is_no_graph(verb, bad):
-    with pytest.raises(TypeError, match="takes an object graph"):
-        verb(bad)
+LEAVES = {
+    "int": 3,
+    "float": 2.5,
+    "text": "text",
+    "array": jnp.ones(2),
+    "NumPy": np.ones(2),
+    "key": jax.random.key(0),
+    "abstract": jax.ShapeDtypeStruct((2,), jnp.float32),
+}
+
+
+@pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES)
+def test_the_state_of_a_leaf_is_that_leaf(leaf):
+    graphdef, state = nnx.split(leaf)
+    assert state is leaf and nnx.state(leaf) is leaf and nnx.variables(leaf) is leaf
+    assert nnx.graphdef(leaf) == graphdef and len(graphdef.paths.leaves) == 1
+    assert nnx.flatten(leaf)[1].items() == [((), leaf)]
+    assert nnx.flatten(leaf, with_paths=False)[1] == [leaf]
+    for back in (
+        nnx.merge(graphdef, state),
+        nnx.merge(graphdef, [leaf]),
+        nnx.unflatten(*nnx.flatten(leaf)),
+        nnx.unflatten(*nnx.flatten(leaf, with_paths=False)),
+        nnx.clone(leaf),
+    ):
+        assert back is leaf
+    nothing, everything = nnx.state(leaf, nnx.Param, ...)
+    assert everything is leaf and nothing == nnx.State()
+    with pytest.raises(ValueError, match="the root"):
+        nnx.split(leaf, nnx.Param)
+    with pytest.raises(TypeError, match="in place"):
+        nnx.update(leaf, leaf)
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_the_state_of_a_variable_is_a_variable(copy):
+    cell = nnx.Param(jnp.ones(2), tag="t")
+    graphdef, state = nnx.split(cell, copy=copy)
+    assert type(state) is nnx.Param and state.tag == "t" and (state is cell) is not copy
+    assert type(nnx.state(cell, nnx.Param)) is nnx.Param
+    assert nnx.state(cell, nnx.BatchStat) == nnx.State()
+    new = nnx.merge(graphdef, state)
+    assert type(new) is nnx.Param and new is not state and new.tag == "t"
+    assert nnx.unflatten(*nnx.flatten(cell)).value is cell.value
+    assert jax.tree.structure(nnx.merge(graphdef, jnp.zeros(2))) == jax.tree.structure(cell)
+    for source in (nnx.Param(jnp.zeros(2)), jnp.zeros(2), {"value": jnp.zeros(2)}, state * 0):
+        cell.value = jnp.ones(2)
+        nnx.update(cell, source)
+        assert (cell.value == 0).all()
+    doubled = jax.jit(lambda state: jax.tree.map(lambda x: x * 2, state))(state)
+    nnx.update(cell, doubled)
+
+
+def test_nothing_is_a_graph_without_leaves():
+    graphdef, state = nnx.split(None)
+    assert state == nnx.State() and nnx.merge(graphdef, state) is None
+    assert nnx.flatten(None)[1].items() == []
 
 
 @pytest.mark.parametrize(
@@ -178,8 +230,12 @@ def test_clone():
 def test_flatten():
     model = Node(b=nnx.Param(jnp.ones(2), tag="t"), a=jnp.zeros(3))
     graphdef, leaves = nnx.flatten(model)
-    assert leaves[0] is not model.b and leaves[0].tag == "t" and leaves[1] is model.a
-    new = nnx.unflatten(graphdef, [jnp.full(2, 5.0), jnp.ones(3)])
+    assert type(leaves) is nnx.FlatState and leaves.paths == (("a",), ("b",))
+    a, b = leaves.leaves
+    assert b is not model.b and b.tag == "t" and a is model.a
+    plain = nnx.flatten(model, with_paths=False)[1]
+    assert type(plain) is list and plain[0] is model.a and plain[1].tag == "t"
+    new = nnx.unflatten(graphdef, [jnp.ones(3), jnp.full(2, 5.0)])
     assert type(new.b) is nnx.Param and new.b.tag == "t"
     np.testing.assert_array_equal(new.b.value, [5, 5])
 

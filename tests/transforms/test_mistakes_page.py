@@ -1,4 +1,4 @@
-"""docs/mistakes.md: what the ten commonest mistakes print, and the code that was meant."""
+"""docs/mistakes.md: what the commonest mistakes print, and the code that was meant."""
 
 import pytest
 
@@ -8,8 +8,9 @@ SECTIONS = list(sections_of("mistakes.md"))
 PREAMBLE = preamble_of("mistakes.md")
 
 
-def test_there_are_ten():
-    assert [s.title.split(".")[0] for s in SECTIONS] == [str(n) for n in range(1, 11)]
+def test_they_are_numbered():
+    assert [s.title.split(".")[0] for s in SECTIONS] == [str(n + 1) for n in range(len(SECTIONS))]
+    assert len(SECTIONS) >= 12
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.title)

@@ -9,7 +9,8 @@ are plain nested tuples: Python hashes and compares them in C.
     (LIST,     class, children)
     (DICT,     class, keys, children, default factory)      also State
     (TUPLE,    class, children)                             also NamedTuple
-    (PYTREE,   one-level treedef, keys, children)           any other registered pytree
+    (PYTREE,   one-level treedef, keys, children)           any other registered pytree; and a root
+                                                            that is a leaf, under the key ITSELF
 
 A child is an `int` (the position of a record), `LEAF` (an array that stands in an attribute without
 a Variable) or a static `(type, value)` (`objects/statics.py`).
@@ -50,6 +51,13 @@ class _Leaf(Enum):
 
 
 LEAF = _Leaf.LEAF
+
+
+class _Itself(Enum):
+    ITSELF = "itself"
+
+
+ITSELF = _Itself.ITSELF  # adds nothing to a path
 
 
 def record_children(record: tuple) -> tuple[Iterable[Any], tuple]:
@@ -146,6 +154,11 @@ class GraphDef(Generic[M]):
         """The records of the Variables, in leaf order."""
         return [r for r in self.records if r[0] == VARIABLE]
 
+    @property
+    def of_leaf(self) -> bool:
+        """Whether the root is itself an array or another leaf."""
+        return self.records[self.roots[0]][2:3] == ((ITSELF,),)
+
     def leaf_numbers(self) -> tuple[dict[int, int], dict[int, int]]:
         """Record position → leaf number of Variables; → first leaf number of a record's LEAFs."""
         cells = [i for i, record in enumerate(self.records) if record[0] == VARIABLE]
@@ -201,7 +214,10 @@ class GraphDef(Generic[M]):
                         number += 1
                     elif type(child) is int:
                         entries[key] = child
-                stack += [(entries[key], (*path, key)) for key in reversed(sorted_keys(entries))]
+                stack += [
+                    (entries[key], path if key is ITSELF else (*path, key))
+                    for key in reversed(sorted_keys(entries))
+                ]
 
     def remembered(self, key: Any, make: Any) -> Any:
         """`make()`, once per GraphDef and key: what verbs and lift derive from structure."""

@@ -32,8 +32,6 @@ def _nested(node: Any) -> tuple[Plan, dict]:
 def nest_leaves(graphdef: GraphDef, leaves: Sequence[Any]) -> dict:
     """Nested dicts by path of a GraphDef's leaves."""
     paths = graphdef.paths
-    if paths.order and paths.leaves[paths.order[0]] == ():  # the root is a Variable
-        return {"value": leaves[0]}
     return nest((paths.leaves[i], leaves[i]) for i in paths.order)
 
 

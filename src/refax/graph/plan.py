@@ -18,6 +18,7 @@ from operator import is_
 from typing import Any
 
 from ..objects.node import Node, set_object_plans, set_object_watch
+from ..objects.snapshots import UNREAD, taken
 from ..objects.variable import Variable, set_watch
 from ..objects.watch import add_watcher
 from .graphdef import intern
@@ -145,6 +146,13 @@ class _Held:
 
 def plan_for(roots: tuple[Any, ...]) -> Plan:
     """The plan of `roots`, from before if their structure is as it was."""
+    plan = _known_or_new(roots)
+    if UNREAD:
+        taken(plan.variables)
+    return plan
+
+
+def _known_or_new(roots: tuple[Any, ...]) -> Plan:
     owner = roots[0] if roots else None
     if not isinstance(owner, Node):
         # Bare Variables and containers own no plan: a Variable would be in a cycle with it.

@@ -16,6 +16,7 @@ from ..objects.entering import entered
 from ..objects.errors import GraphError, path_string, suggest
 from ..objects.mappings import register_mapping, sorted_keys
 from ..objects.representation import Form, Shown
+from ..objects.snapshots import UNREAD, taken
 from ..objects.variable import Variable, raw
 from .errors import not_exhaustive
 from .filters import Filter, PathIn, first_match, to_predicate
@@ -327,6 +328,8 @@ def iter_leaves(state: Mapping) -> Iterator[tuple[Path, Any]]:
     if isinstance(state, FlatState):
         yield from state.items()
         return
+    if UNREAD:
+        taken(jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Variable)))
     stack: list[tuple[Path, Any]] = [((), state)]
     while stack:
         path, value = stack.pop()

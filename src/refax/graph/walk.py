@@ -21,7 +21,7 @@ from ..objects.statics import is_plain_static, static_key
 from ..objects.variable import Variable, trace_of
 from ..objects.watch import is_array
 from . import errors
-from .graphdef import DICT, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
+from .graphdef import DICT, ITSELF, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
 from .guards import Guard
 from .state import State
 
@@ -162,6 +162,9 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             records.append((DICT, cls, keys, children, factory))
         elif isinstance(value, tuple):
             records.append((TUPLE, cls, tuple([child(x, None, None) for x in value])))
+        elif jax.tree_util.all_leaves((value,)):  # a root only
+            leaf = array(value, None, None)
+            records.append((PYTREE, jax.tree.structure(0), (ITSELF,), (leaf,)))
         else:  # a registered pytree
             pairs = one_level_with_keys(value)
             items = tuple(x for _, x in pairs)

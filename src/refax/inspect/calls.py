@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 
+from ..graph.rebuild import rebuild
 from ..lift.arguments import is_object
 from ..objects.variable import Variable, make_variable
 from ..objects.watch import is_array
 from ..transforms.eval_shape import eval_shape
-from ..verbs.merging import unflatten
+from ..verbs.layouts import leaves_of
 from ..verbs.module import Module
-from ..verbs.splitting import flatten
 from .hooks import Hook, callable_modules, hooked, remove_hooks
 
 
@@ -67,8 +67,8 @@ def abstract(tree: Any) -> Any:
         if isinstance(x, Variable):
             return make_variable(type(x), abstract(x._value), x._metadata)
         if is_object(x):
-            graphdef, leaves = flatten(x)
-            return unflatten(graphdef, [of_leaf(leaf) for leaf in leaves])
+            graphdef, leaves = leaves_of(x)
+            return rebuild(graphdef, [of_leaf(leaf) for leaf in leaves])[0]
         if not is_array(x):
             return x
         return jax.ShapeDtypeStruct(x.shape, x.dtype)

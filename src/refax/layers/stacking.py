@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from .._jax_compat import TRACE
 from ..graph.graphdef import GraphDef
+from ..graph.rebuild import rebuild
 from ..lift.axis_names import AxisName
 from ..lift.places import outline
 from ..objects.errors import describe_value, path_string
-from ..objects.variable import Variable, raw, set_raw_value
+from ..objects.variable import Variable, raw, set_raw_value, trace_of
 from ..transforms.differences import difference_between
-from ..verbs.merging import unflatten
+from ..verbs.layouts import leaves_of
 from ..verbs.names import named_variables
-from ..verbs.splitting import flatten
 from ..verbs.updating import update
 
 _SHARE = (
@@ -29,7 +29,7 @@ _SHARE = (
 def stack_blocks(blocks: Sequence[Any], axis: AxisName) -> Any:
     """One block with the values of all, stacked; `axis` is the name of the new axis."""
     _check_unshared(blocks)
-    graphdef, leaves = flatten(blocks[0])
+    graphdef, leaves = leaves_of(blocks[0])
     values = [_alike(blocks[0], "block 0", block, f"block {i}") for i, block in enumerate(blocks)]
     stacked = [
         _with_value(leaf, jax.tree.map(lambda *x: jnp.stack(x), *of_blocks))
@@ -37,34 +37,33 @@ def stack_blocks(blocks: Sequence[Any], axis: AxisName) -> Any:
     ]
     variables = [leaf for leaf in stacked if isinstance(leaf, Variable)]
     axis.add(variables, [0] * len(variables))
-    return unflatten(graphdef, stacked)
+    return rebuild(graphdef, stacked)[0]
 
 
 def take_blocks(stacked: Any, index: int | slice, axis: AxisName) -> Any:
     """The block at an index, or the stacked blocks of a slice, as new objects."""
-    graphdef, leaves = flatten(stacked)
+    graphdef, leaves = leaves_of(stacked)
     if not isinstance(index, slice):
         variables = [leaf for leaf in leaves if isinstance(leaf, Variable)]
         axis.remove(variables, [0] * len(variables), graphdef)
-    return unflatten(
-        graphdef, [_with_value(v, jax.tree.map(lambda x: x[index], raw(v))) for v in leaves]
-    )
+    taken = [_with_value(v, jax.tree.map(lambda x: x[index], raw(v))) for v in leaves]
+    return rebuild(graphdef, taken)[0]
 
 
 def put_block(stacked: Any, index: int, block: Any, axis: AxisName) -> None:
     """Write the values of a block into the stacked ones, in place."""
     present = take_blocks(stacked, index, axis)
     values = _alike(present, "the Stack's blocks", block, "the new block")
-    graphdef, leaves = flatten(stacked)
+    graphdef, leaves = leaves_of(stacked)
     written = [
         _with_value(leaf, jax.tree.map(lambda x, y: x.at[index].set(y), raw(leaf), value))
         for leaf, value in zip(leaves, values, strict=True)
     ]
-    update(stacked, unflatten(graphdef, written))
+    update(stacked, rebuild(graphdef, written)[0])
 
 
 def _with_value(leaf: Any, value: Any) -> Any:
-    """A leaf that `flatten` made, with another value."""
+    """A leaf that `leaves_of` made, with another value."""
     if not isinstance(leaf, Variable):
         return value
     set_raw_value(leaf, value)
@@ -73,7 +72,7 @@ def _with_value(leaf: Any, value: Any) -> Any:
 
 def _alike(expected: Any, name: str, block: Any, other_name: str) -> list[Any]:
     """The values of `block`; raises if it differs from `expected` in more than those."""
-    (graphdef, leaves), (other, others) = flatten(expected), flatten(block)
+    (graphdef, leaves), (other, others) = leaves_of(expected), leaves_of(block)
     for place, was, now in _differences(graphdef, leaves, other, others):
         raise ValueError(
             "Stack: the blocks must be alike but for the values of their arrays, and "
@@ -104,7 +103,7 @@ def _differences(
 def check_own(block: Any) -> None:
     """Raise if a block that is being made holds a Variable from outside."""
     for name, variable in named_variables(block):
-        if variable._trace is not TRACE.value:
+        if trace_of(variable) is not TRACE.value:
             raise ValueError(
                 f"Stack: make_block returned a block whose `{name}` is a "
                 f"{type(variable).__name__} from outside, but in a Stack each block has its own.\n"

@@ -28,7 +28,7 @@ from ..graph.walk import walk
 from ..objects.at_once import Write, at_once, set_each
 from ..objects.errors import path_string
 from ..objects.trace_errors import mutation_error
-from ..objects.variable import Variable, make_variable, metadata_writes, set_raw_value
+from ..objects.variable import Variable, make_variable, metadata_writes, set_raw_value, trace_of
 from .arguments import Slot, put_back
 from .inside import Change, NewGraph
 
@@ -108,7 +108,7 @@ def check_trace(graphdef: GraphDef, objects: Sequence[Any], actions: Mapping[int
             continue
         obj = objects[at]
         cell = isinstance(obj, Variable)
-        if (obj._trace if cell else obj._refax_trace) is not TRACE.value:
+        if (trace_of(obj) if cell else obj._refax_trace) is not TRACE.value:
             roots = [type(objects[root]).__name__ for root in graphdef.roots]
             path: tuple = graphdef.paths.nodes[i]
             root, *below = path if len(roots) > 1 else (0, *path)

@@ -127,6 +127,7 @@ from ..objects.modes import using_eager_sharding as using_eager_sharding
 from ..objects.modes import using_hijax as using_hijax
 from ..objects.modes import using_refs as using_refs
 from ..objects.modes import var_defaults as var_defaults
+from ..objects.snapshots import SnapshotWarning as SnapshotWarning
 from ..objects.type_names import A as A
 from ..objects.type_names import F as F
 from ..objects.type_names import Initializer as Initializer
@@ -188,6 +189,7 @@ from ..verbs.iteration import find_duplicates as find_duplicates
 from ..verbs.iteration import iter_graph as iter_graph
 from ..verbs.mapping import pure as pure
 from ..verbs.mapping import recursive_map as recursive_map
+from ..verbs.merging import PureState as PureState
 from ..verbs.merging import call as call
 from ..verbs.merging import merge as merge
 from ..verbs.merging import unflatten as unflatten

@@ -32,6 +32,7 @@ from .modes import OF_VARIABLES as MODES
 from .operators import add_operators
 from .outer_reads import outer_read
 from .representation import Form, Shown
+from .snapshots import UNREAD, Snapshot, taken, written
 from .trace_errors import mutation_error
 from .variable_metadata import GET_HOOK, SET_HOOK, A, VariableMetadata
 from .watch import invalidate
@@ -89,7 +90,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def __init__(self, value: A | VariableMetadata[A] | Variable[A], **metadata: Any):
         if isinstance(value, Variable):
             metadata = {**value._metadata, **metadata}
-            value = value._value
+            value = _take(value)
         elif isinstance(value, VariableMetadata):
             metadata = {**value.metadata, **metadata}
             value = value.raw_value
@@ -107,6 +108,8 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         """The value. Reading applies `on_get_value`; writing checks the trace and the set hook."""
         if self._hooked:
             outer_read(self)
+            if UNREAD:
+                _was_read(self)
             hook = self._hook(GET_HOOK)
             if hook is not None:
                 return hook(self._value)
@@ -115,15 +118,15 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     @value.setter
     def value(self, new: A | Variable[A]) -> None:
         if self._trace is not TRACE.value:
-            raise mutation_error(self, "write the value of")
+            check_write(self, "write the value of")
         if type(new) not in ARRAYS or self._hooked:
-            new = new._value if isinstance(new, Variable) else new
+            new = _take(new) if isinstance(new, Variable) else new
             if self._hooked and (hook := self._hook(SET_HOOK)) is not None:
                 new = hook(new)
             new = entered(new, self._value, self)
         set_raw_value(self, new)
 
-    raw_value = property(lambda self: self._value, doc="The value as stored, without hooks.")
+    raw_value = property(lambda self: _take(self), doc="The value as stored, without hooks.")
     raw_metadata = property(lambda self: self._metadata, doc="The metadata, as one object.")
 
     def get_value(self, *, index: Any = ...) -> A:
@@ -180,7 +183,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 
     def _replace_metadata(self, metadata: Metadata) -> None:
         if self._trace is not TRACE.value:
-            raise mutation_error(self, "write the metadata of")
+            check_write(self, "write the metadata of")
         if metadata != self._metadata:
             replace_metadata(self, metadata)
 
@@ -239,7 +242,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 
     def copy(self) -> Any:
         """A new cell of the same type with the same value and metadata."""
-        return make_variable(type(self), self._value, self._metadata)
+        return make_variable(type(self), _take(self), self._metadata)
 
     def replace(self, value: Any = ..., **metadata: Any) -> Any:
         """A copy with another value and/or other metadata entries; a changed shape is fine."""
@@ -250,9 +253,9 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
                     f"{type(value).__name__}.\nCure: pass its `.value`."
                 )
             metadata = {**value._metadata, **metadata}
-            value = value._value
+            value = _take(value)
         merged = self._metadata.with_items(**metadata) if metadata else self._metadata
-        value = self._value if value is ... else entered(value, self._value, self, dtype=False)
+        value = _take(self) if value is ... else entered(value, self._value, self, dtype=False)
         return make_variable(type(self), value, merged)
 
     def copy_from(self, other: Variable[A]) -> None:
@@ -266,10 +269,10 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 
     def update_from_state(self, other: Variable[A]) -> None:
         if self._trace is not TRACE.value:
-            raise mutation_error(self, "write the value of")
+            check_write(self, "write the value of")
         same = other._metadata == self._metadata
         metadata = [] if same else metadata_writes(self, other._metadata)
-        value = entered(other._value, self._value, self)
+        value = entered(_take(other), self._value, self)
         at_once([partial(set_raw_value, self, value), *metadata])
 
     def to_state(self) -> Any:
@@ -281,11 +284,11 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def __deepcopy__(self, memo: dict) -> Any:
         new = make_variable(type(self), None, copy.deepcopy(self._metadata, memo))
         memo[id(self)] = new
-        set_raw_value(new, jax.tree.map(copy_leaf, self._value))
+        set_raw_value(new, jax.tree.map(copy_leaf, _take(self)))
         return new
 
     def __reduce__(self) -> Any:
-        return (make_variable, (type(self), jax.tree.map(_pack_leaf, self._value), self._metadata))
+        return (make_variable, (type(self), jax.tree.map(_pack_leaf, _take(self)), self._metadata))
 
     # -- standing in for an array --------------------------------------------------------------
 
@@ -307,7 +310,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         return value(*args, **kwargs)
 
     def _refax_form(self) -> Form:
-        items = [("value", self._value), *self._metadata.items()]
+        items = [("value", _take(self)), *self._metadata.items()]
         return Form(type(self).__name__ + "(", items, values=(self._value,))
 
     # Written out for readers of types; `add_operators` gives every operator.
@@ -318,7 +321,6 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 raw_value: Callable[[Variable], Any] = Variable.__dict__["_value"].__get__
 set_raw_value: Callable[[Variable, Any], None] = Variable.__dict__["_value"].__set__
 _set_metadata = Variable.__dict__["_metadata"].__set__
-trace_of: Callable[[Variable], Any] = Variable.__dict__["_trace"].__get__
 _set_trace = Variable.__dict__["_trace"].__set__
 set_watch: Callable[[Variable, Any], None] = Variable.__dict__["_watch"].__set__
 _set_hooked = Variable.__dict__["_hooked"].__set__
@@ -344,12 +346,15 @@ def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
     return self
 
 
-def copies(variables: list[Any]) -> list[Any]:
-    """New cells with the types, values and metadata of these: `make_variable` of many, in C."""
+def copies(variables: list[Any], snapshot: Snapshot | None = None) -> list[Any]:
+    """New cells with the types, values and metadata of these: `make_variable` of many, in C.
+
+    Those of a snapshot tell if they are written to no purpose.
+    """
     cells = list(map(_new, map(type, variables)))
     set_each(set_raw_value, cells, map(_value_of, variables))
     set_each(_set_metadata, cells, map(_metadata_of, variables))
-    set_each(_set_trace, cells, repeat(TRACE.value))
+    set_each(_set_trace, cells, repeat(snapshot or TRACE.value))
     set_each(set_watch, cells, repeat(None))
     set_each(_set_plans, cells, repeat(None))
     hooked = list(map(_hooked_of, variables))
@@ -363,6 +368,49 @@ _new = object.__new__
 _value_of, _metadata_of, _hooked_of = map(attrgetter, ("_value", "_metadata", "_hooked"))
 
 
+def trace_of(self: Variable) -> Any:
+    """The trace that a Variable belongs to."""
+    trace = self._trace
+    return trace.trace if type(trace) is Snapshot else trace
+
+
+def check_write(self: Variable, action: str) -> None:
+    """Reached by a write where the Variable's trace is not the current one.
+
+    Raises:
+        TraceContextError: it belongs to another trace. Not raised for the first write to a
+            Variable of a snapshot, which is noted.
+    """
+    snapshot = self._trace
+    if type(snapshot) is not Snapshot or snapshot.trace is not TRACE.value:
+        raise mutation_error(self, action)
+    _set_trace(self, snapshot.trace)
+    if not snapshot.settled:
+        _set_hooked(self, True)
+        written(self, snapshot)
+
+
+def _was_read(self: Any) -> None:
+    if (write := UNREAD.pop(id(self), None)) is not None:
+        _set_trace(self, write.snapshot)  # the next write is noted again
+        _set_hooked(self, _has_hooks(type(self), self._metadata))
+
+
+def _take(self: Variable) -> Any:
+    """The stored value, for use elsewhere."""
+    if UNREAD:
+        _was_read(self)
+    return self._value
+
+
+def own_cell(self: Variable) -> Variable:
+    """The Variable itself, at home in an object from now on, though it came in a snapshot."""
+    if UNREAD:
+        taken((self,))
+    _set_trace(self, trace_of(self))
+    return self
+
+
 def raw(leaf: Any) -> Any:
     """The stored value of a Variable; anything else as it is."""
     return leaf._value if isinstance(leaf, Variable) else leaf
@@ -370,14 +418,19 @@ def raw(leaf: Any) -> Any:
 
 def watch_reads(self: Variable, watched: bool) -> None:
     """Send reads past `outer_read`, by the way that a Variable with hooks takes; and back."""
-    _set_hooked(self, watched or _has_hooks(type(self), self._metadata))
+    _set_hooked(self, watched or _hooked_by(self, self._metadata))
+
+
+def _hooked_by(self: Variable, metadata: Metadata) -> bool:
+    """Whether its values take the way of Variables with hooks, with this metadata."""
+    return _has_hooks(type(self), metadata) or (bool(UNREAD) and id(self) in UNREAD)
 
 
 def metadata_writes(self: Variable, metadata: Metadata) -> list[Write]:
     """What sets the metadata, unchecked, for `at_once`; tells the plans."""
     if self._watch is not None:
         invalidate(self._watch)
-    hooked = _has_hooks(type(self), metadata)
+    hooked = _hooked_by(self, metadata)
     return [
         partial(_set_metadata, self, metadata),
         partial(_set_hooked, self, hooked),

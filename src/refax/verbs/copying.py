@@ -5,28 +5,42 @@ from __future__ import annotations
 import copy as python_copy
 from typing import Any
 
+import jax
+
 from ..graph.graphdef import VARIABLE, record_children
 from ..graph.rebuild import rebuild
 from ..graph.state import State
 from ..graph.walk import walk
 from ..objects.node import Node
-from ..objects.variable import copy_leaf
+from ..objects.variable import Variable, copy_leaf, set_raw_value
 from .layouts import N, copies_of, plan_of
 
 
-def clone(node: N, /, *, variables: bool = True) -> N:
+def clone(node: N, variables: bool = True, *, arrays: bool = False) -> N:
     """A copy of an object graph with its sharing and cycles; the arrays themselves are shared.
 
     Args:
         node: what to copy.
         variables: make new Variables (default), or keep the same ones in new objects.
+        arrays: copy the arrays too. They are immutable, so sharing them is safe, except under
+            donation, as when one of the two is trained with `donate_argnums`.
 
-    Note:
-        Arrays are immutable, so sharing them is safe, except under donation: to train one of the
-        two with `donate_argnums`, use `copy.deepcopy`.
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> copy = nnx.clone(model)
+        >>> copy.kernel is model.kernel, copy.kernel.value is model.kernel.value
+        (False, True)
     """
-    plan = plan_of(node, "clone")
-    return rebuild(plan.graphdef, copies_of(plan) if variables else plan.leaves())[0]
+    plan = plan_of(node)
+    leaves = copies_of(plan) if variables else plan.leaves()
+    if arrays:
+        for i, leaf in enumerate(leaves):
+            if not isinstance(leaf, Variable):
+                leaves[i] = jax.tree.map(copy_leaf, leaf)
+            elif variables:
+                set_raw_value(leaf, jax.tree.map(copy_leaf, leaf._value))
+    return rebuild(plan.graphdef, leaves)[0]
 
 
 def deep_copy(node: N, memo: dict) -> N:

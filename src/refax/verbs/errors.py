@@ -8,6 +8,14 @@ from typing import Any
 from ..objects.errors import StructureError, path_string
 
 
+def number_of_leaves(expected: int, given: int) -> StructureError:
+    return StructureError(
+        f"nnx.merge: the GraphDef has {expected} leaves, but the list has {given}.\n"
+        "Cure: pass all of them, in the order of jax.tree.leaves(state); where a Variable holds "
+        "several arrays, pass the State itself."
+    )
+
+
 def leaf_missing(path: Iterable[Any], more: int) -> StructureError:
     others = f" (and {more} more)" if more else ""
     return StructureError(

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import jax
 from jax.core import Tracer
 
+from .._jax_compat import TRACE
 from ..graph.filters import Filter, check_ellipsis_last, first_match, is_structural, to_predicate
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan, plan_for
-from ..graph.state import State, nest, state_over
-from ..objects.errors import describe_value
-from ..objects.node import Node
-from ..objects.variable import Variable, copies
+from ..graph.state import nest, state_over
+from ..objects.snapshots import Snapshot
+from ..objects.variable import copies
 
 N = TypeVar("N")
 
@@ -27,23 +27,28 @@ _DEEP = 64  # JAX flattens nested dicts recursively; deeper ones are walked here
 
 
 class Layout:
-    """Which leaves make up one State, in the State's order, and the dicts that hold them."""
+    """Which leaves make up one State, in the State's order, and the dicts that hold them.
 
-    __slots__ = ("leaves", "paths", "treedef")
+    The State of a Variable, an array or another leaf is that leaf itself.
+    """
+
+    __slots__ = ("itself", "leaves", "paths", "treedef")
 
     def __init__(self, graphdef: GraphDef, leaves: list[int]):
         self.leaves = leaves
-        # A Variable that is the root itself stands in its State under "value".
-        self.paths = [graphdef.paths.leaves[i] or ("value",) for i in leaves]
+        self.paths = [graphdef.paths.leaves[i] for i in leaves]
+        self.itself = self.paths == [()]
         self.treedef = None
-        if max(map(len, self.paths), default=0) <= _DEEP:
+        if not self.itself and max(map(len, self.paths), default=0) <= _DEEP:
             try:
                 self.treedef = jax.tree.structure(nest((p, 0) for p in self.paths))
             except ValueError:  # keys of several types in one dict, which JAX refuses to sort
                 pass
 
-    def build(self, values: list[Any]) -> State:
+    def build(self, values: list[Any]) -> Any:
         mine = [values[i] for i in self.leaves]
+        if self.itself:
+            return mine[0]
         if self.treedef is None:
             return state_over(nest(zip(self.paths, mine, strict=True)))
         return state_over(self.treedef.unflatten(mine))
@@ -80,32 +85,39 @@ def layout_of(plan: Plan, filter: Filter) -> Layout:
     return layouts(plan, (filter,), "state")[0][0]
 
 
-def plan_of(node: Any, verb: str) -> Plan:
-    if not isinstance(node, (Node, Variable, State, list, tuple, dict)):
-        if node is None or jax.tree_util.all_leaves((node,)):
-            raise TypeError(
-                f"nnx.{verb} takes an object graph, got {describe_value(node)}.\n"
-                "Cure: give a Module or other Pytree, a Variable, or a container of them."
-            )
+def plan_of(node: Any) -> Plan:
     return plan_for((node,))
 
 
 def copies_of(plan: Plan) -> list[Any]:
-    """The leaves as a State holds them: Variables as new cells, arrays as they are."""
+    """The leaves for new objects: Variables as new cells, arrays as they are."""
     leaves = copies(plan.variables)
     if plan.arrays:
         leaves += plan.bare()
     return leaves
 
 
-def split_copies(plan: Plan) -> list[Any]:
-    """`copies_of`, and the GraphDef remembers the shapes, so that `merge` can tell a mix-up."""
+def snapshot(plan: Plan) -> list[Any]:
+    """The leaves for a State: Variables as copies, which tell if they are written to no purpose."""
+    leaves = copies(plan.variables, Snapshot(TRACE.value))
+    if plan.arrays:
+        leaves += plan.bare()
+    return leaves
+
+
+def leaves_of(node: Any) -> tuple[GraphDef, list[Any]]:
+    """The GraphDef of an object, and the leaves for a new one, in the order of the GraphDef."""
+    plan = plan_of(node)
+    return plan.graphdef, copies_of(plan)
+
+
+def note_shapes(plan: Plan) -> None:
+    """The GraphDef remembers the shapes of what is split, so that `merge` can tell a mix-up."""
     shapes = shapes_of(plan.variables)
     if shapes is not None:
         known = plan.graphdef.remembered("shapes", dict)
         if shapes not in known and len(known) < _MAX_SHAPES:
             known[shapes] = None
-    return copies_of(plan)
 
 
 _MAX_SHAPES = 64

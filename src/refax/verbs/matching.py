@@ -18,7 +18,8 @@ from ..graph.graphdef import LEAF, GraphDef, record_children
 from ..graph.state import FlatState, State
 from ..objects.errors import StructureError, describe_value, path_string, suggest
 from ..objects.node import Node
-from ..objects.variable import raw
+from ..objects.snapshots import UNREAD, taken
+from ..objects.variable import Variable, raw
 from .iteration import iter_children_of
 from .layouts import full_layout
 from .names import PathError, find_key, parse_name
@@ -51,6 +52,8 @@ class Matched(NamedTuple):
 
 def match(graphdef: GraphDef, tree: Any) -> Matched:
     """The (leaf number, value) of each leaf of a State, nested dict or mapping of names."""
+    if UNREAD:
+        taken(jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Variable)))
     full = full_layout(graphdef)
     if full.treedef is not None and type(tree) is State:
         try:
@@ -89,6 +92,8 @@ def match(graphdef: GraphDef, tree: Any) -> Matched:
 
 def unboxed(value: Any) -> Any:
     """The value of a Variable that a checkpoint has in a dict of its own, {'value': x}."""
+    if isinstance(value, FlatState) and value.paths == ((),):
+        return value.leaves[0]
     while isinstance(value, (dict, State)) and value.keys() in _BOXES:
         (value,) = value.values()
     return value
@@ -130,6 +135,8 @@ def places_of(graphdef: GraphDef) -> Any:
 
 
 def _places(graphdef: GraphDef) -> Any:
+    if graphdef.of_leaf:
+        return 0
     variables, arrays = graphdef.leaf_numbers()
     places: list[Any] = [variables.get(i, {}) for i in range(len(graphdef.records))]
     for i, record in enumerate(graphdef.records):

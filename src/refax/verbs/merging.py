@@ -2,37 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from ..graph.graphdef import GraphDef
 from ..graph.rebuild import rebuild
 from ..graph.state import State
 from ..objects.entering import ARRAYS, entered
 from ..objects.errors import describe_value
-from ..objects.variable import Variable, copies, make_variable, set_raw_value
+from ..objects.variable import Variable, copies, make_variable, own_cell, set_raw_value
 from . import errors
 from .layouts import shapes_of
 from .matching import MISSING, Misfits, match
 from .splitting import split
 
-
-def unflatten(graphdef: GraphDef, leaves: Any, /) -> Any:
-    """The object of a GraphDef and the leaves of `flatten`, or a State."""
-    if isinstance(leaves, Mapping):
-        return merge(graphdef, leaves)
-    return rebuild(graphdef, _own_cells(graphdef, list(leaves)))[0]
+PureState = tuple[GraphDef, State]  # what `nnx.split` gives without filters
 
 
-def _own_cells(graphdef: GraphDef, leaves: list[Any]) -> list[Any]:
-    """New cells for the leaves of Variables: an object never shares one with a State."""
+def unflatten(
+    graphdef: GraphDef,
+    state: Any,
+    /,
+    *,
+    copy_variables: bool = True,
+    recreate_variables: bool = True,
+) -> Any:
+    """The object of a GraphDef and the leaves of `flatten` (a FlatState or list), or a State.
+
+    Args:
+        copy_variables, recreate_variables: if one is False, the Variables of the leaves become
+            those of the object; else it gets new ones.
+    """
+    return merge(graphdef, state, copy=copy_variables and recreate_variables)
+
+
+def merge(
+    graphdef: GraphDef, /, *states: Any, copy: bool = True, recreate_variables: bool = True
+) -> Any:
+    """The object that a GraphDef and its States describe: new objects and new Variables.
+
+    The Variables belong to the trace in which `merge` is called, so they may be mutated there.
+
+    Args:
+        graphdef: what `nnx.split` or `nnx.graphdef` gave.
+        *states: States, nested dicts or mappings of names; or one list of all leaves in the order
+            of a State, such as `jax.tree.leaves(state)`.
+        copy, recreate_variables: if one is False, the Variables of the States become those of the
+            object, so that a State of `nnx.split(model, copy=False)` gives an object that shares
+            them with `model`; else the object gets new ones.
+
+    Raises:
+        ValueError: a path without a value, or a value without a place, named by its path.
+    """
+    if not isinstance(graphdef, GraphDef):
+        raise TypeError(
+            f"nnx.merge takes a GraphDef first, got {describe_value(graphdef)}.\n"
+            "Cure: nnx.merge(graphdef, state, ...), in the order in which nnx.split returned them."
+        )
+    paths = graphdef.paths.leaves
+    found: list[Any] = [MISSING] * len(paths)
+    for tree in states:
+        if isinstance(tree, (list, tuple)) and tree and all(map(_is_leaf, tree)):
+            values = zip(graphdef.paths.order, tree, strict=False)
+            if len(tree) != len(paths):
+                raise errors.number_of_leaves(len(paths), len(tree))
+        else:
+            matched = match(graphdef, tree)
+            if matched.unknown or matched.twice:
+                misfits = Misfits("merge")
+                misfits.add(graphdef, matched.unknown, matched.twice)
+                raise misfits.error()
+            values = matched.values
+        for i, value in values:
+            found[i] = value
+    missing = [paths[i] for i in graphdef.paths.order if found[i] is MISSING]
+    if missing:
+        raise errors.leaf_missing(missing[0], len(missing) - 1)
+    return rebuild(graphdef, _cells(graphdef, found, copy and recreate_variables))[0]
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, Variable) or jax.tree_util.all_leaves((value,))
+
+
+def _cells(graphdef: GraphDef, leaves: list[Any], copy: bool) -> list[Any]:
+    """New cells for the leaves of Variables, so that nothing is shared with a State; or its own."""
     records = graphdef.variables
     given = leaves[: len(records)]
-    if all(isinstance(x, Variable) for x in given):
+    if copy and all(isinstance(x, Variable) for x in given):
         cells = copies(given)
     else:
+        own = (lambda x: copies([x])[0]) if copy else own_cell
         cells = [
-            copies([x])[0] if isinstance(x, Variable) else make_variable(record[1], x, record[2])
+            own(x) if isinstance(x, Variable) else make_variable(record[1], x, record[2])
             for x, record in zip(given, records, strict=True)
         ]
     for cell in cells:
@@ -58,42 +121,13 @@ def _check_shapes(graphdef: GraphDef, old: tuple, new: tuple) -> None:
     raise errors.other_shapes(other)
 
 
-def merge(graphdef: GraphDef, state: Mapping, /, *states: Mapping) -> Any:
-    """The object that a GraphDef and its States describe: new objects and new Variables.
-
-    The Variables belong to the trace in which `merge` is called, so they may be mutated there.
-
-    Raises:
-        ValueError: a path without a value, or a value without a place, named by its path.
-    """
-    if not isinstance(graphdef, GraphDef):
-        raise TypeError(
-            f"nnx.merge takes a GraphDef first, got {describe_value(graphdef)}.\n"
-            "Cure: nnx.merge(graphdef, state, ...), in the order in which nnx.split returned them."
-        )
-    paths = graphdef.paths.leaves
-    found: list[Any] = [MISSING] * len(paths)
-    for tree in (state, *states):
-        matched = match(graphdef, tree)
-        if matched.unknown or matched.twice:
-            misfits = Misfits("merge")
-            misfits.add(graphdef, matched.unknown, matched.twice)
-            raise misfits.error()
-        for i, value in matched.values:
-            found[i] = value
-    missing = [paths[i] for i in graphdef.paths.order if found[i] is MISSING]
-    if missing:
-        raise errors.leaf_missing(missing[0], len(missing) - 1)
-    return rebuild(graphdef, _own_cells(graphdef, found))[0]
-
-
 def call(graphdef_state: tuple[GraphDef, Any], /) -> Any:
     """Call a method of a split object: `y, (graphdef, state) = nnx.call((graphdef, state)).f(x)`.
 
     The accessor takes attributes and items on the way: `nnx.call(pair).encoder.layers[0](x)`.
     """
-    graphdef_, state_ = graphdef_state
-    root = merge(graphdef_, state_)
+    graphdef, *states = graphdef_state
+    root = merge(graphdef, *states)
     return _Caller(root, root)
 
 

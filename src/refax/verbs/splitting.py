@@ -1,4 +1,9 @@
-"""From objects to a GraphDef and States: `split`, `state`, `variables`, `graphdef`, `flatten`."""
+"""From objects to a GraphDef and States: `split`, `state`, `variables`, `graphdef`, `flatten`.
+
+The State that these give holds *copies* of the Variables, with the same (immutable) arrays: it does
+not follow the object, and what is written into it stays there. With `copy=False` it holds the
+object's own Variables.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,20 @@ from typing import Any
 from ..graph import errors
 from ..graph.filters import Filter
 from ..graph.graphdef import GraphDef
-from ..graph.state import one_or_all
-from .layouts import copies_of, layouts, plan_of, split_copies
+from ..graph.plan import Plan
+from ..graph.state import FlatState, one_or_all
+from .layouts import full_layout, layouts, note_shapes, plan_of, snapshot
 
 
-def split(node: Any, /, *filters: Filter) -> Any:
+def split(node: Any, *filters: Filter, copy: bool = True) -> Any:
     """Split an object graph into its GraphDef and one State per filter (one in all without).
 
+    The State of a lone Variable, array or number is that leaf itself.
+
     Args:
-        node: a Module, a Variable, or a container of them.
+        node: a Module, a Variable, or a container of them; or a leaf.
         *filters: each leaf goes to the first that matches; together they must match every leaf.
+        copy: hold copies of the Variables (default), or the object's own.
 
     Returns:
         (graphdef, state, …).
@@ -30,44 +39,71 @@ def split(node: Any, /, *filters: Filter) -> Any:
         >>> sorted(params), sorted(rest)
         (['bias', 'scale'], ['mean', 'var'])
     """
-    plan = plan_of(node, "split")
+    plan = plan_of(node)
     found, rest = layouts(plan, filters, "split")
     if rest:
         paths = [plan.graphdef.paths.leaves[i] for i in rest]
         raise errors.not_exhaustive(paths, "split", "add `...` as the last filter.")
-    copies = split_copies(plan)
-    return (plan.graphdef, *[layout.build(copies) for layout in found])
+    note_shapes(plan)
+    leaves = _leaves(plan, copy)
+    return (plan.graphdef, *[layout.build(leaves) for layout in found])
 
 
-def state(node: Any, /, *filters: Filter) -> Any:
+def state(node: Any, *filters: Filter, copy: bool = True) -> Any:
     """The State of an object graph, or one State per filter, leaving out what none matches.
+
+    Args:
+        node, *filters: as for `nnx.split`.
+        copy: hold copies of the Variables (default), a snapshot; or the object's own.
 
     Example:
         >>> from refax import nnx
-        >>> params = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> params = nnx.state(model, nnx.Param)
         >>> {name: param.shape for name, param in params.items()}
         {'bias': (3,), 'kernel': (2, 3)}
+        >>> nnx.state(model, copy=False).bias is model.bias
+        True
     """
-    plan = plan_of(node, "state")
+    plan = plan_of(node)
     found, _ = layouts(plan, filters, "state")
-    copies = copies_of(plan)
-    return one_or_all([layout.build(copies) for layout in found])
-
-
-def variables(node: Any, /, *filters: Filter) -> Any:
-    """Like `nnx.state`, but with the Variables of the object themselves, not copies."""
-    plan = plan_of(node, "variables")
-    found, _ = layouts(plan, filters, "variables")
-    leaves = plan.leaves()
+    leaves = _leaves(plan, copy)
     return one_or_all([layout.build(leaves) for layout in found])
+
+
+def variables(node: Any, *filters: Filter) -> Any:
+    """Like `nnx.state`, but with the Variables of the object themselves, not copies."""
+    return state(node, *filters, copy=False)
+
+
+def _leaves(plan: Plan, copy: bool) -> list[Any]:
+    return snapshot(plan) if copy else plan.leaves()
 
 
 def graphdef(node: Any, /) -> GraphDef:
     """The GraphDef of an object graph: its structure without the arrays."""
-    return plan_of(node, "graphdef").graphdef
+    return plan_of(node).graphdef
 
 
-def flatten(node: Any, /) -> tuple[GraphDef, list[Any]]:
-    """(graphdef, leaves): the Variables (copies) and bare arrays in the GraphDef's own order."""
-    plan = plan_of(node, "flatten")
-    return plan.graphdef, split_copies(plan)
+def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef, Any]:
+    """(graphdef, leaves): the Variables (copies) and bare arrays, sorted by path.
+
+    Args:
+        node: as for `nnx.split`.
+        with_paths: give the leaves as a `FlatState`, with their paths; or as a list.
+
+    Example:
+        >>> from refax import nnx
+        >>> graphdef, leaves = nnx.flatten(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> leaves.paths
+        (('bias',), ('kernel',))
+        >>> type(nnx.unflatten(graphdef, leaves)).__name__
+        'Linear'
+    """
+    plan = plan_of(node)
+    note_shapes(plan)
+    layout, leaves = full_layout(plan.graphdef), snapshot(plan)
+    ordered = [leaves[i] for i in layout.leaves]
+    if not with_paths:
+        return plan.graphdef, ordered
+    return plan.graphdef, FlatState(zip(layout.paths, ordered, strict=True))

@@ -19,7 +19,7 @@ from ..objects.entering import conformed
 from ..objects.errors import StructureError, describe_value, suggest
 from ..objects.node import Node
 from ..objects.trace_errors import mutation_error
-from ..objects.variable import Variable, make_variable, metadata_writes
+from ..objects.variable import Variable, check_write, make_variable, metadata_writes
 from .iteration import is_mutable, set_child
 from .layouts import plan_of
 from .matching import Matched, Misfits, Unknown, match
@@ -56,7 +56,12 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
 
 def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None:
     """`update`, and the writes `also` at once with it."""
-    plan = plan_of(node, "update")
+    plan = plan_of(node)
+    if plan.graphdef.of_leaf:
+        raise TypeError(
+            f"nnx.update changes an object in place, which {describe_value(node)} is not.\n"
+            "Cure: give a Module or other Pytree, a Variable, or a container of them."
+        )
     graphdef, variables = plan.graphdef, plan.variables
     trace = TRACE.value
     pending: list[tuple[int, Any]] = []
@@ -85,8 +90,6 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
         if (variables[i]._trace if i < count else owner) is not trace
     ]
     outer += [x for x, _, _ in added if isinstance(x, Node) and x._refax_trace is not trace]
-    if outer:
-        raise mutation_error(outer[0], "update")
     old = plan.gather()
     present = [old[i] for i, _ in pending]
     values = [x._value if isinstance(x, Variable) else x for _, x in pending]
@@ -97,6 +100,10 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
         ]
     if misfits.lines:
         raise misfits.error()
+    for obj in outer:
+        if not isinstance(obj, Variable):
+            raise mutation_error(obj, "update")
+        check_write(obj, "update")
     writes = [*also]
     for i, given in pending:
         if i < count and isinstance(given, Variable):
