@@ -8,7 +8,7 @@ As a JAX pytree it is those dicts, flattened in C++, so `jax.tree.map` over it s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
@@ -17,13 +17,12 @@ from ..objects.errors import GraphError, path_string, suggest
 from ..objects.mappings import register_mapping, sorted_keys
 from ..objects.representation import Form, Shown
 from ..objects.snapshots import UNREAD, taken
+from ..objects.type_names import K, V
 from ..objects.variable import Variable, raw
 from .errors import not_exhaustive
 from .filters import Filter, PathIn, first_match, to_predicate
 from .traversals import as_path, unflatten_mapping
 
-K = TypeVar("K")
-V = TypeVar("V")
 Path = tuple[Any, ...]
 
 
