@@ -77,6 +77,10 @@ class Paths(NamedTuple):
     order: tuple[int, ...]  # the leaves in depth-first order of sorted names: a State's order
 
 
+# `merge` and `call`, from `verbs/merging.py`: making objects takes more than is known here.
+VERBS: dict[str, Callable[..., Any]] = {}
+
+
 @jax.tree_util.register_static
 class GraphDef(Generic[M]):
     """The structure of an object graph without its arrays: immutable, hashable, comparable.
@@ -153,6 +157,33 @@ class GraphDef(Generic[M]):
     def variables(self) -> list[tuple]:
         """The records of the Variables, in leaf order."""
         return [r for r in self.records if r[0] == VARIABLE]
+
+    @property
+    def num_leaves(self) -> int:
+        """How many leaves its State has: Variables and bare arrays."""
+        return len(self.variables) + self.arrays
+
+    @property
+    def nodes(self) -> list[tuple[tuple, Any]]:
+        """The (path, class) of each object, container and Variable."""
+        kinds = (r[1] if isinstance(r[1], type) else type(r[1]) for r in self.records)
+        return list(zip(self.paths.nodes, kinds, strict=True))
+
+    @property
+    def attributes(self) -> list[tuple[tuple, Any]]:
+        """The (path, value) of each static attribute, and each Variable's metadata."""
+        return [(path, value) for path, _, value in self.statics()]
+
+    def merge(self, /, *states: Any) -> Any:
+        """The object: `nnx.merge(graphdef, *states)`."""
+        return VERBS["merge"](self, *states)
+
+    def apply(self, /, *states: Any) -> Any:
+        """Call the object, or a method of it: `y, (graphdef, state) = graphdef.apply(state)(x)`.
+
+        As `nnx.call((graphdef, state))`, which says more.
+        """
+        return VERBS["call"]((self, *states))
 
     @property
     def of_leaf(self) -> bool:

@@ -5,19 +5,15 @@ For code that drives a JAX transform by hand and wants its prefixes to apply to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from ..graph.graphdef import GraphDef
-from ..graph.state import State, from_flat_state, iter_leaves, map_state
-from ..objects.errors import describe_value
-from ..objects.modes import Switch
-from ..objects.variable import Variable
+from ..graph.state import State, from_flat_state, iter_leaves
 from ..verbs.merging import merge
 from ..verbs.splitting import split
-from .arguments import Slot, put_back, stops, take_apart
+from .arguments import Slot, put_back, take_apart
 
 
 class NodeStates:
@@ -86,32 +82,3 @@ def from_tree(tree: Any, /) -> Any:
     objects = merge(nodes[0].graphdef, *(n.state for n in nodes))
     slots = [Slot(x.number) if isinstance(x, NodeStates) else x for x in found]
     return put_back(structure.unflatten(slots), objects)
-
-
-def map(f: Any, node: Any, *, graph: Switch = None) -> Any:
-    """A copy of an object graph (or State) with `f(path, leaf)` in the place of each leaf.
-
-    A leaf is a Variable or a bare array; a Variable that `f` turns into a plain value keeps its
-    type and metadata.
-
-    Example:
-        >>> from refax import nnx
-        >>> doubled = nnx.map(lambda path, leaf: leaf * 2, nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
-        >>> type(doubled).__name__, type(doubled.kernel).__name__
-        ('Linear', 'Param')
-    """
-    if isinstance(node, Mapping) and not stops(node):
-        raise TypeError(
-            f"nnx.map takes an object graph or a State, got {describe_value(node)}.\n"
-            "Cure: for plain pytrees there is jax.tree.map_with_path."
-        )
-
-    def mapped(path: tuple, leaf: Any) -> Any:
-        new = f(path, leaf)
-        keeps = isinstance(leaf, Variable) and not isinstance(new, Variable)
-        return leaf.replace(new) if keeps else new
-
-    if isinstance(node, State):
-        return map_state(mapped, node)
-    graphdef, state = split(node)
-    return merge(graphdef, map_state(mapped, state))

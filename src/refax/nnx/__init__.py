@@ -102,7 +102,6 @@ from ..lift.contexts import split_context as split_context
 from ..lift.contexts import update_context as update_context
 from ..lift.tree_states import NodeStates as NodeStates
 from ..lift.tree_states import from_tree as from_tree
-from ..lift.tree_states import map as map
 from ..lift.tree_states import to_tree as to_tree
 from ..objects.array_refs import ArrayRef as ArrayRef
 from ..objects.array_refs import array_ref as array_ref
@@ -187,6 +186,8 @@ from ..transforms.vmap import vmap as vmap
 from ..verbs.copying import clone as clone
 from ..verbs.iteration import find_duplicates as find_duplicates
 from ..verbs.iteration import iter_graph as iter_graph
+from ..verbs.mapping import as_pure as as_pure
+from ..verbs.mapping import map as map
 from ..verbs.mapping import pure as pure
 from ..verbs.mapping import recursive_map as recursive_map
 from ..verbs.merging import PureState as PureState

@@ -12,7 +12,6 @@ from ..graph.state import FlatState as FlatState, map_state as map_state, State 
 from ..lift.contexts import (
     merge_context as merge_context, split_context as split_context,
     update_context as update_context)
-from ..lift.tree_states import map as map
 from ..objects.type_names import (
     A as A, B as B, C as C, F as F, Index as Index, Key as Key, Leaf as Leaf,
     PathParts as PathParts, V as V)
@@ -20,7 +19,8 @@ from ..objects.variable import Variable as Variable
 from ..transforms.bound import cached_partial as cached_partial
 from ..verbs.copying import clone as clone
 from ..verbs.iteration import find_duplicates as find_duplicates, iter_graph as iter_graph
-from ..verbs.mapping import pure as pure, recursive_map as recursive_map
+from ..verbs.mapping import (
+    as_pure as as_pure, map as map, pure as pure, recursive_map as recursive_map)
 from ..verbs.merging import call as call, merge as merge, unflatten as unflatten
 from ..verbs.module import iter_children as iter_children
 from ..verbs.popping import pop as pop

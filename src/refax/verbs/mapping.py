@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from ..graph.state import State, map_state
+from ..objects.errors import describe_value
 from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.variable import Variable, raw
 from .copying import clone
 from .iteration import is_mutable, iter_children_of, iter_graph, set_child
-from .splitting import state
+from .merging import merge
+from .splitting import split, state
+
+_PARTS = (Node, State, Variable)
 
 
 def pure(tree: Any) -> Any:
@@ -29,6 +33,68 @@ def pure(tree: Any) -> Any:
     if isinstance(tree, Node):
         return pure(state(tree))
     return jax.tree.map(raw, tree, is_leaf=lambda x: isinstance(x, Variable))
+
+
+def as_pure(tree: Any) -> Any:
+    """The same tree with plain values in the place of Variables: a Module stays a Module.
+
+    Example:
+        >>> from refax import nnx
+        >>> layer = nnx.as_pure(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> type(layer).__name__, type(layer.bias).__name__
+        ('Linear', 'ArrayImpl')
+    """
+    if isinstance(tree, Node):
+        return recursive_map(lambda _, value: raw(value), tree)
+    if isinstance(tree, (State, Variable)):
+        return pure(tree)
+    return jax.tree.map(
+        lambda x: as_pure(x) if isinstance(x, _PARTS) else x,
+        tree,
+        is_leaf=lambda x: isinstance(x, _PARTS),
+    )
+
+
+def map(
+    f: Callable[[tuple, Any], Any],
+    node: Any,
+    *,
+    recreate_variables: bool = True,
+    graph: Switch = None,
+) -> Any:
+    """A copy of an object graph (or State) with `f(path, leaf)` in the place of each leaf.
+
+    Args:
+        f: gets each leaf once, with its first path: a Variable (that of `node` itself, so that
+            what is written into it is seen in `node`) or a bare array. A plain value that it
+            returns for a Variable comes into one of the same type and metadata.
+        node: an object graph, a State, or a leaf.
+        recreate_variables: make a new Variable (default) of one that `f` returns, or keep it, so
+            that the copy shares it.
+
+    Example:
+        >>> from refax import nnx
+        >>> doubled = nnx.map(lambda path, leaf: leaf * 2, nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> type(doubled).__name__, type(doubled.kernel).__name__
+        ('Linear', 'Param')
+    """
+    if isinstance(node, Mapping) and not isinstance(node, (State, Node)):
+        raise TypeError(
+            f"nnx.map takes an object graph or a State, got {describe_value(node)}.\n"
+            "Cure: for plain pytrees there is jax.tree.map_with_path."
+        )
+
+    def mapped(path: tuple, leaf: Any) -> Any:
+        new = f(path, leaf)
+        if isinstance(leaf, Variable) and not isinstance(new, Variable):
+            return leaf.replace(new)
+        return new.copy() if isinstance(new, Variable) and recreate_variables else new
+
+    if isinstance(node, State):
+        return map_state(mapped, node)
+    graphdef, own = split(node, copy=False)
+    new = map_state(mapped, own) if isinstance(own, State) else mapped((), own)
+    return merge(graphdef, new, copy=False)
 
 
 def recursive_map(f: Callable[[tuple, Any], Any], node: Any, *, graph: Switch = None) -> Any:

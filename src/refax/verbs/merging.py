@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ..graph.graphdef import GraphDef
+from ..graph.graphdef import VERBS, GraphDef
 from ..graph.rebuild import rebuild
 from ..graph.state import State
 from ..objects.entering import ARRAYS, entered
@@ -129,6 +129,9 @@ def call(graphdef_state: tuple[GraphDef, Any], /) -> Any:
     graphdef, *states = graphdef_state
     root = merge(graphdef, *states)
     return _Caller(root, root)
+
+
+VERBS.update(merge=merge, call=call)
 
 
 class _Caller:

@@ -1,4 +1,4 @@
-"""`pop`: Variables taken out of an object; and the names under which they were sown."""
+"""`pop`: Variables and arrays taken out of an object; and the names under which they were sown."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.variable import Variable
 from .iteration import iter_children_of, iter_graph
+from .layouts import plan_of
+from .names import get_path
 
 SOWN = "sown:"
 
@@ -27,10 +29,14 @@ def sown_path(path: tuple) -> tuple:
 
 
 def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
-    """Take the Variables that the filters match out of an object; one State per filter.
+    """Take the leaves that the filters match out of an object; one State per filter.
+
+    Args:
+        node: an object graph; it keeps what no filter matches.
+        *filters: each Variable and bare array goes to the first that matches.
 
     Raises:
-        ValueError: no filter was given.
+        ValueError: no filter was given; or a leaf stands where it cannot be taken out.
 
     Example:
         >>> from refax import nnx
@@ -47,33 +53,34 @@ def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
             "nnx.pop needs at least one filter.\nCure: say what to pop, such as nnx.Intermediate."
         )
     predicates = [to_predicate(f) for f in filters]
-    groups: list[list[tuple[tuple, Any]]] = [[] for _ in filters]
-    holders: list[tuple[Any, Any]] = []
-    taken: set[int] = set()
-    visited = list(iter_graph(node))
-    paths = {id(v): path for path, v in visited if isinstance(v, Variable)}
-    for path, holder in visited:
-        if not isinstance(holder, (Node, State, dict, list, tuple)):
-            continue
-        for key, value in iter_children_of(holder):
-            if not isinstance(value, Variable):
-                continue
-            match = first_match(predicates, paths[id(value)], value)
-            if match is None:
-                continue
-            if isinstance(holder, (list, tuple)):
-                raise ValueError(
-                    f"nnx.pop: `{path_string((*path, key))}` stands in a "
-                    f"{type(holder).__name__}, where taking it out would move its neighbours.\n"
-                    "Cure: keep what is popped in attributes or dicts."
-                )
-            holders.append((holder, key))
-            if id(value) not in taken:
-                taken.add(id(value))
-                groups[match].append((sown_path(paths[id(value)]), value))
-    for holder, key in holders:
+    plan = plan_of(node)
+    paths, leaves = plan.graphdef.paths.leaves, plan.leaves()
+    matches = [first_match(predicates, path, x) for path, x in zip(paths, leaves, strict=True)]
+    numbers = {id(v): i for i, v in enumerate(plan.variables)}
+    places: list[tuple[tuple, Any]] = [
+        ((*path, key), value)
+        for path, holder in iter_graph(node)
+        if isinstance(holder, (Node, State, dict, list, tuple))
+        for key, value in iter_children_of(holder)
+        if isinstance(value, Variable) and matches[numbers[id(value)]] is not None
+    ]
+    count = len(plan.variables)
+    places += [(paths[i], leaves[i]) for i in range(count, len(paths)) if matches[i] is not None]
+    holders = [(get_path(node, path[:-1]), path) for path, _ in places]
+    for holder, path in holders:
+        if not isinstance(holder, (Node, State, dict)):
+            raise ValueError(
+                f"nnx.pop: `{path_string(path)}` stands in a {type(holder).__name__}, where taking "
+                "it out would move its neighbours.\n"
+                "Cure: keep what is popped in attributes or dicts."
+            )
+    for holder, path in holders:
         if isinstance(holder, Node):
-            delattr(holder, key)
+            delattr(holder, path[-1])
         else:
-            del holder[key]
+            del holder[path[-1]]
+    groups: list[list[tuple[tuple, Any]]] = [[] for _ in filters]
+    for i in plan.graphdef.paths.order:
+        if (match := matches[i]) is not None:
+            groups[match].append((sown_path(paths[i]), leaves[i]))
     return one_or_all(state_over(nest(g)) for g in groups)
