@@ -72,7 +72,7 @@ def test_a_state_holds_copies_of_the_variables():
     state.kernel.value = jnp.zeros((1, 1))
     assert (model.kernel.value != 0).all()
     model.bias.value = jnp.ones(1)
-    assert (state.bias.value == 0).all()
+    assert (state.bias.value == 0).all() and (state.kernel.value == 0).all()
 
 
 # -- flat ----------------------------------------------------------------------------------------

@@ -365,7 +365,7 @@ def diff(state: Mapping, other: Mapping) -> State:
     return from_flat_state([(p, v) for p, v in iter_leaves(state) if p not in drop])
 
 
-def one_or_all(states: Iterable[State]) -> Any:
+def one_or_all(states: Iterable[Any]) -> Any:
     """The only one of several States, or the tuple of them."""
     states = tuple(states)
     return states[0] if len(states) == 1 else states

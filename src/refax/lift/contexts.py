@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import jax
 
 from ..graph.filters import Filter
-from ..graph.graphdef import VARIABLE, WITH_IDENTITY, GraphDef
-from ..graph.state import from_flat_state, iter_leaves
+from ..graph.graphdef import LEAF, WITH_IDENTITY, GraphDef, record_children
+from ..graph.state import FlatState, from_flat_state, iter_leaves, to_flat_state
 from ..graph.walk import walk
 from ..objects.errors import describe_value, path_string
 from ..objects.variable import raw
 from ..verbs.errors import leaf_missing
+from ..verbs.names import get_path
 from ..verbs.splitting import split
 from .write_back import give_structure
 
@@ -54,7 +55,8 @@ class _Side:
 class Context:
     """What the context managers give: `split` and `merge`, as `nnx.split` and `nnx.merge`."""
 
-    def __init__(self) -> None:
+    def __init__(self, ctxtag: Any = None) -> None:
+        self.ctxtag = self.tag = ctxtag
         self._outside, self._inside = _Side(), _Side()
         self._count = 0
 
@@ -75,8 +77,9 @@ class Context:
                     side.add(number, obj)
                 side.split.add(number)
             numbers.append(number)
-        cells = [n for n, r in zip(numbers, graphdef.records, strict=True) if r[0] == VARIABLE]
-        elsewhere = frozenset(i for i, number in enumerate(cells) if number in earlier)
+        elsewhere = frozenset(
+            leaf for leaf, i in enumerate(_holders(graphdef)) if numbers[i] in earlier
+        )
         hidden = {graphdef.paths.leaves[i] for i in elsewhere}
         if hidden:
             states = [
@@ -96,12 +99,11 @@ class Context:
         side = self._outside if returns else self._inside
         known = [None if n is None else side.objects.get(n) for n in numbers]
         values = {path: x for tree in (state, *states) for path, x in iter_leaves(tree)}
-        cells = [
-            obj for obj, record in zip(known, shape.records, strict=True) if record[0] == VARIABLE
-        ]
         leaves: list[Any] = []
-        for i, path in enumerate(shape.paths.leaves):
-            leaf = cells[i] if i in elsewhere else values.pop(path, None)
+        for i, (path, holder) in enumerate(zip(shape.paths.leaves, _holders(shape), strict=True)):
+            leaf = None if i in elsewhere else values.pop(path, None)
+            if i in elsewhere and known[holder] is not None:
+                leaf = get_path(known[holder], path[len(shape.paths.nodes[holder]) :])
             if leaf is None:
                 raise leaf_missing(path, 0)
             leaves.append(raw(leaf))
@@ -116,17 +118,50 @@ class Context:
                 side.add(number, obj)
         return objects[shape.roots[0]]
 
+    def flatten(self, node: Any, *filters: Filter, with_paths: bool = True) -> Any:
+        """As `split`, with FlatStates (or lists of leaves) for States."""
+        graphdef, *states = self.split(node, *filters)
+        flat = map(to_flat_state, states)
+        return (graphdef, *(flat if with_paths else (f.leaves for f in flat)))
+
+    def unflatten(self, graphdef: ContextGraphDef, flat_state: Any, /, *flat_states: Any) -> Any:
+        """As `merge`, of what `flatten` gives."""
+        paths = graphdef.graphdef.paths
+        present = [paths.leaves[i] for i in paths.order if i not in graphdef.elsewhere]
+        states = [
+            FlatState(zip(present, flat, strict=True)) if isinstance(flat, list) else flat
+            for flat in (flat_state, *flat_states)
+        ]
+        return self.merge(graphdef, *states)
+
+
+def _holders(graphdef: GraphDef) -> list[int]:
+    """By leaf: the record of the object with an identity that it is, or stands in."""
+    variables, arrays = graphdef.leaf_numbers()
+    holders = dict(zip(variables.values(), variables, strict=True))
+    at: dict[int, int] = {}
+    for i, record in enumerate(graphdef.records):
+        own = i if record[0] in WITH_IDENTITY else at.get(i, i)
+        number = arrays[i]
+        for child in record_children(record)[1]:
+            if child is LEAF:
+                holders[number] = own
+                number += 1
+            elif type(child) is int:
+                at.setdefault(child, own)
+    return [holders[leaf] for leaf in range(len(holders))]
+
 
 class _Open(threading.local):
     def __init__(self) -> None:
-        self.by_tag: dict[str, list[Context]] = {}
+        self.by_tag: dict[Any, list[Context]] = {}
 
 
 _OPEN = _Open()
 
 
 @contextlib.contextmanager
-def split_context(ctxtag: str | None = None) -> Iterator[Context]:
+def split_context(ctxtag: Any = None) -> Iterator[Context]:
     """Splits that share: `with nnx.split_context() as ctx: graphdef, state = ctx.split(node)`.
 
     Args:
@@ -143,22 +178,22 @@ def split_context(ctxtag: str | None = None) -> Iterator[Context]:
         >>> a.x is b.y, len(state_b)
         (True, 0)
     """
-    yield Context() if ctxtag is None else _open_context(ctxtag)
+    yield Context() if ctxtag is None else current_update_context(ctxtag)
 
 
 @contextlib.contextmanager
-def merge_context(ctxtag: str | None = None, inner: bool | None = None) -> Iterator[Context]:
+def merge_context(ctxtag: Any = None, inner: bool | None = None) -> Iterator[Context]:
     """Merges that share: see `nnx.split_context`.
 
     Args:
         ctxtag: the tag of the `nnx.update_context` around it, whose context it is then.
         inner: accepted; the context knows by itself on which side a GraphDef was made.
     """
-    yield Context() if ctxtag is None else _open_context(ctxtag)
+    yield Context() if ctxtag is None else current_update_context(ctxtag)
 
 
 @contextlib.contextmanager
-def update_context(tag: str) -> Iterator[Context]:
+def update_context(tag: Any) -> Iterator[Context]:
     """Changes made inside a transform of JAX, brought back to the objects outside.
 
     Also a decorator of a function. Inside, `nnx.split_context(tag)` and `nnx.merge_context(tag)`
@@ -179,14 +214,19 @@ def update_context(tag: str) -> Iterator[Context]:
         True
     """
     contexts = _OPEN.by_tag.setdefault(tag, [])
-    contexts.append(Context())
+    contexts.append(Context(tag))
     try:
         yield contexts[-1]
     finally:
         contexts.pop()
 
 
-def _open_context(tag: str) -> Context:
+def current_update_context(tag: Any) -> Context:
+    """The context of the nearest `nnx.update_context(tag)` around here.
+
+    Raises:
+        ValueError: there is none.
+    """
     if not _OPEN.by_tag.get(tag):
         raise ValueError(
             f"There is no update context {tag!r} here; open: "

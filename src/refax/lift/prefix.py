@@ -9,7 +9,7 @@ gets, and no JAX transform needs to know of objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +34,9 @@ class FilterPrefix:
     def __init__(self, entries: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
         if isinstance(entries, State):
             entries = create_path_filters(entries)
-        items = list(entries.items() if isinstance(entries, Mapping) else entries)
+        if isinstance(entries, (Mapping, FilterPrefix)):
+            entries = entries.items()
+        items = list(entries)
         self.filters = tuple(f for f, _ in items)
         self.entries = tuple(e for _, e in items)
         self.predicates = tuple(to_predicate(f) for f in self.filters)
@@ -52,8 +54,33 @@ class FilterPrefix:
         new.entries = tuple(map(f, self.entries))
         return new
 
+    def map_prefix(self, path: tuple, variable: Any, /) -> Any:
+        """The entry of the first filter that matches.
+
+        Raises:
+            PrefixError: none does.
+        """
+        return leaf_entry(self, path, variable, path_string(path))
+
+    # As the mapping {filter: entry} that it was made of.
+
     def items(self) -> Any:
         return zip(self.filters, self.entries, strict=True)
+
+    def keys(self) -> Any:
+        return self.filters
+
+    def values(self) -> Any:
+        return self.entries
+
+    def __getitem__(self, filter: Filter) -> Any:
+        return dict(zip(self.predicates, self.entries, strict=True))[to_predicate(filter)]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.filters)
+
+    def __len__(self) -> int:
+        return len(self.filters)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and (
@@ -121,21 +148,35 @@ def is_entry(value: Any) -> bool:
     return value is None or isinstance(value, FilterPrefix)
 
 
-def broadcast(
-    prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = is_entry
-) -> list[tuple[Any, Any, Any]]:
-    """(path, object, prefix) for every object in `tree`, the prefix stretched over it."""
+def stretched(
+    prefix: Any,
+    tree: Any,
+    name: str,
+    is_leaf: Callable[[Any], bool] = is_entry,
+    stop: Callable[[Any], bool] = stops,
+) -> tuple[list[tuple[Any, Any, Any]], Any]:
+    """(path, leaf, prefix) for every leaf of `tree`, the prefix stretched over it; the treedef.
+
+    `stop` says what of `tree` is not gone into, such as an object.
+    """
     found: list[tuple[Any, Any, Any]] = []
 
     def under(entry_path: Any, entry: Any, subtree: Any) -> None:
-        pairs, _ = jax.tree_util.tree_flatten_with_path(subtree, is_leaf=stops)
-        found.extend(((*entry_path, *p), x, entry) for p, x in pairs if is_object(x))
+        pairs, _ = jax.tree_util.tree_flatten_with_path(subtree, is_leaf=stop)
+        found.extend(((*entry_path, *p), x, entry) for p, x in pairs)
 
     try:
         jax.tree_util.tree_map_with_path(under, prefix, tree, is_leaf=is_leaf)
     except ValueError as e:
         raise errors.prefix_mismatch(name, prefix, e) from None
-    return found
+    return found, jax.tree.structure(tree, is_leaf=stop)
+
+
+def broadcast(
+    prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = is_entry
+) -> list[tuple[Any, Any, Any]]:
+    """(path, object, prefix) for every object in `tree`, the prefix stretched over it."""
+    return [part for part in stretched(prefix, tree, name, is_leaf)[0] if is_object(part[1])]
 
 
 def occurrences(

@@ -1,46 +1,128 @@
 """`to_tree` and `from_tree`: a pytree of objects as a pytree of States and back, sharing kept.
 
-For code that drives a JAX transform by hand and wants its prefixes to apply to objects.
+For code that drives a JAX transform by hand and wants its prefixes to apply to objects. Each object
+becomes a `NodeStates`, a pytree of its States, which a function of the user's may make: it gets the
+prefix of its place, and splits by it. The splits are of one context (`contexts.py`), so what two
+objects share is in the first one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 
-from ..graph.graphdef import GraphDef
-from ..graph.state import State, from_flat_state, iter_leaves
-from ..verbs.merging import merge
-from ..verbs.splitting import split
-from .arguments import Slot, put_back, take_apart
+from ..graph.plan import plan_for
+from ..objects.errors import StructureError
+from .arguments import is_object, stops
+from .contexts import Context, merge_context, split_context
+from .prefix import group_leaves, is_entry, occurrences, stretched
 
 
 class NodeStates:
-    """One object of a tree: its number, the structure of all objects, and the leaves that it adds.
+    """One object of a tree: what its structure is, and its States; a pytree of these States.
 
-    A pytree whose only child is `state`, a `State`; an object that stands in several places, or
-    shares all of its leaves with earlier ones, has an empty one.
+    Args:
+        _graphdef: what `split` of a context gave, or None.
+        states: one State for each filter that it was split by; or prefixes for them.
+        metadata: anything hashable that whoever merges it wants to know.
     """
 
-    def __init__(self, number: int, graphdef: GraphDef, state: State):
-        self.number = number
-        self.graphdef = graphdef
-        self.state = state
+    def __init__(self, _graphdef: Any, states: tuple, metadata: Any):
+        self._graphdef = _graphdef
+        self.states = states
+        self.metadata = metadata
 
-    states = property(lambda self: (self.state,))
+    @classmethod
+    def from_split(
+        cls, graphdef: Any, state: Any, /, *states: Any, metadata: Any = None
+    ) -> NodeStates:
+        """Of what `split` gives: `NodeStates.from_split(*context.split(node))`."""
+        return cls(graphdef, (state, *states), metadata)
+
+    @classmethod
+    def from_states(cls, state: Any, *states: Any) -> NodeStates:
+        """Of States alone."""
+        return cls(None, (state, *states), None)
+
+    @classmethod
+    def from_prefixes(cls, prefixes: Iterable[Any], /, *, metadata: Any = None) -> NodeStates:
+        """A prefix for a NodeStates: an axis, say, for each of its States."""
+        return cls(None, tuple(prefixes), metadata)
+
+    @property
+    def graphdef(self) -> Any:
+        if self._graphdef is None:
+            raise StructureError(
+                "This NodeStates has no GraphDef: it was made of States or prefixes alone.\n"
+                "Cure: make it by NodeStates.from_split(graphdef, *states)."
+            )
+        return self._graphdef
+
+    @property
+    def state(self) -> Any:
+        """The only State."""
+        if len(self.states) != 1:
+            raise StructureError(
+                f"This NodeStates has {len(self.states)} States, not one.\nCure: read `.states`."
+            )
+        return self.states[0]
+
+    def replace(self, **changes: Any) -> NodeStates:
+        """A copy with other `states` or `metadata`."""
+        return NodeStates(**{**vars(self), **changes})
 
     def __repr__(self) -> str:
-        return f"NodeStates({self.number}, {self.state!r})"
+        told = f", metadata={self.metadata!r}" if self.metadata is not None else ""
+        return f"NodeStates({', '.join(map(repr, self.states))}{told})"
 
 
 jax.tree_util.register_dataclass(
-    NodeStates, data_fields=["state"], meta_fields=["number", "graphdef"]
+    NodeStates, data_fields=["_graphdef", "states"], meta_fields=["metadata"]
 )
 
+SplitFunction = Callable[[Context, tuple, Any, Any], Any]
 
-def to_tree(tree: Any, /) -> Any:
+
+def default_split_fn(ctx: Context, path: tuple, prefix: Any, leaf: Any) -> Any:
+    """How `to_tree` splits unless told otherwise: into one State."""
+    return NodeStates.from_split(*ctx.split(leaf))
+
+
+def merge_tree_node(ctx: Context, path: tuple, prefix: Any, leaf: Any) -> Any:
+    """How `from_tree` merges unless told otherwise."""
+    return ctx.merge(leaf.graphdef, *leaf.states)
+
+
+def is_tree_node(x: Any) -> bool:
+    """Whether `x` is what `to_tree` puts in the place of an object."""
+    return isinstance(x, NodeStates)
+
+
+def to_tree(
+    tree: Any,
+    /,
+    *,
+    prefix: Any = None,
+    split_fn: SplitFunction = default_split_fn,
+    map_non_graph_nodes: bool = False,
+    ctxtag: Any = None,
+    check_aliasing: bool = True,
+) -> Any:
     """The same pytree with a `NodeStates` in the place of each object.
+
+    Args:
+        tree: a pytree of objects and anything else.
+        prefix: a pytree prefix of it, as `in_axes` is; each `split_fn` gets that of its place.
+        split_fn: (context, JAX's key path, prefix, object) → what stands for it, such as
+            `nnx.NodeStates.from_split(*context.split(object, nnx.Param, ...))`.
+        map_non_graph_nodes: call it for what is no object too.
+        ctxtag: the tag of the `nnx.update_context` around it, if there is one.
+        check_aliasing: raise if two places of one Variable have different prefixes.
+
+    Raises:
+        AliasError: they have; every place is named.
 
     Example:
         >>> from refax import nnx
@@ -50,35 +132,60 @@ def to_tree(tree: Any, /) -> Any:
         >>> back["a"] is back["b"], back["c"]
         (True, 1.0)
     """
-    objects: list[Any] = []
-    apart = take_apart(tree, objects, {})
-    graphdef, state = split(objects)
-    leaves: list[list[tuple[tuple, Any]]] = [[] for _ in objects]
-    for path, leaf in iter_leaves(state):
-        leaves[path[0]].append((path, leaf))
-    seen: set[int] = set()
+    found, structure = stretched(prefix, tree, "prefix", is_entry)
+    if check_aliasing and prefix is not None:
+        numbers: dict[int, int] = {}
+        for _, x, _ in found:
+            if is_object(x):
+                numbers.setdefault(id(x), len(numbers))
+        objects = {numbers[id(x)]: x for _, x, _ in found if is_object(x)}
+        places = occurrences([f for f in found if is_object(f[1])], numbers, (), "tree")
+        group_leaves(plan_for(tuple(objects.values())), places)
+    with split_context(ctxtag) as ctx:
+        return structure.unflatten(
+            [
+                split_fn(ctx, path, entry, x) if map_non_graph_nodes or is_object(x) else x
+                for path, x, entry in found
+            ]
+        )
 
-    def node_states(number: int) -> NodeStates:
-        first = number not in seen
-        seen.add(number)
-        return NodeStates(number, graphdef, from_flat_state(leaves[number] if first else []))
 
-    found, structure = jax.tree.flatten(
-        apart, is_leaf=lambda x: type(x) is Slot or isinstance(x, State)
-    )
-    return structure.unflatten([node_states(x.number) if type(x) is Slot else x for x in found])
-
-
-def from_tree(tree: Any, /) -> Any:
+def from_tree(
+    tree: Any,
+    /,
+    *,
+    prefix: Any = None,
+    merge_fn: SplitFunction = merge_tree_node,
+    is_node_leaf: Callable[[Any], bool] = is_tree_node,
+    is_leaf: Callable[[Any], bool] = is_tree_node,
+    map_non_graph_nodes: bool = False,
+    is_inner: bool | None = None,
+    ctxtag: Any = None,
+) -> Any:
     """The pytree of objects that `to_tree` took apart; new objects, shared as they were.
 
+    Args:
+        tree: what `to_tree` gave, or what came of it in a transform.
+        prefix: a pytree prefix of it; each `merge_fn` gets that of its place.
+        merge_fn: (context, JAX's key path, prefix, NodeStates) → the object.
+        is_node_leaf: what to merge.
+        is_leaf: what not to go into, on the way to it.
+        map_non_graph_nodes: call `merge_fn` for the other leaves too.
+        is_inner: accepted; a context knows by itself on which side a State was made.
+        ctxtag: the tag of the `nnx.update_context` around it, if there is one.
+
     Raises:
-        ValueError: a part of the tree is missing, so an object's leaves are; named by path.
+        ValueError: the object that has the leaves of another one is missing; named by path.
     """
-    found, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, (NodeStates, State)))
-    nodes = [x for x in found if isinstance(x, NodeStates)]
-    if not nodes:
-        return tree
-    objects = merge(nodes[0].graphdef, *(n.state for n in nodes))
-    slots = [Slot(x.number) if isinstance(x, NodeStates) else x for x in found]
-    return put_back(structure.unflatten(slots), objects)
+
+    def stop(x: Any) -> bool:
+        return is_leaf(x) or is_node_leaf(x) or stops(x)
+
+    found, structure = stretched(prefix, tree, "prefix", is_entry, stop)
+    with merge_context(ctxtag) as ctx:
+        return structure.unflatten(
+            [
+                merge_fn(ctx, path, entry, x) if map_non_graph_nodes or is_node_leaf(x) else x
+                for path, x, entry in found
+            ]
+        )

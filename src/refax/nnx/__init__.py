@@ -11,6 +11,7 @@ from ..graph.filters import PathContains as PathContains
 from ..graph.filters import PathIn as PathIn
 from ..graph.filters import WithTag as WithTag
 from ..graph.filters import to_predicate as to_predicate
+from ..graph.graph_state import GraphState as GraphState
 from ..graph.graphdef import GraphDef as GraphDef
 from ..graph.plan import check_plans as check_plans
 from ..graph.state import FlatState as FlatState
@@ -97,6 +98,10 @@ from ..layers.sequential import Sequential as Sequential
 from ..layers.stack import Stack as Stack
 from ..layers.weight_norm import SpectralNorm as SpectralNorm
 from ..layers.weight_norm import WeightNorm as WeightNorm
+from ..lift.contexts import Context as MergeContext
+from ..lift.contexts import Context as SplitContext
+from ..lift.contexts import Context as UpdateContext
+from ..lift.contexts import current_update_context as current_update_context
 from ..lift.contexts import merge_context as merge_context
 from ..lift.contexts import split_context as split_context
 from ..lift.contexts import update_context as update_context
@@ -173,6 +178,7 @@ from ..transforms.loops import while_loop as while_loop
 from ..transforms.prefixes import DiffState as DiffState
 from ..transforms.prefixes import StateAxes as StateAxes
 from ..transforms.prefixes import StateSharding as StateSharding
+from ..transforms.prefixes import prefix as prefix
 from ..transforms.remat import checkpoint as checkpoint
 from ..transforms.remat import remat as remat
 from ..transforms.retrace import RetraceWarning as RetraceWarning
@@ -184,6 +190,11 @@ from ..transforms.vjp import vjp as vjp
 from ..transforms.vmap import pmap as pmap
 from ..transforms.vmap import vmap as vmap
 from ..verbs.copying import clone as clone
+from ..verbs.data import check_pytree as check_pytree
+from ..verbs.data import has_data as has_data
+from ..verbs.data import is_data as is_data
+from ..verbs.data import register_data_type as register_data_type
+from ..verbs.data import set_metadata as set_metadata
 from ..verbs.iteration import find_duplicates as find_duplicates
 from ..verbs.iteration import iter_graph as iter_graph
 from ..verbs.mapping import as_pure as as_pure
@@ -196,6 +207,7 @@ from ..verbs.merging import merge as merge
 from ..verbs.merging import unflatten as unflatten
 from ..verbs.module import Module as Module
 from ..verbs.module import iter_children as iter_children
+from ..verbs.module import iter_module_children as iter_module_children
 from ..verbs.module import iter_modules as iter_modules
 from ..verbs.module import named_modules as named_modules
 from ..verbs.names import PathError as PathError
@@ -217,6 +229,8 @@ from ..verbs.splitting import flatten as flatten
 from ..verbs.splitting import graphdef as graphdef
 from ..verbs.splitting import split as split
 from ..verbs.spmd import PARTITION_NAME as PARTITION_NAME
+from ..verbs.spmd import as_abstract as abstract_with_sharding
+from ..verbs.spmd import as_abstract as as_abstract
 from ..verbs.spmd import get_logical_axis_rules as get_logical_axis_rules
 from ..verbs.spmd import get_named_sharding as get_named_sharding
 from ..verbs.spmd import get_partition_spec as get_partition_spec
@@ -279,4 +293,5 @@ from .nn import initializers as initializers
 # isort: split
 # After the addresses of the same names, so that these are the verbs.
 from ..verbs.splitting import state as state
+from ..verbs.splitting import unpack as unpack
 from ..verbs.splitting import variables as variables

@@ -36,6 +36,11 @@ def is_array(value: Any) -> bool:
     return False
 
 
+def register_array_type(cls: type) -> None:
+    """Take values of a type for leaves, as arrays are."""
+    _ARRAY_TYPES.add(cls)
+
+
 def keeps_structure(old: Any, new: Any) -> bool:
     """Whether putting `new` in the place of `old` leaves the structure of a graph as it was."""
     if old is new:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+
 from ..graph.filters import Filter, to_predicate
-from ..lift.prefix import FilterPrefix
+from ..graph.kinds import jax_to_nnx_path
+from ..graph.state import State, iter_leaves, map_state
+from ..lift.arguments import is_object, stops
+from ..lift.prefix import FilterPrefix, position
 from ..objects.variable_types import Param
+from ..verbs.splitting import state
 
 
 class StateAxes(FilterPrefix):
@@ -64,6 +70,10 @@ class DiffState:
         self.argnum = argnum
         self.filter = filter
 
+    def map_prefix(self, path: tuple, variable: Any) -> bool:
+        """Whether a Variable is differentiated."""
+        return to_predicate(self.filter)(path, variable)
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, DiffState)
@@ -76,3 +86,77 @@ class DiffState:
 
     def __repr__(self) -> str:
         return f"DiffState({self.argnum}, {self.filter!r})"
+
+
+class FunctionPrefix(FilterPrefix):
+    """A prefix whose entries a function of (path, leaf) gives: see `nnx.prefix`."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[tuple, Any], Any], known: Iterable[Any]):
+        super().__init__(())
+        self.function = function
+        self.entries = tuple(known)
+
+    def entry(self, path: tuple, value: Any) -> tuple[bool, Any]:
+        return True, self.function(path, value)
+
+    def map_entries(self, f: Callable[[Any], Any]) -> FunctionPrefix:
+        return FunctionPrefix(lambda path, x: f(self.function(path, x)), map(f, self.entries))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FunctionPrefix) and other.function is self.function
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+    def __repr__(self) -> str:
+        return f"FunctionPrefix({self.function!r})"
+
+
+def prefix(node: Any, filter_map: Any, /) -> Any:
+    """A prefix for `node`: which axis, sharding or spec each of its leaves takes.
+
+    Args:
+        node: an object, a State, or a pytree of them and of arrays.
+        filter_map: {filter: entry}, of which the first filter that matches counts; or a function
+            (path, leaf) → entry, where the leaf is a Variable or array.
+
+    Returns:
+        What stands for `node` in `in_axes`, `out_axes`, `in_shardings`, `in_specs` …; for a State,
+        a State of entries, which plain JAX takes too.
+
+    Raises:
+        PrefixError: a leaf that no filter matches, named by its path.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from refax import nnx
+        >>> make = nnx.vmap(lambda key: nnx.BatchNorm(2, rngs=nnx.Rngs(key)))
+        >>> norms = make(jax.random.split(jax.random.key(0), 3))
+        >>> axes = nnx.prefix(norms, lambda path, leaf: 0)
+        >>> nnx.vmap(lambda norm, x: norm(x), in_axes=(axes, None))(norms, jnp.ones((4, 2))).shape
+        (3, 4, 2)
+    """
+    by_filter = None if _is_function(filter_map) else FilterPrefix(filter_map)
+
+    def entry(path: tuple, leaf: Any) -> Any:
+        return filter_map(path, leaf) if by_filter is None else by_filter.map_prefix(path, leaf)
+
+    def of(path: tuple, x: Any) -> Any:
+        if isinstance(x, State):
+            return map_state(entry, x)
+        if not is_object(x):
+            return entry(jax_to_nnx_path(path), x)
+        own = state(x, copy=False)
+        pairs = iter_leaves(own) if isinstance(own, State) else [((), own)]
+        entries: list[Any] = []
+        for at, leaf in pairs:
+            position(entries, entry(at, leaf))
+        return by_filter or FunctionPrefix(filter_map, entries)
+
+    return jax.tree_util.tree_map_with_path(of, node, is_leaf=stops)
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, (Mapping, FilterPrefix))

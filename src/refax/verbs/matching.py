@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from ..graph.graph_state import GraphState
 from ..graph.graphdef import LEAF, GraphDef, record_children
 from ..graph.state import FlatState, State
 from ..objects.errors import StructureError, describe_value, path_string, suggest
@@ -52,6 +53,8 @@ class Matched(NamedTuple):
 
 def match(graphdef: GraphDef, tree: Any) -> Matched:
     """The (leaf number, value) of each leaf of a State, nested dict or mapping of names."""
+    if isinstance(tree, GraphState):
+        tree = tree.state
     if UNREAD:
         taken(jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Variable)))
     full = full_layout(graphdef)

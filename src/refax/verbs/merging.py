@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from ..graph.graph_state import GraphState
 from ..graph.graphdef import VERBS, GraphDef
 from ..graph.rebuild import rebuild
 from ..graph.state import State
@@ -38,14 +39,14 @@ def unflatten(
 
 
 def merge(
-    graphdef: GraphDef, /, *states: Any, copy: bool = True, recreate_variables: bool = True
+    graphdef: Any, /, *states: Any, copy: bool = True, recreate_variables: bool = True
 ) -> Any:
     """The object that a GraphDef and its States describe: new objects and new Variables.
 
     The Variables belong to the trace in which `merge` is called, so they may be mutated there.
 
     Args:
-        graphdef: what `nnx.split` or `nnx.graphdef` gave.
+        graphdef: what `nnx.split` or `nnx.graphdef` gave; or a `GraphState` of `nnx.unpack`.
         *states: States, nested dicts or mappings of names; or one list of all leaves in the order
             of a State, such as `jax.tree.leaves(state)`.
         copy, recreate_variables: if one is False, the Variables of the States become those of the
@@ -55,6 +56,8 @@ def merge(
     Raises:
         ValueError: a path without a value, or a value without a place, named by its path.
     """
+    if isinstance(graphdef, GraphState):
+        graphdef, states = graphdef.graphdef, (graphdef, *states)
     if not isinstance(graphdef, GraphDef):
         raise TypeError(
             f"nnx.merge takes a GraphDef first, got {describe_value(graphdef)}.\n"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,14 @@ import jax.numpy as jnp
 from ..graph.filters import matches_any
 from ..objects.variable import Variable
 from ..objects.variable_types import Param, Perturbation, variable_type_from_name
+from .copying import clone
 from .iteration import iter_graph, visit
+from .merging import merge
 from .names import dotted_name, named_parameters, named_variables
-from .popping import sown_attribute
+from .popping import pop, sown_attribute
 from .pytree import Pytree
+from .splitting import split, state
+from .updating import update
 from .views import assign
 
 M = TypeVar("M", bound="Module")
@@ -33,6 +38,9 @@ def tuple_reduce(xs: tuple[Any, ...], x: Any) -> tuple[Any, ...]:
 class Module(Pytree):
     """Base of layers and models: parameters are made in `__init__`, any method is callable.
 
+    The verbs `split`, `state`, `update`, `pop` and `clone` are methods too, unless the Module has
+    something of its own under that name.
+
     Example:
         >>> from refax import nnx
         >>> import jax.numpy as jnp
@@ -47,6 +55,15 @@ class Module(Pytree):
     """
 
     __slots__ = ()
+
+    if not TYPE_CHECKING:  # a checker would take it for "has every attribute"
+
+        def __getattr__(self, name: str) -> Any:
+            # The verbs as methods. Not in the class, where they would be in the way of a field, a
+            # sown value or an attribute of the same name: asked for only if there is none.
+            if name in _VERBS and not any(name in vars(cls) for cls in type(self).__mro__):
+                return functools.partial(_VERBS[name], self)
+            return object.__getattribute__(self, name)
 
     def train(self, **attributes: Any) -> None:
         """Training mode everywhere below: `deterministic=False`, `use_running_average=False`."""
@@ -135,6 +152,16 @@ class Module(Pytree):
         return jax.tree.map(jnp.add, value, existing.value)
 
 
+_VERBS: dict[str, Callable[..., Any]] = {
+    "split": split,
+    "state": state,
+    "update": update,
+    "pop": pop,
+    "clone": clone,
+    "merge": lambda _, *given, **options: merge(*given, **options),
+}
+
+
 def _recording(
     verb: str, module: Module, name: str, variable_type: type[Variable] | str
 ) -> tuple[str, type[Variable], Variable | None]:
@@ -161,6 +188,9 @@ def iter_children(node: Pytree, /) -> Iterator[tuple[Any, Module]]:
     for name, value in sorted(vars(node).items()):
         if isinstance(value, Module):
             yield name, value
+
+
+iter_module_children = iter_children
 
 
 def named_modules(node: Any, /) -> Iterator[tuple[str, Module]]:

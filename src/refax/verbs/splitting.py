@@ -11,6 +11,7 @@ from typing import Any
 
 from ..graph import errors
 from ..graph.filters import Filter
+from ..graph.graph_state import GraphState
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
 from ..graph.state import FlatState, one_or_all
@@ -47,6 +48,21 @@ def split(node: Any, *filters: Filter, copy: bool = True) -> Any:
     note_shapes(plan)
     leaves = _leaves(plan, copy)
     return (plan.graphdef, *[layout.build(leaves) for layout in found])
+
+
+def unpack(node: Any, *filters: Filter) -> Any:
+    """As `nnx.split`, but each State knows its GraphDef: one `GraphState` per filter.
+
+    Example:
+        >>> from refax import nnx
+        >>> params, rest = nnx.unpack(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.Param, ...)
+        >>> sorted(params)
+        ['bias', 'scale']
+        >>> type(params.merge(rest)).__name__, type(nnx.merge(params, rest)).__name__
+        ('BatchNorm', 'BatchNorm')
+    """
+    graphdef, *states = split(node, *filters)
+    return one_or_all([GraphState(graphdef, x) for x in states])
 
 
 def state(node: Any, *filters: Filter, copy: bool = True) -> Any:

@@ -14,10 +14,14 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..graph.rebuild import rebuild
 from ..graph.state import State, map_state
 from ..objects.node import Node
-from ..objects.variable import Variable
+from ..objects.type_names import T
+from ..objects.variable import Variable, make_variable
 from ..objects.variable_metadata import with_metadata
+from ..objects.watch import is_array
+from .layouts import leaves_of
 from .splitting import state
 
 PARTITION_NAME = "partition_name"
@@ -94,6 +98,47 @@ def _map_variables(tree: Any, f: Callable[[Any], Any]) -> Any:
         tree,
         is_leaf=lambda x: isinstance(x, (Variable, State, Node)),
     )
+
+
+def as_abstract(tree: T) -> T:
+    """The same tree with a `jax.ShapeDtypeStruct` in the place of every array, with its sharding.
+
+    The sharding of an annotated Variable is that of its annotation on the mesh that is set; of any
+    other array, its own. What a checkpoint library is told to restore, and where.
+
+    Example:
+        >>> from refax import nnx
+        >>> layer = nnx.as_abstract(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> type(layer).__name__, type(layer.kernel.value).__name__, layer.kernel.shape
+        ('Linear', 'ShapeDtypeStruct', (2, 3))
+    """
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        mesh = jax.sharding.get_mesh()
+
+    def of_array(x: Any, sharding: Any) -> Any:
+        if not is_array(x) or not hasattr(x, "shape"):
+            return x
+        sharding = sharding if sharding is not None else getattr(x, "sharding", None)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def of_leaf(leaf: Any) -> Any:
+        if not isinstance(leaf, Variable):
+            return jax.tree.map(lambda x: of_array(x, None), leaf)
+        annotated = "sharding" in leaf._metadata and not mesh.empty
+        sharding = NamedSharding(mesh, _spec_of(leaf)) if annotated else None
+        value = jax.tree.map(lambda x: of_array(x, sharding), leaf._value)
+        return make_variable(type(leaf), value, leaf._metadata)
+
+    def of(x: Any) -> Any:
+        if isinstance(x, State):
+            return map_state(lambda _, leaf: of_leaf(leaf), x)
+        if isinstance(x, Node):
+            graphdef, leaves = leaves_of(x)
+            return rebuild(graphdef, [of_leaf(leaf) for leaf in leaves])[0]
+        return of_leaf(x)
+
+    return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, (Variable, State, Node)))
 
 
 def get_partition_spec(tree: Any) -> Any:

@@ -1,0 +1,111 @@
+"""What is data: the questions of a class author, and metadata set on a whole object."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import jax
+
+from .._jax_compat import TRACE
+from ..graph.filters import Filter, to_predicate
+from ..graph.state import State
+from ..objects.containers import Dict, List
+from ..objects.errors import StructureError, describe_value
+from ..objects.marks import class_marks
+from ..objects.node import Node
+from ..objects.variable import Variable, check_write
+from ..objects.watch import is_array, register_array_type
+from .layouts import plan_of
+
+C = TypeVar("C", bound=type)
+
+
+def is_data(value: Any, /) -> bool:
+    """Whether a value by itself is data in an attribute: an array, a Variable, an object.
+
+    A number or a string is static. So is a plain container by this question, though what it holds
+    may be data: see `nnx.has_data`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from refax import nnx
+        >>> [
+        ...     nnx.is_data(x)
+        ...     for x in (jnp.ones(2), nnx.Param(1), nnx.Rngs(0), 1, "a", [jnp.ones(2)])
+        ... ]
+        [True, True, True, False, False, False]
+    """
+    return isinstance(value, (Node, Variable, State, List, Dict)) or is_array(value)
+
+
+def has_data(value: Any, /) -> list[Any]:
+    """What in a pytree is data by `nnx.is_data`; an empty list if nothing is.
+
+    Example:
+        >>> from refax import nnx
+        >>> len(nnx.has_data({"a": [nnx.Param(1), 2]})), nnx.has_data([1, "b"])
+        (1, [])
+    """
+    return [x for x in jax.tree.leaves(value, is_leaf=is_data) if is_data(x)]
+
+
+def register_data_type(type_: C, /) -> C:
+    """Make the values of a type data in attributes: leaves of their own, as arrays are.
+
+    Also a decorator of a class. Such a leaf goes through the verbs; a JAX transform takes it only
+    if JAX takes it for an array.
+
+    Example:
+        >>> from refax import nnx
+        >>> @nnx.register_data_type
+        ... class Handle:
+        ...     pass
+        >>> layer = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> layer.handle = Handle()
+        >>> sorted(nnx.state(layer))
+        ['bias', 'handle', 'kernel']
+    """
+    register_array_type(type_)
+    return type_
+
+
+def check_pytree(pytree: Any) -> None:
+    """Raise if an attribute that is marked static holds data, which would not be found.
+
+    Raises:
+        TypeError: not a Pytree.
+        StructureError: (a ValueError) the attribute, and what it holds.
+    """
+    if not isinstance(pytree, Node):
+        raise TypeError(
+            f"nnx.check_pytree takes a Pytree, got {describe_value(pytree)}.\n"
+            "Cure: give a Module or another nnx.Pytree."
+        )
+    marks = {**class_marks(type(pytree)), **(pytree._refax_marks or {})}
+    for name, value in vars(pytree).items():
+        if marks.get(name) == "static" and (found := has_data(value)):
+            raise StructureError(
+                f"`{type(pytree).__name__}.{name}` is marked static, but holds "
+                f"{describe_value(found[0])}, which no verb or transform would find.\n"
+                "Cure: leave the mark out, or mark it nnx.data(...)."
+            )
+
+
+def set_metadata(node: Any, /, *, only: Filter = Variable, **metadata: Any) -> None:
+    """Set metadata on every Variable of an object that the filter matches, in place.
+
+    Example:
+        >>> from refax import nnx
+        >>> norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        >>> nnx.set_metadata(norm, only=nnx.Param, rate=0.5)
+        >>> norm.scale.rate, norm.mean.has_metadata("rate")
+        (0.5, False)
+    """
+    plan, matches = plan_of(node), to_predicate(only)
+    pairs = zip(plan.graphdef.paths.leaves, plan.variables, strict=False)
+    chosen = [variable for path, variable in pairs if matches(path, variable)]
+    for variable in chosen:
+        if variable._trace is not TRACE.value:
+            check_write(variable, "write the metadata of")
+    for variable in chosen:
+        variable.set_metadata(**metadata)
