@@ -3,28 +3,31 @@
 NAMES: dict[str, str] = {
     "": """
         A All Any ArrayRef BatchNorm BatchStat Bidirectional Cache Carry Conv ConvTranspose Data
-        Dict DiffState Dropout EMA Einsum Embed Everything FlatState GRUCell GraphDef GroupNorm
-        Initializer InstanceNorm Intermediate LSTMCell LayerNorm Linear LinearGeneral List LoRA
-        LoRALinear LoRAParam M Metric ModelAndOptimizer Module MultiHeadAttention MultiMetric
-        NodeStates Not Nothing Object OfType OptArray OptState OptVariable OptimizedLSTMCell
-        Optimizer PARTITION_NAME PReLU Param PathContains Perturbation Pytree RMSNorm RNN
-        RNNCellBase RngCount RngKey RngState RngStream Rngs Sequential SimpleCell SpectralNorm State
-        StateAxes StateSharding Static TrainState Variable VariableMetadata VariableState WeightNorm
-        WithTag array_ref as_array_vars as_hijax_vars as_immutable_vars as_mutable_vars
-        as_pytree_vars as_ref_vars avg_pool cached_partial call capture celu checkify clone
-        combine_masks compat cond custom_vjp data dataclass display dot_product_attention elu
-        eval_shape extract filter_state filterlib find_duplicates flatten fori_loop fork_rngs freeze
-        from_flat_state from_tree gelu get_abstract_model get_named_sharding get_partition_spec glu
-        grad graph graphdef graphlib hard_sigmoid hard_silu hard_swish hard_tanh helpers identity
-        initializers iter_children iter_graph iter_modules jit jvp leaky_relu log_sigmoid
-        log_softmax logical_axis_rules logsumexp make_attention_mask make_causal_mask make_jaxpr map
-        map_state max_pool merge merge_context merge_state metrics min_pool module mutable nn object
-        one_hot optimizer pmap pool pop pure pytreelib recursive_map register_variable_name relu
-        relu6 remat replace_by_pure_dict reprlib reseed restore_int_paths restore_rngs rnglib scan
-        selu set_graph_mode set_graph_updates shard_map sigmoid silu soft_sign softmax softplus
-        split split_context split_rngs split_state spmd standardize state statelib static summary
-        swish switch tabulate tanh to_arrays to_flat_state to_pure_dict to_refs to_tree tracers
-        training transforms traversals unflatten update update_context use_eager_sharding use_hijax
+        Dict DiffState Dropout EMA Einsum Embed Everything FlatState GRUCell GraphDef GraphState
+        GroupNorm Initializer InstanceNorm Intermediate LSTMCell LayerNorm Linear LinearGeneral List
+        LoRA LoRALinear LoRAParam M MergeContext Metric ModelAndOptimizer Module MultiHeadAttention
+        MultiMetric NodeStates Not Nothing Object OfType OptArray OptState OptVariable
+        OptimizedLSTMCell Optimizer PARTITION_NAME PReLU Param PathContains Perturbation PureState
+        Pytree RMSNorm RNN RNNCellBase RngCount RngKey RngState RngStream Rngs Sequential SimpleCell
+        SpectralNorm SplitContext State StateAxes StateSharding Static TrainState UpdateContext
+        Variable VariableMetadata VariableState WeightNorm WithTag abstract_with_sharding array_ref
+        as_abstract as_array_vars as_hijax_vars as_immutable_vars as_mutable_vars as_pure
+        as_pytree_vars as_ref_vars avg_pool cached_partial call capture celu check_pytree checkify
+        clone combine_masks compat cond current_update_context custom_vjp data dataclass display
+        dot_product_attention elu eval_shape extract filter_state filterlib find_duplicates flatten
+        fori_loop fork_rngs freeze from_flat_state from_tree gelu get_abstract_model
+        get_named_sharding get_partition_spec glu grad graph graphdef graphlib hard_sigmoid
+        hard_silu hard_swish hard_tanh has_data helpers identity initializers is_data iter_children
+        iter_graph iter_module_children iter_modules jit jvp leaky_relu log_sigmoid log_softmax
+        logical_axis_rules logsumexp make_attention_mask make_causal_mask make_jaxpr map map_state
+        max_pool merge merge_context merge_state metrics min_pool module mutable nn object one_hot
+        optimizer pmap pool pop prefix pure pytreelib recursive_map register_data_type
+        register_variable_name relu relu6 remat replace_by_pure_dict reprlib reseed
+        restore_int_paths restore_rngs rnglib scan selu set_graph_mode set_graph_updates
+        set_metadata shard_map sigmoid silu soft_sign softmax softplus split split_context
+        split_rngs split_state spmd standardize state statelib static summary swish switch tabulate
+        tanh to_arrays to_flat_state to_pure_dict to_refs to_tree tracers training transforms
+        traversals unflatten unpack update update_context use_eager_sharding use_hijax
         use_mutable_arrays use_refs using_eager_sharding using_hijax using_refs value_and_grad
         var_defaults variable_name_from_type variable_type_from_name variablelib variables vars_as
         visualization vjp vmap while_loop with_metadata with_partitioning with_vars
@@ -36,24 +39,31 @@ NAMES: dict[str, str] = {
         vjp vmap while_loop
     """,
     "errors": "AliasError GraphError PathError PrefixError StructureError TraceContextError",
-    "extract": "A B F Index KeyPath Leaf NodeStates PathParts Pytree S State from_tree to_tree",
+    "extract": """
+        A B F Index KeyPath Leaf NodeStates PathParts Pytree S State default_split_fn from_tree
+        is_tree_node merge_tree_node prefix to_tree
+    """,
     "filterlib": """
         All Any Everything Filter FilterLiteral HasTag Key Not Nothing OfType PathContains PathIn
         PathParts Predicate WithTag filters_to_predicates to_predicate
     """,
     "graph": """
-        A B C F FlatState GraphDef Index Key Leaf NodeDef PathParts State V Variable cached_partial
-        call clone find_duplicates flatten graphdef is_array_ref is_graph_node is_node is_node_leaf
-        is_pytree_node iter_children iter_graph jax_to_nnx_path map map_state merge merge_context
-        pop pure recursive_map set_graph_mode set_graph_updates split split_context state unflatten
-        update update_context variables vars_as with_vars
+        A B C F FlatState GraphDef GraphState Index Key Leaf MergeContext NodeDef PathParts
+        PureState SplitContext State UpdateContext V Variable as_pure cached_partial call clone
+        current_update_context find_duplicates flatten graphdef is_array_ref is_graph_node is_node
+        is_node_leaf is_pytree_node iter_children iter_graph iter_module_children jax_to_nnx_path
+        map map_state merge merge_context pop pure recursive_map set_graph_mode set_graph_updates
+        set_metadata split split_context state unflatten unpack update update_context variables
+        vars_as with_vars
     """,
     "graphlib": """
-        A B C F FlatState GraphDef Index Key Leaf NodeDef PathParts State V Variable cached_partial
-        call clone find_duplicates flatten graphdef is_array_ref is_graph_node is_node is_node_leaf
-        is_pytree_node iter_children iter_graph jax_to_nnx_path map map_state merge merge_context
-        pop pure recursive_map set_graph_mode set_graph_updates split split_context state unflatten
-        update update_context variables vars_as with_vars
+        A B C F FlatState GraphDef GraphState Index Key Leaf MergeContext NodeDef PathParts
+        PureState SplitContext State UpdateContext V Variable as_pure cached_partial call clone
+        current_update_context find_duplicates flatten graphdef is_array_ref is_graph_node is_node
+        is_node_leaf is_pytree_node iter_children iter_graph iter_module_children jax_to_nnx_path
+        map map_state merge merge_context pop pure recursive_map set_graph_mode set_graph_updates
+        set_metadata split split_context state unflatten unpack update update_context variables
+        vars_as with_vars
     """,
     "helpers": """
         A Dict GraphDef List M Module Rngs Sequential State TrainState Variable has_keyword_arg
@@ -103,11 +113,17 @@ NAMES: dict[str, str] = {
         flip_sequences modified_orthogonal
     """,
     "nn.stochastic": "Dropout Module first_from",
-    "object": "A Data Object P Pytree Static T Variable data dataclass static",
+    "object": """
+        A Data Object P Pytree Static T Variable check_pytree data dataclass has_data is_data
+        register_data_type static
+    """,
     "optimizer": """
         F M ModelAndOptimizer OptArray OptState OptVariable Optimizer Param Pytree Variable
     """,
-    "pytreelib": "A Data Object P Pytree Static T Variable data dataclass static",
+    "pytreelib": """
+        A Data Object P Pytree Static T Variable check_pytree data dataclass has_data is_data
+        register_data_type static
+    """,
     "reprlib": "A Attr B Object Representable",
     "rnglib": """
         A AxesValue Counts F Key KeylessInitializer OutShardingType Pytree RngCount RngKey RngState
@@ -115,14 +131,14 @@ NAMES: dict[str, str] = {
         restore_rngs split_rngs
     """,
     "spmd": """
-        A F PARTITION_NAME eval_shape get_abstract_model get_named_sharding get_partition_spec
-        with_partitioning
+        A F PARTITION_NAME abstract_with_sharding as_abstract eval_shape get_abstract_model
+        get_named_sharding get_partition_spec with_partitioning
     """,
     "state": "FlatState State",
     "statelib": """
-        A ExtractValueFn FlatState K Key PathParts S SetValueFn State V filter_state from_flat_state
-        map_state merge_state replace_by_pure_dict restore_int_paths split_state to_flat_state
-        to_pure_dict
+        A ExtractValueFn FlatState K Key PathParts S SetValueFn State V create_path_filters diff
+        filter_state from_flat_state map_state merge_state replace_by_pure_dict restore_int_paths
+        split_state to_flat_state to_pure_dict
     """,
     "summary": "tabulate",
     "tracers": "TraceState current_jax_trace",

@@ -34,6 +34,7 @@ import jax
 
 from ..objects.errors import UnhashableStaticError, path_string
 from ..objects.mappings import sorted_keys
+from ..objects.modes import Switch
 from ..objects.representation import MAX_LINES
 from ..objects.statics import static_key, static_value
 from ..objects.type_names import M
@@ -178,7 +179,7 @@ class GraphDef(Generic[M]):
         """The object: `nnx.merge(graphdef, *states)`."""
         return VERBS["merge"](self, *states)
 
-    def apply(self, /, *states: Any) -> Any:
+    def apply(self, /, *states: Any, graph: Switch = None) -> Any:
         """Call the object, or a method of it: `y, (graphdef, state) = graphdef.apply(state)(x)`.
 
         As `nnx.call((graphdef, state))`, which says more.

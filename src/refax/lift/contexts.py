@@ -135,6 +135,9 @@ class Context:
         return self.merge(graphdef, *states)
 
 
+SplitContext = MergeContext = UpdateContext = Context
+
+
 def _holders(graphdef: GraphDef) -> list[int]:
     """By leaf: the record of the object with an identity that it is, or stands in."""
     variables, arrays = graphdef.leaf_numbers()

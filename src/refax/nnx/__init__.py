@@ -98,9 +98,9 @@ from ..layers.sequential import Sequential as Sequential
 from ..layers.stack import Stack as Stack
 from ..layers.weight_norm import SpectralNorm as SpectralNorm
 from ..layers.weight_norm import WeightNorm as WeightNorm
-from ..lift.contexts import Context as MergeContext
-from ..lift.contexts import Context as SplitContext
-from ..lift.contexts import Context as UpdateContext
+from ..lift.contexts import MergeContext as MergeContext
+from ..lift.contexts import SplitContext as SplitContext
+from ..lift.contexts import UpdateContext as UpdateContext
 from ..lift.contexts import current_update_context as current_update_context
 from ..lift.contexts import merge_context as merge_context
 from ..lift.contexts import split_context as split_context
@@ -229,7 +229,7 @@ from ..verbs.splitting import flatten as flatten
 from ..verbs.splitting import graphdef as graphdef
 from ..verbs.splitting import split as split
 from ..verbs.spmd import PARTITION_NAME as PARTITION_NAME
-from ..verbs.spmd import as_abstract as abstract_with_sharding
+from ..verbs.spmd import abstract_with_sharding as abstract_with_sharding
 from ..verbs.spmd import as_abstract as as_abstract
 from ..verbs.spmd import get_logical_axis_rules as get_logical_axis_rules
 from ..verbs.spmd import get_named_sharding as get_named_sharding

@@ -4,5 +4,6 @@ from ..objects.type_names import A as A, F as F
 from ..transforms.eval_shape import (
     eval_shape as eval_shape, get_abstract_model as get_abstract_model)
 from ..verbs.spmd import (
+    abstract_with_sharding as abstract_with_sharding, as_abstract as as_abstract,
     get_named_sharding as get_named_sharding, get_partition_spec as get_partition_spec,
     PARTITION_NAME as PARTITION_NAME, with_partitioning as with_partitioning)

@@ -1,6 +1,7 @@
 """`nnx.statelib`: names only."""
 
 from ..graph.state import (
+    create_path_filters as create_path_filters,
     diff as diff, filter_state as filter_state, FlatState as FlatState,
     from_flat_state as from_flat_state,
     map_state as map_state, merge_state as merge_state,

@@ -12,6 +12,7 @@ from ..graph.kinds import jax_to_nnx_path
 from ..graph.state import State, iter_leaves, map_state
 from ..lift.arguments import is_object, stops
 from ..lift.prefix import FilterPrefix, position
+from ..objects.modes import Switch
 from ..objects.variable_types import Param
 from ..verbs.splitting import state
 
@@ -114,7 +115,7 @@ class FunctionPrefix(FilterPrefix):
         return f"FunctionPrefix({self.function!r})"
 
 
-def prefix(node: Any, filter_map: Any, /) -> Any:
+def prefix(node: Any, filter_map: Any, *, graph: Switch = None) -> Any:
     """A prefix for `node`: which axis, sharding or spec each of its leaves takes.
 
     Args:

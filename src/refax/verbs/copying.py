@@ -11,12 +11,13 @@ from ..graph.graphdef import VARIABLE, record_children
 from ..graph.rebuild import rebuild
 from ..graph.state import State
 from ..graph.walk import walk
+from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.variable import Variable, copy_leaf, set_raw_value
 from .layouts import N, copies_of, plan_of
 
 
-def clone(node: N, variables: bool = True, *, arrays: bool = False) -> N:
+def clone(node: N, variables: bool = True, *, arrays: bool = False, graph: Switch = None) -> N:
     """A copy of an object graph with its sharing and cycles; the arrays themselves are shared.
 
     Args:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..graph.filters import matches_any
+from ..objects.modes import Switch
 from ..objects.variable import Variable
 from ..objects.variable_types import Param, Perturbation, variable_type_from_name
 from .copying import clone
@@ -178,12 +179,12 @@ def _recording(
     return attribute, variable_type, existing
 
 
-def iter_modules(node: Any, /) -> Iterator[tuple[tuple, Module]]:
-    """Every (path, Module) below `node`, each once, children first, itself last with path ()."""
-    return ((path, value) for path, value in iter_graph(node) if isinstance(value, Module))
+def iter_modules(module: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Module]]:
+    """Every (path, Module) below, each once, children first, `module` itself last with path ()."""
+    return ((path, value) for path, value in iter_graph(module) if isinstance(value, Module))
 
 
-def iter_children(node: Pytree, /) -> Iterator[tuple[Any, Module]]:
+def iter_children(node: Pytree, *, graph: Switch = None) -> Iterator[tuple[Any, Module]]:
     """Every (name, Module) that is directly an attribute of `node`."""
     for name, value in sorted(vars(node).items()):
         if isinstance(value, Module):

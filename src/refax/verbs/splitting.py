@@ -15,10 +15,11 @@ from ..graph.graph_state import GraphState
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
 from ..graph.state import FlatState, one_or_all
+from ..objects.modes import Switch
 from .layouts import full_layout, layouts, note_shapes, plan_of, snapshot
 
 
-def split(node: Any, *filters: Filter, copy: bool = True) -> Any:
+def split(node: Any, *filters: Filter, copy: bool = True, graph: Switch = None) -> Any:
     """Split an object graph into its GraphDef and one State per filter (one in all without).
 
     The State of a lone Variable, array or number is that leaf itself.
@@ -50,7 +51,7 @@ def split(node: Any, *filters: Filter, copy: bool = True) -> Any:
     return (plan.graphdef, *[layout.build(leaves) for layout in found])
 
 
-def unpack(node: Any, *filters: Filter) -> Any:
+def unpack(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     """As `nnx.split`, but each State knows its GraphDef: one `GraphState` per filter.
 
     Example:
@@ -65,7 +66,7 @@ def unpack(node: Any, *filters: Filter) -> Any:
     return one_or_all([GraphState(graphdef, x) for x in states])
 
 
-def state(node: Any, *filters: Filter, copy: bool = True) -> Any:
+def state(node: Any, *filters: Filter, copy: bool = True, graph: Switch = None) -> Any:
     """The State of an object graph, or one State per filter, leaving out what none matches.
 
     Args:
@@ -87,7 +88,7 @@ def state(node: Any, *filters: Filter, copy: bool = True) -> Any:
     return one_or_all([layout.build(leaves) for layout in found])
 
 
-def variables(node: Any, *filters: Filter) -> Any:
+def variables(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     """Like `nnx.state`, but with the Variables of the object themselves, not copies."""
     return state(node, *filters, copy=False)
 
@@ -96,12 +97,12 @@ def _leaves(plan: Plan, copy: bool) -> list[Any]:
     return snapshot(plan) if copy else plan.leaves()
 
 
-def graphdef(node: Any, /) -> GraphDef:
+def graphdef(node: Any, *, graph: Switch = None) -> GraphDef:
     """The GraphDef of an object graph: its structure without the arrays."""
     return plan_of(node).graphdef
 
 
-def flatten(node: Any, /, *, with_paths: bool = True) -> tuple[GraphDef, Any]:
+def flatten(node: Any, *, with_paths: bool = True, graph: Switch = None) -> tuple[GraphDef, Any]:
     """(graphdef, leaves): the Variables (copies) and bare arrays, sorted by path.
 
     Args:

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..graph.rebuild import rebuild
 from ..graph.state import State, map_state
+from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.type_names import T
 from ..objects.variable import Variable, make_variable
@@ -100,7 +101,7 @@ def _map_variables(tree: Any, f: Callable[[Any], Any]) -> Any:
     )
 
 
-def as_abstract(tree: T) -> T:
+def as_abstract(tree: T, graph: Switch = None) -> T:
     """The same tree with a `jax.ShapeDtypeStruct` in the place of every array, with its sharding.
 
     The sharding of an annotated Variable is that of its annotation on the mesh that is set; of any
@@ -139,6 +140,9 @@ def as_abstract(tree: T) -> T:
         return of_leaf(x)
 
     return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, (Variable, State, Node)))
+
+
+abstract_with_sharding = as_abstract
 
 
 def get_partition_spec(tree: Any) -> Any:
