@@ -111,7 +111,7 @@ def test_the_state_of_a_leaf_is_that_leaf(leaf):
     assert everything is leaf and nothing == nnx.State()
     with pytest.raises(ValueError, match="the root"):
         nnx.split(leaf, nnx.Param)
-    with pytest.raises(TypeError, match="in place"):
+    with pytest.raises(TypeError, match="takes an object"):
         nnx.update(leaf, leaf)
 
 

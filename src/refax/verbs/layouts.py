@@ -17,6 +17,7 @@ from ..graph.filters import Filter, check_ellipsis_last, first_match, is_structu
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan, plan_for
 from ..graph.state import nest, state_over
+from ..objects.errors import describe_value
 from ..objects.snapshots import Snapshot
 from ..objects.variable import copies
 
@@ -87,6 +88,17 @@ def layout_of(plan: Plan, filter: Filter) -> Layout:
 
 def plan_of(node: Any) -> Plan:
     return plan_for((node,))
+
+
+def object_plan(node: Any, verb: str) -> Plan:
+    """The plan of an object that a verb writes into, or names the parts of: no bare leaf."""
+    plan = plan_of(node)
+    if plan.graphdef.of_leaf:
+        raise TypeError(
+            f"nnx.{verb} takes an object, got {describe_value(node)}.\n"
+            "Cure: give a Module or other Pytree, a Variable, or a container of them."
+        )
+    return plan
 
 
 def copies_of(plan: Plan) -> list[Any]:

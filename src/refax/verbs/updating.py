@@ -21,7 +21,7 @@ from ..objects.node import Node
 from ..objects.trace_errors import mutation_error
 from ..objects.variable import Variable, check_write, make_variable, metadata_writes
 from .iteration import is_mutable, set_child
-from .layouts import plan_of
+from .layouts import object_plan
 from .matching import Matched, Misfits, Unknown, match
 from .names import PathError, dotted_name, place_text, resolve
 from .popping import sown_attribute
@@ -56,12 +56,7 @@ def update(node: Any, state: Any, /, *states: Any) -> None:
 
 def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None:
     """`update`, and the writes `also` at once with it."""
-    plan = plan_of(node)
-    if plan.graphdef.of_leaf:
-        raise TypeError(
-            f"nnx.update changes an object in place, which {describe_value(node)} is not.\n"
-            "Cure: give a Module or other Pytree, a Variable, or a container of them."
-        )
+    plan = object_plan(node, "update")
     graphdef, variables = plan.graphdef, plan.variables
     trace = TRACE.value
     pending: list[tuple[int, Any]] = []

@@ -20,7 +20,7 @@ from ..objects.node import Node
 from ..objects.variable import Variable, raw
 from ..objects.watch import is_array
 from ..verbs.iteration import iter_children_of
-from ..verbs.layouts import plan_of
+from ..verbs.layouts import object_plan
 from ..verbs.names import PathError, dotted_name, get_path
 
 
@@ -39,7 +39,7 @@ class Places:
 
     def __init__(self, obj: Any, filter: Filter, verb: str):
         self.obj = obj
-        self.plan: Plan = plan_of(obj, verb)
+        self.plan: Plan = object_plan(obj, verb)
         self.leaves = self.plan.leaves()
         self.by_name: dict[str, Place] = {}
         self.left_out: set[int] = set()  # leaves that the filter does not match
