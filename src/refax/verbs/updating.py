@@ -151,7 +151,7 @@ def _in_place_of(old: Any, given: Any, path: tuple, misfits: Misfits) -> Any:
     if _shape(old) not in (None, _shape(new)) and not (
         pytree and not jax.tree_util.all_leaves((new,))
     ):
-        misfits.shape(path, old, new)
+        misfits.shape(path, old, given._value if boxed else given)
     return new
 
 
