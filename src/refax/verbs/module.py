@@ -36,6 +36,27 @@ def tuple_reduce(xs: tuple[Any, ...], x: Any) -> tuple[Any, ...]:
     return (*xs, x)
 
 
+class _Verb:
+    """A verb as a method of the objects of a class, which the class itself does not have.
+
+    So it is in nobody's way: a dataclass field, a sown value, an attribute of the same name wins.
+    """
+
+    __slots__ = ("name", "verb")
+
+    def __init__(self, verb: Callable[..., Any]):
+        self.verb = verb
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, obj: Any, owner: type) -> Any:
+        if obj is None:
+            name = self.name
+            raise AttributeError(name)
+        return functools.partial(self.verb, obj)
+
+
 class Module(Pytree):
     """Base of layers and models: parameters are made in `__init__`, any method is callable.
 
@@ -57,14 +78,10 @@ class Module(Pytree):
 
     __slots__ = ()
 
-    if not TYPE_CHECKING:  # a checker would take it for "has every attribute"
-
-        def __getattr__(self, name: str) -> Any:
-            # The verbs as methods. Not in the class, where they would be in the way of a field, a
-            # sown value or an attribute of the same name: asked for only if there is none.
-            if name in _VERBS and not any(name in vars(cls) for cls in type(self).__mro__):
-                return functools.partial(_VERBS[name], self)
-            return object.__getattribute__(self, name)
+    if not TYPE_CHECKING:  # where a field of the same name would be an override
+        split, state, update = _Verb(split), _Verb(state), _Verb(update)
+        pop, clone = _Verb(pop), _Verb(clone)
+        merge = _Verb(lambda _, *given, **options: merge(*given, **options))
 
     def train(self, **attributes: Any) -> None:
         """Training mode everywhere below: `deterministic=False`, `use_running_average=False`."""
@@ -151,16 +168,6 @@ class Module(Pytree):
             existing = cls(jax.tree.map(jnp.zeros_like, value))
             setattr(self, attribute, existing)
         return jax.tree.map(jnp.add, value, existing.value)
-
-
-_VERBS: dict[str, Callable[..., Any]] = {
-    "split": split,
-    "state": state,
-    "update": update,
-    "pop": pop,
-    "clone": clone,
-    "merge": lambda _, *given, **options: merge(*given, **options),
-}
 
 
 def _recording(
