@@ -21,7 +21,7 @@ def step(model: Net, optimizer: nnx.Optimizer) -> None:
 def fresh() -> tuple[Net, nnx.Optimizer]:
     model = Net()
     schedule = optax.cosine_decay_schedule(1e-1, 10)
-    return model, nnx.Optimizer(model, optax.adamw(schedule))
+    return model, nnx.Optimizer(model, optax.adamw(schedule), wrt=nnx.Param)
 
 
 def pure(both: Any) -> dict:

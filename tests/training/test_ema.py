@@ -99,7 +99,8 @@ def test_other_variables() -> None:
             self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
 
     model = Model()
-    only_params, everything = nnx.EMA(model, 0.5), nnx.EMA(model, 0.5, only=...)
+    only_params = nnx.EMA(model, 0.5, only=nnx.Param)
+    everything = nnx.EMA(model, 0.5, only=...)
     model.norm.mean.value = jnp.full(3, 4.0)
     model.drop(X)
     everything.update(model)
@@ -110,7 +111,7 @@ def test_other_variables() -> None:
 
 def test_apply_to_shares_the_averages_and_all_else() -> None:
     model = nnx.Sequential(Net(), nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
-    ema = nnx.EMA(model, 0.9)
+    ema = nnx.EMA(model, 0.9, only=nnx.Param)
     average = ema.apply_to(model)
     model.layers[0].head.bias += 1.0
     ema.update(model)

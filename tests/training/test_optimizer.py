@@ -167,7 +167,9 @@ def test_extra_arguments_are_left_out_where_the_transformation_takes_none() -> N
 def test_accumulated_gradients_make_the_step_of_the_large_batch(wrapped: bool) -> None:
     multi = optax.MultiSteps(optax.adam(1e-2), every_k_schedule=4)
     model = Net()
-    optimizer = nnx.Optimizer(model, multi if not wrapped else multi.gradient_transformation())
+    optimizer = nnx.Optimizer(
+        model, multi if not wrapped else multi.gradient_transformation(), wrt=nnx.Param
+    )
 
     @nnx.jit
     def step(model: Net, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array) -> None:
@@ -257,7 +259,7 @@ def test_hooks_do_not_run_in_an_update() -> None:
             self.w = nnx.Param(jnp.array(1.0), on_get_value=lambda variable, value: 2 * value)
 
     model = Doubled()
-    optimizer = nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
     for _ in range(2):
         optimizer.update(model, nnx.grad(lambda m: m.w.value**2)(model))
     # f(w) = (2w)²: df/dw = 8w. By hand: w = 1 - 0.8 = 0.2; trace = 0.9·8 + 8·0.2 = 8.8.

@@ -21,7 +21,7 @@ class Other(nnx.Module):
 
 def made() -> tuple[Net, nnx.Optimizer, nnx.State]:
     model = Net()
-    return model, nnx.Optimizer(model, optax.adam(1e-2)), nnx.grad(loss_of)(model)
+    return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param), nnx.grad(loss_of)(model)
 
 
 def params(model: Any) -> nnx.State:
@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         r"`encoder.bias` is float32\[4\], its gradient float32\[5\]",
     ),
     "no transformation": (
-        lambda m, o, g: nnx.Optimizer(m, optax.adam),
+        lambda m, o, g: nnx.Optimizer(m, optax.adam, wrt=nnx.Param),
         TypeError,
         r"got function.*\nCure: .*optax.adam\(1e-3\)",
     ),

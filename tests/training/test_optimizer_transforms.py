@@ -26,7 +26,7 @@ def values(*nodes: Any) -> dict[Any, Any]:
 
 def trained(steps: int, tx: Any = None) -> tuple[Net, nnx.Optimizer]:
     model = Net()
-    optimizer = nnx.Optimizer(model, tx or optax.adam(1e-2))
+    optimizer = nnx.Optimizer(model, tx or optax.adam(1e-2), wrt=nnx.Param)
     for _ in range(steps):
         step(model, optimizer)
     return model, optimizer
@@ -63,7 +63,7 @@ def test_equal_optimizers_share_one_program(name: str) -> None:
 
     for _ in range(2):
         model = Net()
-        optimizer = nnx.Optimizer(model, EQUAL[name]())
+        optimizer = nnx.Optimizer(model, EQUAL[name](), wrt=nnx.Param)
         for _ in range(2):
             counted(model, optimizer)
     assert traces == 1
@@ -98,7 +98,7 @@ def test_placement_and_dtype_stay_and_one_program_serves_all_steps(
         layer, leaf = name.split(".")
         cell = vars(vars(model)[layer])[leaf]
         cell.value = jax.device_put(cell.value, where)
-    optimizer = nnx.Optimizer(model, make(1e-2))
+    optimizer = nnx.Optimizer(model, make(1e-2), wrt=nnx.Param)
     before = values(model, optimizer)
     for path, value in before.items():
         where = placed.get(".".join(map(str, path[-2:])))
@@ -118,7 +118,7 @@ def test_placement_and_dtype_stay_and_one_program_serves_all_steps(
 
 
 def test_line_search_starts_with_no_weak_types() -> None:
-    optimizer = nnx.Optimizer(Net(), optax.lbfgs())
+    optimizer = nnx.Optimizer(Net(), optax.lbfgs(), wrt=nnx.Param)
     assert not any(value.weak_type for value in values(optimizer).values())
 
 
@@ -137,14 +137,14 @@ def test_in_vmap_as_an_ensemble() -> None:
     @nnx.vmap(in_axes=0)
     def make(seed: jax.Array) -> tuple[Net, nnx.Optimizer]:
         model = Net(nnx.Rngs(seed))
-        return model, nnx.Optimizer(model, optax.adam(1e-2))
+        return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
 
     model, optimizer = make(jnp.arange(3))
     nnx.jit(nnx.vmap(step))(model, optimizer)
     assert optimizer.step.value.tolist() == [1, 1, 1]
     for seed in range(3):
         alone = Net(nnx.Rngs(seed))
-        other = nnx.Optimizer(alone, optax.adam(1e-2))
+        other = nnx.Optimizer(alone, optax.adam(1e-2), wrt=nnx.Param)
         step(alone, other)
         member = {path: value[seed] for path, value in values(model, optimizer).items()}
         assert_close(member, values(alone, other))
@@ -167,7 +167,7 @@ def test_gradient_through_an_update() -> None:
 
     def after(model: Net) -> jax.Array:
         clone = nnx.clone(model)
-        inner = nnx.Optimizer(clone, optax.sgd(0.1, momentum=0.9))
+        inner = nnx.Optimizer(clone, optax.sgd(0.1, momentum=0.9), wrt=nnx.Param)
         for _ in range(2):
             step(clone, inner)
         return loss_of(clone)

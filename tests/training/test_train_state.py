@@ -32,7 +32,7 @@ def test_steps_as_an_optimizer_makes_them(transform: Any) -> None:
     compiled = transform(step)
     state = compiled(compiled(made()))
     model = Net()
-    optimizer = nnx.Optimizer(model, optax.adam(1e-2))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
     for _ in range(2):
         optimizer.update(model, nnx.grad(loss_of)(model))
     assert int(state.step) == 2 and isinstance(state, nnx.TrainState)

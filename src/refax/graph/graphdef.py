@@ -32,6 +32,7 @@ from typing import Any, Generic, NamedTuple
 
 import jax
 
+from ..objects import pickling
 from ..objects.errors import UnhashableStaticError, path_string
 from ..objects.mappings import sorted_keys
 from ..objects.modes import Switch
@@ -121,6 +122,8 @@ class GraphDef(Generic[M]):
         )
 
     def __reduce__(self) -> Any:
+        for path, _, value in self.statics():
+            pickling.check(path_string(path), value)
         # The type of a static (`function`, say) need not be picklable where the static itself is.
         packed = tuple(
             _map_statics(lambda key: _Packed(static_value(key)), r) for r in self.records

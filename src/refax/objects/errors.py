@@ -58,3 +58,11 @@ def suggest(name: Any, choices: Iterable[Any]) -> str:
     others = [str(c) for c in choices if str(c) != str(name)]
     near = difflib.get_close_matches(str(name), others, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def slots_of_a_node(cls: type, slots: Iterable[str]) -> TypeError:
+    return TypeError(
+        f"{cls.__qualname__} has __slots__ ({', '.join(sorted(slots))}): the parts of a Module are "
+        "looked for in its attributes, and what stands in a slot would not be found.\n"
+        "Cure: leave __slots__ out; for a dataclass, leave out slots=True."
+    )

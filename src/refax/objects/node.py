@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._jax_compat import TRACE
+from . import pickling
+from .errors import slots_of_a_node
 from .marks import Mark
 from .representation import Form, Shown
 from .trace_errors import mutation_error
@@ -41,8 +43,16 @@ class Node(Shown):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        members = (member for base in cls.__mro__ for member in vars(base).values())
-        cls._refax_hides_writes = any(isinstance(m, functools.cached_property) for m in members)
+        slots = cls.__dict__.get("__slots__", ())
+        if own := {slots} if isinstance(slots, str) else {*slots} - {"__dict__", "__weakref__"}:
+            raise slots_of_a_node(cls, own)
+        members = {k: member for base in cls.__mro__[::-1] for k, member in vars(base).items()}
+        cls._refax_hides_writes = any(
+            isinstance(m, functools.cached_property) for m in members.values()
+        )
+        abstract = {k for k, m in members.items() if getattr(m, "__isabstractmethod__", False)}
+        if abstract:  # as for a class of abc.ABC: it cannot be instantiated
+            cls.__abstractmethods__ = frozenset(abstract)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return new_pytree(cls)
@@ -73,6 +83,8 @@ class Node(Shown):
             set_object_watch(self, None)
 
     def __getstate__(self) -> Any:
+        for name, value in self.__dict__.items():
+            pickling.check(f"{type(self).__name__}.{name}", value)
         return dict(self.__dict__), self._refax_marks
 
     def __setstate__(self, state: Any) -> None:

@@ -16,7 +16,7 @@ from ..graph.state import iter_leaves, map_state
 from ..objects.errors import describe_value, path_string
 from ..objects.modes import Switch
 from ..objects.variable import Variable, make_variable, set_raw_value
-from ..objects.variable_types import OptState, Param
+from ..objects.variable_types import OptState
 from ..verbs.pytree import Pytree
 from ..verbs.splitting import state as state_of
 from ..verbs.updating import update as update_node
@@ -25,19 +25,25 @@ from .placement import beside
 M = TypeVar("M")
 
 
+def is_floating(path: tuple, value: Any) -> bool:
+    """The filter of Variables with floating-point numbers."""
+    return isinstance(value, Variable) and _is_inexact(value)
+
+
 class EMA(Pytree):
     """An exponential moving average of Variables: average ← decay · average + (1 − decay) · value.
 
     It starts from the present values, with the full weight of an average. With `zero_debias` they
     have no weight, and the average is Σ wₜ valueₜ / Σ wₜ over the updates alone: what an average
     that starts at zero is after the bias correction of Kingma & Ba (2015), also for a `decay` that
-    changes. Variables that hold no floating-point numbers, such as counts, take the newest value.
+    changes. What is no floating-point number, such as a count, takes the newest value, if `only`
+    matches it.
 
     Args:
         params: the model (or a State of it) whose Variables are averaged; read, not kept.
         decay: a number in [0, 1], or a schedule: a function of the count of updates made so far.
-        only: which Variables: any filter. `nnx.Param` by default; `...` takes the running
-            statistics of normalization layers in as well.
+        only: which Variables: any filter. By default those that hold floating-point numbers: the
+            parameters and the running statistics of normalization layers.
         zero_debias: see above.
         dtype: of the averages; None for that of each Variable. With a decay near 1 an average in
             bfloat16 stands still, since a step is less than half a unit in its last place:
@@ -64,7 +70,7 @@ class EMA(Pytree):
         params: Any,
         decay: float | Callable[[jax.Array], Any],
         *,
-        only: Filter = Param,
+        only: Filter = is_floating,
         zero_debias: bool = False,
         dtype: Any = None,
         graph: Switch = None,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..graph.filters import Filter
+from ..objects.errors import suggest
 from ..objects.variable import Variable
 from ..verbs.pytree import Pytree
 from ..verbs.splitting import split
@@ -274,10 +275,19 @@ class MultiMetric(Metric):
             metric.reset()
 
     def update(self, **values: Any) -> None:
+        """Give every metric the keywords; `mask={name: mask}` gives each a mask of its own."""
         metrics = self._metrics()
+        masks = values.pop("mask") if isinstance(values.get("mask"), Mapping) else {}
         _check_names(metrics, values)
-        for metric in metrics.values():
-            metric.update(**values)
+        for name in masks:
+            if name not in metrics:
+                raise ValueError(
+                    f"MultiMetric.update: there is a mask for {name!r}, which is none of the "
+                    f"metrics {list(metrics)}.{suggest(name, metrics)}\n"
+                    "Cure: mask={name of a metric: mask}, or one mask for all."
+                )
+        for name, metric in metrics.items():
+            metric.update(**values, **({"mask": masks[name]} if name in masks else {}))
 
     def compute(self) -> dict[str, Any]:
         return {name: metric.compute() for name, metric in self._metrics().items()}

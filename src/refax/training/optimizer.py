@@ -32,6 +32,8 @@ from . import optimizer_errors as errors
 from .gradients import gradients_like, with_value
 from .placement import beside
 
+_REQUIRED: Any = object()
+
 
 @runtime_checkable
 class _Transformation(Protocol):
@@ -99,7 +101,7 @@ class Optimizer(Pytree, Generic[M]):
     Args:
         model: the model (or any object graph); it is read, not kept.
         tx: an optax gradient transformation.
-        wrt: which Variables are optimized: any filter. `nnx.Param` by default.
+        wrt: which Variables are optimized: any filter, such as `nnx.Param`.
 
     Attributes:
         step: how many updates were made, a uint32 scalar in an `nnx.OptState`.
@@ -107,7 +109,7 @@ class Optimizer(Pytree, Generic[M]):
             live: what belongs to one has its sharding, the rest is replicated.
 
     Raises:
-        TypeError: `tx` is no transformation.
+        TypeError: `tx` is no transformation, or `wrt` is not given.
         ValueError: `wrt` matches nothing.
 
     Example:
@@ -124,7 +126,9 @@ class Optimizer(Pytree, Generic[M]):
         1
     """
 
-    def __init__(self, model: Any, tx: Any, *, wrt: Filter = Param, graph: Switch = None):
+    def __init__(self, model: Any, tx: Any, *, wrt: Filter = _REQUIRED, graph: Switch = None):
+        if wrt is _REQUIRED:
+            raise errors.wrt_is_required()
         if not isinstance(tx, _Transformation):
             raise errors.no_transformation(tx)
         tx = _MultiSteps(tx) if isinstance(tx, optax.MultiSteps) else tx

@@ -23,6 +23,16 @@ MODEL_IS_HELD = (
     "Cure: optimizer.update(grads); an optimizer that is updated with the model and the gradients "
     "is nnx.Optimizer."
 )
+
+
+def wrt_is_required() -> TypeError:
+    return TypeError(
+        "nnx.Optimizer: `wrt` is required: which Variables of the model are optimized.\n"
+        "Cure: nnx.Optimizer(model, tx, wrt=nnx.Param). An optimizer that holds its model, and is "
+        "updated with the gradients alone, is nnx.ModelAndOptimizer(model, tx)."
+    )
+
+
 SWAPPED = (
     "Optimizer.update got a State as the model and a Module as the gradients.\n"
     "Cure: the model comes first: optimizer.update(model, grads)."
