@@ -156,12 +156,13 @@ NAMES: dict[str, str] = {
         value_and_grad vjp
     """,
     "transforms.compilation": """
-        AxisName Compiled F JitWrapped Lowered P PathParts R StateSharding jit shard_map
+        AxisName Compiled F JitWrapped Lowered P PathParts R StateSharding jit jit_partial
+        shard_map
     """,
     "transforms.general": "A F",
     "transforms.iteration": """
         A AxisName B C Carry F G Index Leaf Leaves M Module State StateAxes T fori_loop pmap
-        resolve_kwargs scan vmap while_loop
+        resolve_kwargs scan transform_metadata vmap while_loop
     """,
     "transforms.parallelization": "pmap",
     "transforms.transforms": """

@@ -325,3 +325,81 @@ def test_misuse():
         nnx.grad(writes)(Wave())
     with pytest.raises(nnx.TraceContextError):
         writes(Wave())
+
+
+# -- arguments that are not differentiated -------------------------------------------------------
+
+
+class Base(nnx.Module):
+    def __init__(self):
+        self.x = nnx.Param(jnp.array(2.0))
+
+
+def power(n, m):
+    """Asks for the value of `n`, as Python."""
+    return m.x.value if n == 1 else m.x.value**n
+
+
+def power_fwd(n, m):
+    return power(n, m), (m.x.value, n if isinstance(n, int) else 0)
+
+
+def power_bwd(n, residuals, g):
+    x, _ = residuals
+    return (nnx.State({"x": g[1] * n * x ** (n - 1)}),)
+
+
+@pytest.mark.parametrize("around", [lambda f: f, nnx.jit, nnx.remat], ids=["", "jit", "remat"])
+@pytest.mark.parametrize("options", [{"nondiff_argnums": (0,)}, {"nondiff_argnums": 0},
+                                     {"nondiff_argnums": (-2,)}, {"nondiff_argnames": "n"},
+                                     {"nondiff_argnames": ("n",)}])  # fmt: skip
+def test_numbers_reach_the_function_as_python_has_them(options, around):
+    f = nnx.custom_vjp(power, **options)
+    f.defvjp(power_fwd, power_bwd)
+    for n in (1, 3):
+        run = around(lambda m, n=n: f(n, m))
+        assert float(run(Base())) == 2**n
+        assert float(nnx.grad(run)(Base()).x.value) == n * 2 ** (n - 1)
+
+
+@pytest.mark.parametrize("value", [2, 2.0, True, "mean", None, (1, "a"), jnp.sin, np.float32])
+def test_what_is_static_reaches_rules_as_jax_gives_it(value):
+    """The same objects as `jax.custom_vjp` hands over, in the function and in both rules."""
+
+    def run(custom_vjp):
+        seen = []
+
+        @functools.partial(custom_vjp, nondiff_argnums=(0,))
+        def f(option, x):
+            seen.append(option)
+            return x * 2.0
+
+        def fwd(option, x):
+            seen.append(option)
+            return x * 2.0, None
+
+        def bwd(option, residuals, g):
+            seen.append(option)
+            return (g,)
+
+        f.defvjp(fwd, bwd)
+        f(value, 1.0)
+        jax.grad(lambda x: f(value, x))(1.0)
+        return seen
+
+    for ours in run(nnx.custom_vjp):
+        assert type(ours) is type(value) and ours == value
+    assert all(theirs == value for theirs in run(jax.custom_vjp))
+
+
+def test_an_array_is_an_input_also_where_it_is_not_differentiated():
+    """As in 0.12 and older: it may be traced, which numbers may not."""
+
+    @functools.partial(nnx.custom_vjp, nondiff_argnums=(0,))
+    def f(scale, m):
+        return m.x * scale
+
+    f.defvjp(lambda scale, m: (f(scale, m), scale),
+             lambda scale, residuals, g: (nnx.State({"x": 10.0 * residuals * g[1]}),))  # fmt: skip
+    grads = nnx.jit(lambda m, scale: nnx.grad(lambda m: f(scale, m))(m))(Base(), jnp.array(3.0))
+    assert float(grads.x.value) == 30

@@ -1,5 +1,7 @@
 """What lift types are made for: random state, axis names; and lift types as values."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,3 +240,94 @@ def test_a_state_of_axes():
     node = Node(a=nnx.Param(jnp.ones((2, 3))), b=nnx.Param(jnp.ones((3, 2))))
     axes = nnx.StateAxes(nnx.State({"a": 0, "b": 1}))
     assert nnx.vmap(lambda n: n.a + n.b, in_axes=axes)(node).shape == (2, 3)
+
+
+# -- other metadata that has an entry for each axis ----------------------------------------------
+
+
+class Nicknamed(nnx.Module):
+    def __init__(self, seed=0):
+        self.w = nnx.Param(jnp.ones((3, 4)), nickname=("A", "B"), sharding=("a", "b"))
+        self.plain = nnx.Param(jnp.ones(3), nickname="no axes")
+
+
+BOTH = {"nickname": "L", nnx.PARTITION_NAME: "layers"}
+
+
+@pytest.mark.parametrize(
+    "transform, axis",
+    [(t, a) for t in ("vmap", "pmap", "scan") for a in (0, 1, 2, -1) if (t, a) != ("pmap", -1)],
+)  # (jax.pmap takes no negative axes)
+def test_every_key_of_transform_metadata_is_kept_in_step(transform, axis):
+    axes = nnx.StateAxes({nnx.PathContains("w"): axis, ...: 0})
+    stack = nnx.vmap(Nicknamed, out_axes=axes, transform_metadata=BOTH)(jnp.arange(2))
+    position = axis % 3
+    longer = tuple(np.insert(np.array(["A", "B"]), position, "L"))
+    names = tuple(np.insert(np.array(["a", "b"], dtype=object), position, "layers"))
+    assert (stack.w.nickname, stack.w.sharding) == (longer, names)
+    seen = []
+
+    def body(m):
+        seen.append((m.w.nickname, m.w.sharding, m.w.shape, m.plain.nickname))
+        m.new = nnx.Param(jnp.ones(4), nickname=("B",))
+
+    axes = nnx.StateAxes({nnx.PathContains("w"): axis, ...: 0})
+    run = {
+        "vmap": lambda: nnx.vmap(body, in_axes=(axes,), transform_metadata=BOTH),
+        "pmap": lambda: nnx.pmap(body, in_axes=(axes,), transform_metadata=BOTH),
+        "scan": lambda: nnx.scan(body, in_axes=(axes,), out_axes=0, transform_metadata=BOTH),
+    }[transform]()
+    run(stack)
+    assert set(seen) == {(("A", "B"), ("a", "b"), (3, 4), "no axes")}
+    assert (stack.w.nickname, stack.w.sharding) == (longer, names)
+    assert stack.new.nickname == ("L", "B") and stack.new.shape == (2, 4)
+
+
+def test_one_key_alone_leaves_the_others():
+    stack = nnx.vmap(Nicknamed, transform_metadata={"nickname": "L"})(jnp.arange(2))
+    assert stack.w.nickname == ("L", "A", "B") and stack.w.sharding == ("a", "b")
+    with pytest.raises(
+        nnx.GraphError, match=r"`w`, a Param annotated \('L', 'A', 'B'\), is mapped over axis 0"
+    ):
+        nnx.vmap(lambda m: None, transform_metadata={"nickname": "M"})(stack)
+    assert stack.w.nickname == ("L", "A", "B")
+
+
+# -- axis names around a transform of JAX --------------------------------------------------------
+
+
+@pytest.mark.parametrize("around", [jax.vmap, nnx.vmap], ids=["jax.vmap", "nnx.vmap"])
+def test_transform_metadata_as_a_decorator(around):
+    seen = []
+
+    @around
+    @nnx.transform_metadata(partition="layers")
+    def make(seed):
+        return Nicknamed(seed)
+
+    @functools.partial(around, in_axes=(0, None), out_axes=1)
+    @nnx.transform_metadata(in_axes=(0, None), out_axes=1, partition="layers")
+    def run(m, x):
+        seen.append(m.w.sharding)
+        return nnx.Param(m.w.value * x, sharding=m.w.sharding)
+
+    stack = make(jnp.arange(2))
+    assert stack.w.sharding == ("layers", "a", "b") and stack.w.nickname == ("A", "B")
+    new = run(stack, 3.0)
+    assert seen == [("a", "b")] and stack.w.sharding == ("layers", "a", "b")
+    assert new.sharding == ("a", "layers", "b") and new.shape == (3, 2, 4)
+    with pytest.raises(nnx.GraphError, match="transform_metadata calls 'other'"):
+        nnx.transform_metadata(lambda m: None, partition="other")(stack)
+
+
+def test_transform_metadata_of_methods_and_by_name():
+    class Layer(Nicknamed):
+        @nnx.transform_metadata(in_axes=(0, None), partition="layers")
+        def grow(self, x):
+            self.new = nnx.Param(x, sharding=("new",))
+            return self.w.sharding
+
+    layer = Layer()
+    layer.w.set_metadata(sharding=("layers", "a", "b"))
+    assert layer.grow(jnp.ones(1)) == layer.grow(x=jnp.ones(1)) == ("a", "b")
+    assert layer.new.sharding == ("layers", "new") and layer.w.sharding == ("layers", "a", "b")

@@ -222,3 +222,66 @@ def test_nothing_changes_when_it_fails():
         with pytest.raises(KeyError):
             run()
         assert int(model.count) == 0 and model.log == []
+
+
+# -- as decorators -------------------------------------------------------------------------------
+
+
+class Power(nnx.Module):
+    def __init__(self):
+        self.w = nnx.Param(jnp.array(2.0))
+        self.calls = Count(jnp.array(0))
+
+    @nnx.vjp
+    def cube(self, x):
+        self.calls += 1
+        return self.w * x**3
+
+    def plain(self, x):
+        self.calls += 1
+        return self.w * x**3
+
+
+def cube(m, x):
+    m.calls += 1
+    return m.w * x**3
+
+
+def test_vjp_as_a_decorator():
+    model = Power()
+    with_aux = nnx.vjp(has_aux=True)(lambda m, x: (cube(m, x), m))
+    for pulled in (
+        nnx.vjp(cube, model, 3.0),
+        nnx.vjp(cube)(model, 3.0),
+        nnx.vjp()(cube)(model, 3.0),
+        nnx.vjp(argnums=(0, 1))(cube)(model, 3.0),
+        model.cube(3.0),
+        with_aux(model, 3.0)[:2],
+    ):
+        value, pullback = pulled
+        grads, slope = pullback(1.0)
+        assert (float(value), float(grads.w.value), float(slope)) == (54, 27, 54)
+    assert int(model.calls) == 6 and with_aux(model, 3.0)[2] is model
+    assert float(nnx.vjp(argnums=1)(cube)(model, 3.0)[1](1.0)) == 54
+    assert float(nnx.vjp(model.plain)(3.0)[1](1.0)[0]) == 54
+    assert float(nnx.jit(lambda m, x: nnx.vjp(cube)(m, x)[1](1.0)[1])(model, 3.0)) == 54
+    ours, theirs = (v(lambda: jnp.ones(())) for v in (nnx.vjp, jax.vjp))
+    assert ours()[1](1.0) == theirs[1](1.0) == ()  # a function of nothing
+
+
+def test_jvp_as_a_decorator():
+    model = Power()
+    along = nnx.State({"w": jnp.array(1.0)})
+    primals, tangents = (model, 3.0), (along, 1.0)
+    for moved in (
+        nnx.jvp(cube, primals, tangents),
+        nnx.jvp(cube)(primals, tangents),
+        nnx.jvp(cube)(primals=primals, tangents=tangents),
+        nnx.jvp()(cube)(primals, tangents),
+        nnx.jvp(has_aux=True)(lambda m, x: (cube(m, x), 1))(primals, tangents)[:2],
+        nnx.jvp(primals=primals, tangents=tangents)(cube),
+    ):
+        assert tuple(map(float, moved)) == (54, 27 + 54)
+    assert int(model.calls) == 6
+    assert tuple(map(float, nnx.jvp(model.plain)((3.0,), (1.0,)))) == (54, 54)
+    assert int(model.calls) == 7

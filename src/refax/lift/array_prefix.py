@@ -11,9 +11,30 @@ from typing import Any
 
 import jax
 
+from ..graph.state import State
 from ..graph.walk import key_name
 from ..objects.variable import Variable
+from ..verbs.pytree import Pytree
+from .arguments import is_slot
 from .prefix import FilterPrefix, is_entry, leaf_entry
+
+
+def by_path(prefix: Any, tree: Any) -> Any:
+    """The prefix with a lift type by path for each State, or dict, of entries for an object.
+
+    Args:
+        prefix: of one argument.
+        tree: the argument; objects may be slots.
+    """
+    if isinstance(prefix, State) and not isinstance(tree, Variable):
+        return FilterPrefix(prefix)
+    if isinstance(tree, (Pytree, State)) or is_slot(tree):
+        return FilterPrefix(State(prefix)) if isinstance(prefix, dict) else prefix
+    if type(prefix) in (tuple, list) and type(prefix) is type(tree) and len(prefix) == len(tree):
+        return type(prefix)(map(by_path, prefix, tree))
+    if isinstance(prefix, dict) and isinstance(tree, dict):
+        return {k: by_path(e, tree[k]) if k in tree else e for k, e in prefix.items()}
+    return prefix
 
 
 def without_objects(prefix: Any) -> Any:

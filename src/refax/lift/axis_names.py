@@ -1,7 +1,8 @@
 """Axis names in annotations, kept in step with the axes that a transform takes away and gives back.
 
 With `transform_metadata={nnx.PARTITION_NAME: 'b'}`, a Variable that is mapped over axis 1 loses the
-entry 1 of its `sharding` inside, and has it again outside; Variables made inside get it.
+entry 1 of its `sharding` inside, and has it again outside; Variables made inside get it. So it is
+with every other key, `{"nickname": 'B'}`, for metadata that has an entry for each axis.
 """
 
 from __future__ import annotations
@@ -16,44 +17,56 @@ from . import errors
 
 
 class AxisName:
-    """The name of the axis that a transform maps over."""
+    """The name of the axis that a transform maps over, in each kind of annotation that has one."""
 
-    __slots__ = ("name",)
+    __slots__ = ("names",)
 
     def __init__(self, name: str | None):
-        self.name = name
+        self.names: tuple[tuple[str, Any], ...] = ((_SHARDING, name),)  # (metadata key, name)
 
     @staticmethod
     def of(transform_metadata: Mapping[str, Any] | None) -> AxisName | None:
-        if not transform_metadata or PARTITION_NAME not in transform_metadata:
+        if not transform_metadata:
             return None
-        return AxisName(transform_metadata[PARTITION_NAME])
+        named = AxisName(None)
+        named.names = tuple(
+            (_SHARDING if key == PARTITION_NAME else key, name)
+            for key, name in transform_metadata.items()
+        )
+        return named
 
     def remove(
         self, variables: Sequence[Variable], axes: Sequence[Any], graphdef: GraphDef
     ) -> None:
         """Take the name out of the annotations of mapped Variables, the first leaves of a graph."""
         for leaf, (variable, axis) in enumerate(zip(variables, axes, strict=True)):
-            if not isinstance(axis, int):
-                continue
-            names = variable._metadata.get("sharding")
-            if isinstance(names, tuple):
-                if not -len(names) <= axis < len(names) or names[axis] != self.name:
-                    path = graphdef.paths.leaves[leaf][len(graphdef.roots) > 1 :]
-                    raise errors.axis_name_mismatch(path, variable, axis, self.name)
-                kept = list(names)
-                del kept[axis]
-                replace_metadata(variable, variable._metadata.with_items(sharding=tuple(kept)))
-            variable.remove_axis(axis, self.name)
+            for key, name in self.names if isinstance(axis, int) else ():
+                names = variable._metadata.get(key)
+                if isinstance(names, tuple):
+                    if not -len(names) <= axis < len(names) or names[axis] != name:
+                        path = graphdef.paths.leaves[leaf][len(graphdef.roots) > 1 :]
+                        raise errors.axis_name_mismatch(path, variable, key, axis, name)
+                    kept = list(names)
+                    del kept[axis]
+                    _annotate(variable, key, kept)
+                if key == _SHARDING:
+                    variable.remove_axis(axis, name)
 
     def add(self, variables: Sequence[Variable], axes: Sequence[Any]) -> None:
         """Put the name back into the annotations of mapped Variables."""
         for variable, axis in zip(variables, axes, strict=True):
-            if not isinstance(axis, int):
-                continue
-            names = variable._metadata.get("sharding")
-            if isinstance(names, tuple):
-                longer = list(names)
-                longer.insert(axis if axis >= 0 else len(names) + 1 + axis, self.name)
-                replace_metadata(variable, variable._metadata.with_items(sharding=tuple(longer)))
-            variable.add_axis(axis, self.name)
+            for key, name in self.names if isinstance(axis, int) else ():
+                names = variable._metadata.get(key)
+                if isinstance(names, tuple):
+                    longer = list(names)
+                    longer.insert(axis if axis >= 0 else len(names) + 1 + axis, name)
+                    _annotate(variable, key, longer)
+                if key == _SHARDING:
+                    variable.add_axis(axis, name)
+
+
+_SHARDING = "sharding"
+
+
+def _annotate(variable: Variable, key: str, names: Sequence[Any]) -> None:
+    replace_metadata(variable, variable._metadata.with_items(**{key: tuple(names)}))

@@ -117,7 +117,7 @@ def group_by_prefix(
         function: for the names of its arguments in messages.
         in_prefix, out_prefix: of the positional arguments, of the result.
         name: what the user calls the prefix.
-        keywords: the entry of everything in keyword arguments.
+        keywords: the entry of everything in keyword arguments, or {name: entry}.
         is_leaf: what is one entry, beside a JAX leaf.
     """
     places = occurrences_in(call, function, in_prefix, name, keywords, is_leaf)
@@ -138,7 +138,8 @@ def occurrences_in(
     labels = errors.argument_names(function, len(args))
     found = occurrences(broadcast(prefix, args, name, is_leaf), call.numbers, labels)
     for keyword, value in kwargs.items():
-        entries = broadcast(keywords, value, name, is_leaf)
+        entry = keywords[keyword] if isinstance(keywords, dict) else keywords
+        entries = broadcast(entry, value, name, is_leaf)
         found += occurrences(entries, call.numbers, (), keyword)
     return found
 

@@ -12,6 +12,7 @@ import contextlib
 import dis
 import functools
 import sys
+import sysconfig
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -99,13 +100,16 @@ def reached(value: Any) -> Iterator[Any]:
 
 
 def _surroundings(function: types.FunctionType) -> Iterator[Any]:
-    yield from function.__closure__ or ()
+    names, surroundings = _names(function.__code__), function.__globals__
+    found = [surroundings[name] for name in names.loaded & surroundings.keys()]
+    cells = function.__closure__ or ()
+    contents = [_content(lambda cell=cell: cell.cell_contents) for cell in cells]
+    found += [c for c in contents if isinstance(c, types.ModuleType)]
+    yield from cells
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()  # `__wrapped__`
-    names, surroundings = _names(function.__code__), function.__globals__
-    for name in names.loaded & surroundings.keys():
-        value = surroundings[name]
+    for value in found:
         if not isinstance(value, types.ModuleType):
             yield value
         elif not _is_library(value.__name__):
@@ -142,4 +146,25 @@ _GLOBAL_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 
 
 def _is_library(module: str | None) -> bool:
-    return (module or "").partition(".")[0] in _LIBRARIES
+    package = (module or "").partition(".")[0]
+    return package in _LIBRARIES or _is_foreign(package)
+
+
+@functools.cache
+def _is_foreign(package: str) -> bool:
+    """Whether a package is installed and knows nothing of refax, so that it has no objects of it.
+
+    Such as pytest, which puts its modules into every function that has an `assert`.
+    """
+    place = getattr(sys.modules.get(package), "__file__", None) or ""
+    installed = sysconfig.get_paths()
+    if not place.startswith((installed["purelib"], installed["platlib"])):
+        return False
+    modules = [m for n, m in list(sys.modules.items()) if n.partition(".")[0] == package]
+    names = {
+        (getattr(value, "__module__", None) or getattr(value, "__name__", None))
+        for module in modules
+        for value in list(getattr(module, "__dict__", {}).values())
+        if isinstance(value, (type, types.FunctionType, types.ModuleType))
+    }
+    return not any(str(name).partition(".")[0] == "refax" for name in names)

@@ -74,11 +74,11 @@ def unhashable_argument(place: str, value: Any) -> ValueError:
 
 
 def axis_name_mismatch(
-    path: Sequence[Any], variable: Any, axis: int, name: str | None
+    path: Sequence[Any], variable: Any, key: str, axis: int, name: Any
 ) -> PrefixError:
     return PrefixError(
         f"`{path_string(path)}`, a {type(variable).__name__} annotated "
-        f"{variable._metadata['sharding']}, is mapped over axis {axis}, which transform_metadata "
+        f"{variable._metadata[key]}, is mapped over axis {axis}, which transform_metadata "
         f"calls {name!r}.\n"
         "Cure: annotate that axis with the same name, or map the axis that has it."
     )

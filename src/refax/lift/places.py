@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.tree_util import keystr, tree_leaves_with_path
@@ -59,6 +59,7 @@ def inputs_by_place(
     function: Callable,
     prefix: Any,
     is_leaf: Callable[[Any], bool] = is_entry,
+    keywords: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, Any, Any]]:
     """(place, value, entry) of every leaf of the objects, then of every array in the arguments."""
     groups, args = call.groups, call.tree[0]
@@ -70,6 +71,11 @@ def inputs_by_place(
     entries = spread(prefix, args, "args", is_leaf)
     for (path, value), entry in zip(tree_leaves_with_path(args), entries, strict=True):
         yield labels[path[0].idx] + keystr(path[1:]), value, entry
+    for name, entry in (keywords or {}).items():
+        entries = spread(entry, call.tree[1][name], name, is_leaf)
+        leaves = tree_leaves_with_path(call.tree[1][name])
+        for (path, value), axis in zip(leaves, entries, strict=True):
+            yield name + keystr(path), value, axis
 
 
 def check_outputs(

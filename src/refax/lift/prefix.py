@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.filters import Filter, to_predicate
+from ..graph.filters import Filter, PathIn, to_predicate
 from ..graph.plan import Plan
 from ..graph.state import State, create_path_filters
 from ..graph.walk import Walk
@@ -92,7 +92,8 @@ class FilterPrefix:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{_filter_text(f)}: {e!r}" for f, e in self.items())
-        return f"{type(self).__name__}({{{parts}}})"
+        entries = f"{{{parts}}}"  # of the base: what `by_path` made of a State or dict
+        return entries if type(self) is FilterPrefix else f"{type(self).__name__}({entries})"
 
 
 def _filter_text(filter: Any) -> str:
@@ -100,6 +101,8 @@ def _filter_text(filter: Any) -> str:
         return "..."
     if isinstance(filter, type):
         return filter.__name__
+    if isinstance(filter, PathIn):
+        return ", ".join(sorted(map(path_string, filter.content[0])))
     if isinstance(filter, tuple):
         return "(" + ", ".join(map(_filter_text, filter)) + ")"
     return repr(filter)
@@ -308,4 +311,5 @@ class OutputRules(NamedTuple):
         for leaf, listed in places.items():
             if any(entry != listed[0][1] for _, entry in listed):
                 raise errors.inconsistent_alias(type(leaves[leaf]), sorted(listed, key=str))
-        return [0 if g is None else g for g in groups]
+        # What nothing refers to any more leaves by the way it came in.
+        return [came_in.get(i, 0) if g is None else g for i, g in enumerate(groups)]

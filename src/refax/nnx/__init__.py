@@ -161,6 +161,7 @@ from ..training.metrics import MultiMetric as MultiMetric
 from ..training.optimizer import ModelAndOptimizer as ModelAndOptimizer
 from ..training.optimizer import Optimizer as Optimizer
 from ..training.train_state import TrainState as TrainState
+from ..transforms.axis_metadata import transform_metadata as transform_metadata
 from ..transforms.bound import cached_partial as cached_partial
 from ..transforms.carry import Carry as Carry
 from ..transforms.cond import cond as cond
@@ -173,6 +174,7 @@ from ..transforms.grad import value_and_grad as value_and_grad
 from ..transforms.inspection import checkify as checkify
 from ..transforms.inspection import make_jaxpr as make_jaxpr
 from ..transforms.jit import jit as jit
+from ..transforms.jit import jit_partial as jit_partial
 from ..transforms.loops import fori_loop as fori_loop
 from ..transforms.loops import while_loop as while_loop
 from ..transforms.prefixes import DiffState as DiffState

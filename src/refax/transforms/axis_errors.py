@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,14 +34,19 @@ def check_broadcast(graphdef: GraphDef, rules: OutputRules, transform: str) -> C
 
 
 def check_sizes(
-    call: Call, rules: OutputRules, function: Callable, prefix: Any, transform: str
+    call: Call,
+    rules: OutputRules,
+    function: Callable,
+    prefix: Any,
+    transform: str,
+    keywords: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise if the mapped axes have different sizes, or one is out of bounds; name the places.
 
     Called when JAX has refused, whose message names places in refax's flat lists.
     """
     sizes: dict[int, list[str]] = {}
-    for place, value, axis in inputs_by_place(call, rules, function, prefix):
+    for place, value, axis in inputs_by_place(call, rules, function, prefix, keywords=keywords):
         for leaf in jax.tree.leaves(value) if isinstance(axis, int) else ():
             shape = getattr(leaf, "shape", ())
             if not -len(shape) <= axis < len(shape):

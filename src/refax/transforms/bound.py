@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..lift.arguments import named_like, set_unbound, unbind
+from ..lift.array_prefix import by_path
 from ..lift.call import Call, enter, pure_function
 from ..objects.modes import Switch, without_modes
 from ..verbs.pytree import Pytree
@@ -99,17 +100,42 @@ def belongs_to(wrapped: Any, obj: Any) -> bool:
 
 
 def with_self(
-    wrapped: Any, bound: Any, args: tuple, prefix: Any, default: Any
-) -> tuple[tuple, Any]:
-    """(arguments with a bound object in front, prefix with the default for `self` if left out)."""
+    wrapped: Any, bound: Any, args: tuple, kwargs: dict[str, Any], prefix: Any, default: Any
+) -> tuple[tuple, Any, dict[str, Any]]:
+    """(arguments with a bound object in front, their prefix, entries of keyword arguments by name).
+
+    `self` takes the default if the prefix leaves it out. Where the prefix is longer than what was
+    given by position, it goes on to what was given by name (or left to its default).
+    """
     if bound is not None:
         args = (bound, *args)
-    if isinstance(prefix, (tuple, list)):
-        prefix = tuple(prefix)
-        leaves_out = len(prefix) == len(args) - 1 and isinstance(args[0], Pytree)
-        if bound is not None or (leaves_out and belongs_to(wrapped, args[0])):
-            prefix = (default, *prefix)
-    return args, prefix
+    if not isinstance(prefix, (tuple, list)):
+        return args, prefix, {}
+    prefix = tuple(prefix)
+    names = _positional(wrapped, 0 if bound is None else 1)
+    given = len(args)
+    if given == 1:  # a method that gets everything by name
+        given = max([1, *(i + 1 for i, name in enumerate(names) if name in kwargs)])
+    leaves_out = len(prefix) + 1 in (len(args), given) and args and isinstance(args[0], Pytree)
+    if bound is not None or (leaves_out and belongs_to(wrapped, args[0])):
+        prefix = (default, *prefix)
+    rest, surplus = names[len(args) :], prefix[len(args) :]
+    if len(surplus) <= len(rest):
+        prefix = prefix[: len(args)]
+    if len(prefix) == len(args):
+        prefix = tuple(map(by_path, prefix, args))
+    named = dict(zip(rest, surplus, strict=False))
+    return args, prefix, {k: by_path(named[k], v) for k, v in kwargs.items() if k in named}
+
+
+def _positional(f: Callable, shift: int) -> list[str]:
+    """The names of what `f` takes by position, after as many without a name as `shift` says."""
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [""] * shift + [p.name for p in parameters if p.kind in kinds]
 
 
 def positions(numbers: int | Iterable[int], count: int, shift: int) -> list[int]:
@@ -132,39 +158,54 @@ def enter_unbound(
     args: tuple,
     kwargs: dict[str, Any],
     static: int | Iterable[int] = (),
+    static_names: Iterable[str] = (),
     captured: bool = False,
 ) -> tuple[Call, Callable]:
     """(the call, its pure function) of a function or bound method, less its static arguments."""
     function, bound = unbind(f)
     args = args if bound is None else (bound, *args)
     args, statics = without_static(args, static, 0 if bound is None else 1)
-    call = enter(args, kwargs)
-    return call, pure_function(with_static(function, statics), call, captured=captured)
+    named = {name: kwargs[name] for name in static_names if name in kwargs}
+    call = enter(args, {k: v for k, v in kwargs.items() if k not in named})
+    return call, pure_function(with_static(function, statics, named), call, captured=captured)
 
 
-def with_static(function: Callable, static: dict[int, Any]) -> Callable:
-    """The function of the arguments that `without_static` leaves."""
-    if not static:
+def with_static(
+    function: Callable, static: dict[int, Any], named: dict[str, Any] | None = None
+) -> Callable:
+    """The function of the arguments that `without_static`, and taking out `named`, leaves."""
+    if not static and not named:
         return function
 
     def inner(*args: Any, **kwargs: Any) -> Any:
-        return function(*(static.get(i, a) for i, a in enumerate(args)), **kwargs)
+        return function(*(static.get(i, a) for i, a in enumerate(args)), **kwargs, **named or {})
 
     return functools.update_wrapper(inner, function, updated=())
 
 
-def by_position(function: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple:
-    """All arguments by position, for JAX functions that take no keywords."""
-    if not kwargs:
+def by_position(
+    function: Callable, args: tuple, kwargs: dict[str, Any], prefix: Any = None
+) -> tuple:
+    """All arguments by position, for JAX functions that take no keywords.
+
+    What a tuple of prefixes has an entry for, and what stands before an argument given by name,
+    may be left to its default.
+    """
+    wanted = len(prefix) if isinstance(prefix, (tuple, list)) else 0
+    if not kwargs and wanted <= len(args):
         return args
     bound = inspect.signature(function).bind(*args, **kwargs)
-    if bound.kwargs:
+    given = [i for i, name in enumerate(bound.signature.parameters) if name in bound.arguments]
+    bound.apply_defaults()
+    count = max([wanted, *(i + 1 for i in given)]) if len(args) <= len(given) else len(bound.args)
+    named = sorted(bound.kwargs.keys() & kwargs.keys())
+    if named:
         raise TypeError(
-            f"{function.__name__}: {sorted(bound.kwargs)} are keyword-only, but this transform "
+            f"{function.__name__}: {named} are keyword-only, but this transform "
             "maps arguments by position.\nCure: make them positional, or bind them with "
             "functools.partial."
         )
-    return bound.args
+    return bound.args[: max(count, len(args))]
 
 
 resolve_kwargs = by_position

@@ -23,12 +23,15 @@ from .bound import by_position, decorator_or_function, method_of, positions
 from .branch_errors import Look, different_structures
 from .differentiation import gradient_builder, group_by_argument, join, separate
 from .given_derivatives import Given, laid_out, zeros
+from .jit_options import names_of, resolved
 from .prefixes import DiffState
 
 
 @decorator_or_function
 def custom_vjp(
-    fun: Callable, *, nondiff_argnums: int | DiffState | Sequence[int | DiffState] = ()
+    fun: Callable,
+    nondiff_argnums: int | DiffState | Sequence[int | DiffState] = (),
+    nondiff_argnames: str | Sequence[str] = (),
 ) -> CustomVjp:
     """`jax.custom_vjp` for functions of objects.
 
@@ -38,6 +41,7 @@ def custom_vjp(
             must be static (hashable) unless it holds objects; `nnx.DiffState(argnum, filter)` to
             differentiate only what the filter matches of an object. An object is differentiated in
             its `nnx.Param`s otherwise.
+        nondiff_argnames: the same by name.
 
     `defvjp(fwd, bwd)`: `fwd` takes the arguments of `fun` and returns (value, residuals); what it
     does to the objects is carried out. `bwd` takes the ints of `nondiff_argnums`, the residuals
@@ -69,19 +73,22 @@ def custom_vjp(
         >>> float(nnx.grad(f)(Scale(), 0.0).factor.value)
         0.0
     """
-    return CustomVjp(fun, nondiff_argnums)
+    return CustomVjp(fun, nondiff_argnums, nondiff_argnames)
 
 
 class CustomVjp(Generic[A]):
     """What `nnx.custom_vjp` returns: callable once `defvjp(fwd, bwd)` was called."""
 
-    def __init__(self, fun: Callable, nondiff_argnums: Any):
+    def __init__(self, fun: Callable, nondiff_argnums: Any, nondiff_argnames: Any = ()):
         functools.update_wrapper(self, fun)
         self._function, self._bound = unbind(fun)
         given = nondiff_argnums
         given = list(given) if isinstance(given, Sequence) else [given]
         self._filters = {d.argnum: d.filter for d in given if isinstance(d, DiffState)}
         self._nondiff = [d for d in given if not isinstance(d, DiffState)]
+        if nondiff_argnames:
+            self._nondiff += resolved(fun, None, names_of(nondiff_argnames), "custom_vjp")[0]
+        self._options: dict[str, Any] = {}
         self._rules: tuple[Callable, Callable] | None = None
         if self._bound is not None:
             set_unbound(self, lambda obj, /, *args, **kw: self._call(obj, args, kw), self._bound)
@@ -89,14 +96,19 @@ class CustomVjp(Generic[A]):
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
         return self if obj is None else method_of(self, obj)
 
-    def defvjp(self, fwd: Callable, bwd: Callable, symbolic_zeros: bool = False) -> None:
-        """Set the forward and the backward rule."""
+    def defvjp(
+        self, fwd: Callable, bwd: Callable, symbolic_zeros: bool = False, **options: Any
+    ) -> None:
+        """Set the forward and the backward rule.
+
+        `**options`: `optimize_remat` and other keywords of the installed `jax.custom_vjp.defvjp`.
+        """
         if symbolic_zeros:
             raise ValueError(
                 "nnx.custom_vjp has no symbolic_zeros.\n"
                 "Cure: use jax.custom_vjp, on nnx.split and nnx.merge."
             )
-        self._rules = (fwd, bwd)
+        self._rules, self._options = (fwd, bwd), options
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(self._bound, args, kwargs)
@@ -158,7 +170,7 @@ class CustomVjp(Generic[A]):
             return gradients, [_no_gradient(t) for t in types[1]]
 
         transformed = jax.custom_vjp(pure(self._function, force=written))
-        transformed.defvjp(forward, backward)
+        transformed.defvjp(forward, backward, **self._options)
         return leave(call, transformed(diff, inputs))
 
     def _written(

@@ -15,7 +15,11 @@ from .eval_shape import leave_abstract
 
 @decorator_or_function
 def make_jaxpr(
-    f: Callable, static_argnums: Any = (), *, return_shape: bool = False, **options: Any
+    f: Callable,
+    static_argnums: Any = (),
+    axis_env: Any = None,
+    return_shape: bool = False,
+    **options: Any,
 ) -> Callable:
     """`jax.make_jaxpr` for functions of objects: the jaxpr of a call; nothing is computed.
 
@@ -25,6 +29,7 @@ def make_jaxpr(
     Args:
         f: the function.
         static_argnums: arguments that are not traced.
+        axis_env: names and sizes of axes that the function's collectives use.
         return_shape: return (jaxpr, shapes of the result).
         **options: other keywords of the installed `jax.make_jaxpr`.
 
@@ -39,7 +44,7 @@ def make_jaxpr(
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs, static_argnums, captured=True)
-        program = jax.make_jaxpr(pure, return_shape=True, **options)
+        program = jax.make_jaxpr(pure, axis_env=axis_env, return_shape=True, **options)
         jaxpr, out = execute(call, f, program, call.grouped, call.tree)
         return (jaxpr, leave_abstract(call, out)) if return_shape else jaxpr
 

@@ -256,6 +256,16 @@ class JitWrapped(Generic[P, R]):
 
         return eval_shape(call, bound, *args, **kwargs)
 
+    @property
+    def jitted_fn(self) -> JitWrapped:
+        """What is called: this itself, which has the methods of a function from `jax.jit`."""
+        return self
+
+    def _cache_size(self) -> int:
+        """How many programs are compiled, as a function from `jax.jit` tells it."""
+        programs = [p for key, p in self._programs.items() if not isinstance(key, str)]
+        return sum(program.jitted._cache_size() for program in programs)
+
     def clear_cache(self) -> None:
         """Forget every compiled program of this function."""
         for key in [k for k in self._programs if not isinstance(k, str)]:
@@ -265,9 +275,10 @@ class JitWrapped(Generic[P, R]):
 class _Stage:
     """A stage of `jax.stages`, and the wrapper that it comes from."""
 
-    def __init__(self, wrapped: JitWrapped, stage: Any):
+    def __init__(self, wrapped: JitWrapped, stage: Any, first: tuple = ()):
         self._wrapped = wrapped
         self._stage = stage
+        self._first = first  # of `jit_partial`, in front of what a call gives
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
@@ -277,15 +288,56 @@ class Lowered(_Stage):
     """A lowered program: `jax.stages.Lowered`, but `compile()` gives a function of objects."""
 
     def compile(self, *args: Any, **kwargs: Any) -> Compiled:
-        return Compiled(self._wrapped, self._stage.compile(*args, **kwargs))
+        return Compiled(self._wrapped, self._stage.compile(*args, **kwargs), self._first)
 
 
 class Compiled(_Stage):
     """A compiled program: `jax.stages.Compiled`, called with objects."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call, _, inputs = self._wrapped._inner(args, kwargs)
+        call, _, inputs = self._wrapped._inner((*self._first, *args), kwargs)
         return leave(call, execute(call, self._wrapped._function, self._stage, *inputs))
+
+
+def jit_partial(fun: Callable, *partial_args: Any, **options: Any) -> JitPartial:
+    """`nnx.jit` of a function whose first arguments are fixed: a training step on its model.
+
+    Args:
+        fun: the function.
+        *partial_args: its first arguments; what it does to objects in them happens.
+        **options: those of `nnx.jit`, counted over all arguments of `fun`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> count = nnx.Variable(jnp.array(0))
+        >>> def add(count, x):
+        ...     count += x
+        >>> step = nnx.jit_partial(add, count)
+        >>> step(2), step(3), int(count)
+        (None, None, 5)
+    """
+    return JitPartial(jit(fun, **options), *partial_args)
+
+
+class JitPartial(functools.partial):
+    """What `nnx.jit_partial` returns: callable, with `trace`, `lower` and `eval_shape`."""
+
+    @property
+    def jitted_fn(self) -> JitWrapped:
+        """The function of all arguments."""
+        return self.func
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        return self.func.trace(*self.args, *args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        lowered = self.func.lower(*self.args, *args, **kwargs)
+        lowered._first = self.args
+        return lowered
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        return self.func.eval_shape(*self.args, *args, **kwargs)
 
 
 def _compiled(event: str, *_: Any, **__: Any) -> None:

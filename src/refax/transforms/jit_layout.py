@@ -13,7 +13,7 @@ import jax
 
 from ..lift import errors
 from ..lift.arguments import named_like, slot_numbers
-from ..lift.array_prefix import spread, without_objects
+from ..lift.array_prefix import by_path, for_arrays, spread, without_objects
 from ..lift.call import Call, occurrences_in, one_group
 from ..lift.faults import inputs_of, tell
 from ..lift.prefix import FilterPrefix, Groups, OutputRules, all_entries, group_leaves
@@ -134,8 +134,10 @@ def layout_of(
         return Layout(one_group(call.plan), None, (False,), given, {})
     args, kwargs = call.tree
     prefix = _in_prefix(options.in_shardings, len(args), shift, static_at)
+    if isinstance(prefix, tuple):
+        prefix = tuple(map(by_path, prefix, args))
     places = occurrences_in(call, function, prefix, "in_shardings", is_leaf=_is_sharding)
-    known = all_entries((options.in_shardings, options.out_shardings), _is_sharding)
+    known = all_entries((prefix, options.out_shardings), _is_sharding)
     sharded = group_leaves(call.plan, places, known)
     # A leaf that any donated argument reaches is donated: its Variable gets the new value.
     objects = slot_numbers(
@@ -154,7 +156,7 @@ def layout_of(
         out_prefix = jax.tree.map(_kept, options.out_shardings, is_leaf=_is_sharding)
         kept = tuple(o._replace(prefix=_kept(o.prefix)) for o in places)
         rules = OutputRules(kept, out_prefix, groups.entries, lambda entry: entry.sharding)
-        shardings = _shardings(options, prefix, len(args), groups, given)
+        shardings = _shardings(options, prefix, args, groups, given)
     return Layout(groups, rules, donated, given, shardings)
 
 
@@ -176,15 +178,15 @@ def _in_prefix(prefix: Any, count: int, shift: int, static_at: Sequence[int]) ->
 
 
 def _shardings(
-    options: Options, prefix: Any, count: int, groups: Groups, given: Donated
+    options: Options, prefix: Any, arguments: tuple, groups: Groups, given: Donated
 ) -> dict[str, Any]:
     """The keywords for `jax.jit`."""
     by_group = [entry.sharding for entry in groups.entries]
-    args = without_objects(prefix)
+    args = for_arrays(prefix, arguments, "args", _is_sharding)
     out = (without_objects(options.out_shardings), by_group, None)
     if not given:
         return {"in_shardings": (by_group, (args, None)), "out_shardings": out}
-    per_argument = args if isinstance(args, tuple) else (args,) * count
+    per_argument = args if isinstance(args, tuple) else (args,) * len(arguments)
 
     def half(donated: bool) -> Any:
         return (

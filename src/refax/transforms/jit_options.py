@@ -12,11 +12,11 @@ from ..objects.statics import static_key
 from .bound import without_static
 
 
-def _indices(given: int | Sequence[int] | None) -> tuple[int, ...] | None:
+def indices_of(given: int | Sequence[int] | None) -> tuple[int, ...] | None:
     return None if given is None else (given,) if isinstance(given, int) else tuple(given)
 
 
-def _names(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
+def names_of(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
     return None if given is None else (given,) if isinstance(given, str) else tuple(given)
 
 
@@ -37,14 +37,14 @@ class Options:
         self.rest = rest
         self.sharded = in_shardings is not None or out_shardings is not None
         self._given = (
-            _indices(static[0]),
-            _names(static[1]),
-            _indices(donate[0]),
-            _names(donate[1]),
+            indices_of(static[0]),
+            names_of(static[1]),
+            indices_of(donate[0]),
+            names_of(donate[1]),
         )
         self.plain = not self.sharded and self._given == (None,) * 4
-        self.static_numbers, self.static_names = _resolve(function, *self._given[:2])
-        self.donate_numbers, self.donate_names = _resolve(function, *self._given[2:])
+        self.static_numbers, self.static_names = resolved(function, *self._given[:2])
+        self.donate_numbers, self.donate_names = resolved(function, *self._given[2:])
 
     def key(self) -> Any:
         """Equal for equal keywords; None where that cannot be told."""
@@ -57,8 +57,8 @@ class Options:
         return parts
 
 
-def _resolve(
-    f: Callable, numbers: tuple[int, ...] | None, names: tuple[str, ...] | None
+def resolved(
+    f: Callable, numbers: tuple[int, ...] | None, names: tuple[str, ...] | None, by: str = "jit"
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Positions and names from what was given of either; JAX infers the other in the same way."""
     if (numbers is None) == (names is None):
@@ -75,7 +75,7 @@ def _resolve(
         unknown = [n for n in names if n not in known]
         if unknown and not open_ended:
             raise ValueError(
-                f"jit: {f.__name__} has no parameter {unknown[0]!r}; it has {sorted(known)}."
+                f"{by}: {f.__name__} has no parameter {unknown[0]!r}; it has {sorted(known)}."
                 f"{suggest(unknown[0], known)}\nCure: name parameters of the function."
             )
         return tuple(i for i, n in enumerate(positional) if n in names), names

@@ -10,6 +10,7 @@ import jax
 from ..lift.call import leave
 from ..lift.faults import execute
 from .bound import decorator_or_function, enter_unbound, lifted
+from .jit_options import indices_of, names_of, resolved
 
 
 @decorator_or_function
@@ -19,6 +20,7 @@ def remat(
     prevent_cse: bool = True,
     static_argnums: int | Sequence[int] = (),
     policy: Callable[..., bool] | None = None,
+    static_argnames: str | Sequence[str] = (),
     **options: Any,
 ) -> Callable:
     """`jax.checkpoint` for functions of objects: what they do to the objects happens once.
@@ -28,6 +30,7 @@ def remat(
         prevent_cse, policy: as in `jax.checkpoint`.
         static_argnums: arguments that are not traced, counted with `self` for a method in a class
             body, without it for a bound method.
+        static_argnames: the same by name.
         **options: other keywords of the installed `jax.checkpoint`.
 
     Example:
@@ -45,8 +48,11 @@ def remat(
         (2, 2)
     """
 
+    numbers = indices_of(static_argnums) or None
+    static = resolved(f, numbers, names_of(static_argnames) or None, "remat")
+
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        call, pure = enter_unbound(f, args, kwargs, static_argnums)
+        call, pure = enter_unbound(f, args, kwargs, *static)
         inner = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy, **options)
         return leave(call, execute(call, f, inner, call.grouped, call.tree))
 

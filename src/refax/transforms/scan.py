@@ -62,7 +62,8 @@ def scan(
             arguments of a method leaves `self` out, which is broadcast.
         out_axes: of the result: `nnx.Carry` in one place if an argument is carried, ints for what
             is stacked along that axis.
-        transform_metadata: `{nnx.PARTITION_NAME: name}` keeps annotations in step.
+        transform_metadata: `{nnx.PARTITION_NAME: name}` keeps annotations in step; so any other
+            key does the metadata of that name, such as `nickname=('a', 'b')`.
 
     Called eagerly it compiles once per structure, not at each call.
 
@@ -88,8 +89,8 @@ def scan(
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         function, bound = unbind(f)
-        args = by_position(f, args, kwargs)
-        args, prefix = with_self(wrapped, bound, args, in_axes, None)
+        args = by_position(f, args, kwargs, in_axes)
+        args, prefix, _ = with_self(wrapped, bound, args, {}, in_axes, None)
         prefix = prefix if isinstance(prefix, tuple) else (prefix,) * len(args)
         carried = _carried(prefix, out_axes)
         call = enter(args, {})
@@ -101,7 +102,7 @@ def scan(
             return _loop(functions[0], form, rules, prefix, out_axes, carried, options, named)
 
         key = ("scan", call.plan.graphdef, call.groups.of_leaf, rules.entries,
-               hashable((prefix, out_axes)), named and named.name,
+               hashable((prefix, out_axes)), named and named.names,
                *map(static_key, options.values()))  # fmt: skip
         try:
             program = eager_program((function,), key, make)

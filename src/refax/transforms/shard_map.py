@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from ..graph.state import map_state
 from ..lift.arguments import is_object, named_like, unbind
 from ..lift.array_prefix import for_arrays, hashable, spread
 from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
@@ -17,14 +18,18 @@ from ..lift.places import place_of_leaf
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..lift.programs import eager_program
 from ..objects.statics import static_key
+from ..objects.variable import Variable, raw
+from ..verbs.splitting import state
 from .bound import by_position, decorator_or_function, lifted, with_self, with_static
 from .broadcast_counts import broadcast_counts, drawn_differently, run_with_counts, varying
 from .spec_errors import check_replicated, check_specs
 
+_INFER = object()
+
 
 @decorator_or_function
 def shard_map(
-    f: Callable, *, mesh: Any = None, in_specs: Any, out_specs: Any, **options: Any
+    f: Callable, *, mesh: Any = None, in_specs: Any = _INFER, out_specs: Any, **options: Any
 ) -> Callable:
     """`jax.shard_map` for functions of objects.
 
@@ -33,6 +38,7 @@ def shard_map(
         mesh: a `jax.sharding.Mesh`; the one of the context by default.
         in_specs, out_specs: `PartitionSpec`s, pytree prefixes, and `nnx.StateSharding` for objects.
             A Variable that is written keeps its spec: what each device wrote is put together by it.
+            Without in_specs, what is sharded over Explicit axes goes in as it is.
         **options: `axis_names`, `check_vma`, …, passed on to `jax.shard_map`.
 
     Example:
@@ -49,32 +55,37 @@ def shard_map(
         (8, 3)
     """
 
+    out_prefix = _whole_for_none(out_specs)
+
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         function, bound = unbind(f)
-        args = by_position(f, args, kwargs)
-        args, prefix = with_self(wrapped, bound, args, in_specs, _WHOLE)
+        args = by_position(f, args, kwargs, in_specs)
+        specs = _inferred(args) if in_specs is _INFER else in_specs
+        args, prefix, _ = with_self(wrapped, bound, args, {}, specs, _WHOLE)
         args, statics = _separate(args, prefix)
-        prefix = jax.tree.map(lambda s: _WHOLE if s is None else s, prefix, is_leaf=_is_spec)
+        prefix = _whole_for_none(prefix)
         call = enter(args, {})
-        rules = group_by_prefix(call, function, prefix, out_specs, "in_specs", is_leaf=_is_spec)
+        rules = group_by_prefix(call, function, prefix, out_prefix, "in_specs", is_leaf=_is_spec)
         by_group = list(rules.entries)
 
         def make(functions: tuple[Callable, ...]) -> Callable:
             checked = check_replicated(call.plan.graphdef, rules)
             inner = with_static(functions[0], statics)
             pure = pure_function(inner, call, rules=rules, returned=checked)
-            specs = for_arrays(prefix, call.tree[0], "args", _is_spec)
+            given: dict[str, Any] = dict(options)
+            if in_specs is not _INFER:  # JAX infers the same, and says why where it cannot
+                arrays = for_arrays(prefix, call.tree[0], "args", _is_spec)
+                given["in_specs"] = (by_group, (arrays, _WHOLE))
             return jax.shard_map(
                 _with_counts(pure, call, rules, prefix),
                 mesh=mesh,
-                in_specs=(by_group, (specs, _WHOLE)),
-                out_specs=(_without_lift_types(out_specs), by_group, _WHOLE),
-                **options,
+                out_specs=(_without_lift_types(out_prefix), by_group, _WHOLE),
+                **given,
             )
 
         assert call.groups is not None
         key = ("shard_map", call.plan.graphdef, call.groups.of_leaf, rules.entries, mesh,
-               hashable((prefix, out_specs), _is_spec), static_key(tuple(statics.items())),
+               hashable((prefix, out_prefix), _is_spec), static_key(tuple(statics.items())),
                jax.tree.structure(call.tree), *options.items())  # fmt: skip
         try:
             program = eager_program((function,), key, make)
@@ -136,5 +147,24 @@ def _separate(args: tuple, specs: Any) -> tuple[tuple, dict[int, Any]]:
 def _without_lift_types(specs: Any) -> Any:
     """The specs of results for JAX: objects have left no leaves, so any will do in their place."""
     return jax.tree.map(
-        lambda s: _WHOLE if isinstance(s, FilterPrefix) or s is None else s, specs, is_leaf=_is_spec
+        lambda s: _WHOLE if isinstance(s, FilterPrefix) else s, specs, is_leaf=_is_spec
     )
+
+
+def _inferred(args: tuple) -> Any:
+    """The specs of arrays as their types have them, on Explicit axes."""
+
+    def of_array(x: Any) -> Any:
+        return jax.typeof(x).sharding.spec
+
+    def of_leaf(x: Any) -> Any:
+        if isinstance(x, Variable):
+            return of_array(x.value)
+        return map_state(lambda _, v: of_array(raw(v)), state(x)) if is_object(x) else of_array(x)
+
+    return jax.tree.map(of_leaf, args, is_leaf=is_object)
+
+
+def _whole_for_none(specs: Any) -> Any:
+    """The specs with P() for None."""
+    return jax.tree.map(lambda s: _WHOLE if s is None else s, specs, is_leaf=_is_spec)

@@ -12,13 +12,14 @@ from ..lift.arguments import slot_numbers, unbind
 from ..lift.call import leave
 from ..lift.faults import execute
 from ..objects.modes import Switch
+from .bound import lifted
 from .differentiation import gradient_builder, normalize_argnums, prepare
 from .given_derivatives import Given, laid_out
 from .prefixes import DiffState
 
 
 def vjp(
-    f: Callable,
+    f: Callable | None = None,
     *primals: Any,
     argnums: int | DiffState | Sequence[int | DiffState] | None = None,
     has_aux: bool = False,
@@ -30,8 +31,9 @@ def vjp(
     """`jax.vjp` for functions of objects: (value, cotangent function[, aux]).
 
     Args:
-        f: the function.
-        *primals: its arguments; objects are differentiated in their `nnx.Param`s.
+        f: the function, or a method.
+        *primals: its arguments; objects are differentiated in their `nnx.Param`s. With none,
+            `vjp` is a decorator: the function of the primals that gives the above.
         argnums: differentiate these arguments only, by ints or `nnx.DiffState`; the cotangent
             function then returns theirs. All, by default.
         has_aux: whether `f` returns (value, aux).
@@ -48,11 +50,28 @@ def vjp(
         >>> grads.bias.value, x_bar.shape
         (Array([1., 1., 1.], dtype=float32), (1, 2))
     """
-    given = range(len(primals)) if argnums is None else argnums
-    call, wrt, diff, of_diff = _prepare(f, primals, given, has_aux)
-    as_users_get_them = gradient_builder(call, wrt)
     if reduce_axes:
         options["reduce_axes"] = reduce_axes
+
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return _vjp(f, args, kwargs, argnums, has_aux, options)
+
+    if f is None:
+        return lambda f: lifted(f, run)
+    return run(f, primals, {}) if primals else lifted(f, run)
+
+
+def _vjp(
+    f: Callable,
+    primals: tuple,
+    kwargs: dict[str, Any],
+    argnums: Any,
+    has_aux: bool,
+    options: dict[str, Any],
+) -> Any:
+    given = range(len(primals)) if argnums is None else argnums
+    call, wrt, diff, of_diff = _prepare(f, primals, kwargs, given, has_aux)
+    as_users_get_them = gradient_builder(call, wrt)
     program = functools.partial(jax.vjp, of_diff, has_aux=True, **options)
     value, pullback, out = execute(call, f, program, diff)
     aux = leave(call, out)
@@ -66,9 +85,9 @@ def vjp(
 
 
 def jvp(
-    f: Callable,
-    primals: Sequence[Any],
-    tangents: Sequence[Any],
+    f: Callable | None = None,
+    primals: Sequence[Any] | None = None,
+    tangents: Sequence[Any] | None = None,
     has_aux: bool = False,
     *,
     graph: Switch = None,
@@ -77,8 +96,9 @@ def jvp(
     """`jax.jvp` for functions of objects: (value, tangent of the value[, aux]).
 
     Args:
-        f: the function.
-        primals: its arguments.
+        f: the function, or a method.
+        primals: its arguments. Without them `jvp` is a decorator: the function of (primals,
+            tangents) that gives the above.
         tangents: one per argument; for an object a State of the same tree as
             `nnx.state(object, nnx.Param)`, or an object of the same structure.
         has_aux: whether `f` returns (value, aux).
@@ -92,12 +112,24 @@ def jvp(
         >>> dy
         Array([[3.]], dtype=float32)
     """
+
+    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return _jvp(f, *args, **kwargs, has_aux=has_aux)
+
+    if f is None:
+        return lambda f: jvp(f, primals, tangents, has_aux)
+    if primals is None:
+        return lifted(f, run)
+    return run(f, (primals, tangents), {})
+
+
+def _jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool) -> Any:
     if len(primals) != len(tangents):
         raise ValueError(
             f"jvp got {len(primals)} primals, but {len(tangents)} tangents.\n"
             "Cure: give one tangent for each primal."
         )
-    call, wrt, diff, of_diff = _prepare(f, tuple(primals), range(len(primals)), has_aux)
+    call, wrt, diff, of_diff = _prepare(f, tuple(primals), {}, range(len(primals)), has_aux)
     how = Given("jvp: the tangent", call, unbind(f)[0], zero_if_missing=False)
     moving = laid_out(wrt, list(tangents), jax.tree.map(jax.typeof, diff), how)
     program = functools.partial(jax.jvp, of_diff, has_aux=True)
@@ -106,7 +138,9 @@ def jvp(
     return (value, moved, aux) if has_aux else (value, moved)
 
 
-def _prepare(f: Callable, primals: tuple, argnums: Any, has_aux: bool) -> Any:
+def _prepare(
+    f: Callable, primals: tuple, kwargs: dict[str, Any], argnums: Any, has_aux: bool
+) -> Any:
     """`prepare`, for a function whose value must be arrays."""
 
     def arrange(result: Any, grouped: list, static: Any) -> Any:
@@ -118,4 +152,4 @@ def _prepare(f: Callable, primals: tuple, argnums: Any, has_aux: bool) -> Any:
             )
         return value, (aux, grouped, static)
 
-    return prepare(f, primals, {}, normalize_argnums(argnums), arrange)
+    return prepare(f, primals, kwargs, normalize_argnums(argnums), arrange)

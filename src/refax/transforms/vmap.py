@@ -27,6 +27,7 @@ def vmap(
     axis_name: Any = None,
     axis_size: int | None = None,
     spmd_axis_name: Any = None,
+    *,
     transform_metadata: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Callable:
@@ -41,7 +42,8 @@ def vmap(
         in_axes, out_axes: ints, None, pytree prefixes, `nnx.StateAxes`. A tuple with one entry
             fewer than the arguments of a method leaves `self` out, which is mapped over axis 0.
         axis_name, axis_size, spmd_axis_name: as in `jax.vmap`.
-        transform_metadata: `{nnx.PARTITION_NAME: name}` keeps annotations in step.
+        transform_metadata: `{nnx.PARTITION_NAME: name}` keeps annotations in step; so any other
+            key does the metadata of that name, such as `nickname=('a', 'b')`.
 
     Example:
         >>> from refax import nnx
@@ -59,7 +61,7 @@ def vmap(
     def transform(pure: Callable, axes: list, prefix: Any, out: Any) -> Callable:
         return jax.vmap(
             pure,
-            in_axes=(axes, (prefix, 0)),
+            in_axes=(axes, prefix),
             out_axes=(out, axes, None),
             spmd_axis_name=spmd_axis_name,
             **keywords,
@@ -97,7 +99,7 @@ def pmap(
     }
 
     def transform(pure: Callable, axes: list, prefix: Any, out: Any) -> Callable:
-        return jax.pmap(pure, in_axes=(axes, (prefix, 0)), out_axes=(out, axes, None), **options)
+        return jax.pmap(pure, in_axes=(axes, prefix), out_axes=(out, axes, None), **options)
 
     return _mapped(
         f, in_axes, out_axes, named, transform, "pmap", static_broadcasted_argnums, options
@@ -118,13 +120,15 @@ def _mapped(
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         function, bound = unbind(f)
-        args, prefix = with_self(wrapped, bound, args, in_axes, 0)
+        args, prefix, named_axes = with_self(wrapped, bound, args, kwargs, in_axes, 0)
+        keywords = {k: named_axes.get(k, 0) for k in kwargs}  # 0 is what JAX gives them
         args, statics = without_static(args, static, 0 if bound is None else 1)
         if statics and isinstance(prefix, tuple):
             prefix = tuple(None if i in statics else e for i, e in enumerate(prefix))
         call = enter(args, kwargs)
-        rules = group_by_prefix(call, function, prefix, out_axes, "in_axes", keywords=0)
-        axes, jax_prefix = list(rules.entries), for_arrays(prefix, call.tree[0], "args")
+        rules = group_by_prefix(call, function, prefix, out_axes, "in_axes", keywords=keywords)
+        axes, (positional, named_trees) = list(rules.entries), call.tree
+        jax_prefix = (for_arrays(prefix, positional, "args"), for_arrays(keywords, named_trees, ""))
 
         def make(functions: tuple[Callable, ...]) -> Callable:
             inner = with_static(functions[0], statics)
@@ -141,14 +145,14 @@ def _mapped(
             else:
                 assert call.groups is not None
                 key = (call.plan.graphdef, call.groups.of_leaf, rules.entries,
-                       hashable((jax_prefix, out_axes)), named and named.name,
+                       hashable((jax_prefix, out_axes)), named and named.names,
                        static_key(tuple(statics.items())), *compiled_for.items())  # fmt: skip
                 program = eager_program((function,), key, make, compile=lambda program: program)
             result = execute(call, function, program, call.grouped, call.tree)
         except PrefixError:
             raise
         except (ValueError, IndexError):
-            check_sizes(call, rules, function, prefix, name)
+            check_sizes(call, rules, function, prefix, name, keywords)
             raise
         return leave(call, result)
 
@@ -159,7 +163,7 @@ def _mapped(
 def _look(call: Call, pure: Callable, axes: list, prefix: Any, out: Any, options: Any) -> None:
     """Trace under vmap, which tells what differs along the axis; pmap would keep the first."""
     given = {k: options[k] for k in ("axis_name", "axis_size") if options[k] is not None}
-    mapped = jax.vmap(pure, in_axes=(axes, (prefix, 0)), out_axes=(out, axes, None), **given)
+    mapped = jax.vmap(pure, in_axes=(axes, prefix), out_axes=(out, axes, None), **given)
     try:
         jax.eval_shape(mapped, call.grouped, call.tree)
     except NotImplementedError:  # a collective that vmap does not know
