@@ -253,6 +253,10 @@ PARAMETERS: dict[str, str] = {
         fun in_shardings out_shardings static_argnums static_argnames donate_argnums
         donate_argnames keep_unused device backend inline graph graph_updates
     """,
+    "jit_partial": """
+        fun in_shardings out_shardings static_argnums static_argnames donate_argnums
+        donate_argnames keep_unused device backend inline graph graph_updates
+    """,
     "jvp": "f primals tangents has_aux graph graph_updates",
     "leaky_relu": "x negative_slope",
     "log_sigmoid": "x",
@@ -310,6 +314,7 @@ PARAMETERS: dict[str, str] = {
     "to_flat_state": "state",
     "to_pure_dict": "state extract_fn",
     "to_tree": "prefix split_fn map_non_graph_nodes ctxtag check_aliasing",
+    "transform_metadata": "f in_axes out_axes partition graph",
     "traversals.flatten_mapping": "keep_empty_nodes is_leaf sep",
     "traversals.flatten_to_sequence": "is_leaf",
     "traversals.unflatten_mapping": "sep",

@@ -69,6 +69,7 @@ TAKERS = {
     "grad": lambda n, **s: nnx.grad(body, **s)(n, X),
     "iter_graph": lambda n, **s: [path for path, _ in nnx.iter_graph(n, **s)],
     "jit": lambda n, **s: nnx.jit(body, **s)(n, X),
+    "jit_partial": lambda n, **s: nnx.jit_partial(body, n, **s)(X),
     "jvp": lambda n, **s: nnx.jvp(body, (n, X), (nnx.state(n, nnx.Param), X), **s),
     "make_jaxpr": lambda n, **s: str(nnx.make_jaxpr(body, **s)(n, X)),
     "map": lambda n, **s: nnx.state(nnx.map(lambda _, x: x * 2, n, **s)),
@@ -88,6 +89,9 @@ TAKERS = {
     "switch": lambda n, **s: nnx.switch(0, [body, body], n, X, **s),
     "train": lambda n, **s: n.train(**s),
     "eval": lambda n, **s: n.eval(**s),
+    "transform_metadata": lambda n, **s: nnx.transform_metadata(
+        body, in_axes=None, out_axes=None, partition="x", **s
+    )(n, X),
     "value_and_grad": lambda n, **s: nnx.value_and_grad(body, **s)(n, X),
     "vjp": lambda n, **s: nnx.vjp(body, n, X, **s)[1](1.0),
     "vmap": lambda n, **s: nnx.vmap(body, in_axes=(None, 0), **s),
@@ -126,8 +130,9 @@ def test_switches_are_accepted_and_change_nothing(name):
 
 
 WITH_UPDATES = """
-    cached_partial checkify cond custom_vjp eval_shape fori_loop fork_rngs grad jit jvp make_jaxpr
-    pmap remat scan shard_map split_rngs switch value_and_grad vjp vmap while_loop with_rngs
+    cached_partial checkify cond custom_vjp eval_shape fori_loop fork_rngs grad jit jit_partial jvp
+    make_jaxpr pmap remat scan shard_map split_rngs switch value_and_grad vjp vmap while_loop
+    with_rngs
 """.split()
 
 

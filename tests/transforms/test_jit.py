@@ -1,6 +1,7 @@
 """`jit`: static arguments, the cache, what leaves a program. Buffers: `test_jit_buffers.py`."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -303,3 +304,46 @@ def test_callables_and_bound_methods():
     assert nnx.jit(model)(jnp.ones((1, 2))).shape == (1, 2)
     assert nnx.jit(model.__call__)(jnp.ones((1, 2))).shape == (1, 2)
     assert model.count == 2
+
+
+# -- with its first arguments fixed --------------------------------------------------------------
+
+
+def test_a_step_with_its_objects_fixed():
+    def step(model, count, x, *, by=1.0):
+        count += 1
+        model.kernel.value = model.kernel + by
+        return (model(x) * count).sum()
+
+    model, twin, count, x = Dense(2, 2), Dense(2, 2), Count(jnp.array(0)), jnp.ones((1, 2))
+    run = nnx.jit_partial(step, model, count)
+    by_hand = nnx.jit(step)
+    other = Count(jnp.array(0))
+    for by in (1.0, 2.0):
+        assert float(run(x, by=by)) == float(by_hand(twin, other, x, by=by))
+    assert int(count) == 2
+    np.testing.assert_array_equal(model.kernel.value, twin.kernel.value)
+    assert run.eval_shape(x).shape == () and run.trace(x).jaxpr is not None and int(count) == 2
+    compiled = run.lower(x).compile()
+    assert float(compiled(x)) == float(by_hand(twin, other, x)) and int(count) == 3
+    assert run.jitted_fn is not None and run.jitted_fn._cache_size() == 2  # with and without `by`
+    run.jitted_fn.clear_cache()
+    assert run.jitted_fn._cache_size() == 0
+    # Options count all arguments, the fixed ones too.
+    times = nnx.jit_partial(lambda m, x, n: x * n if n == 2 else x, model, static_argnums=2)
+    np.testing.assert_array_equal(times(x, 2), 2 * x)
+
+
+def test_what_a_wrapper_shows_of_the_function():
+    def step(model: Dense, x: jax.Array) -> jax.Array:
+        """Says what it does."""
+        return model(x)
+
+    jitted = nnx.jit(step)
+    assert jitted.jitted_fn(Dense(2, 2), jnp.ones((1, 2))).shape == (1, 2)
+    for transform in (nnx.jit, nnx.remat, nnx.vmap, nnx.pmap, nnx.grad, nnx.value_and_grad,
+                      nnx.scan, nnx.checkify, nnx.make_jaxpr, nnx.custom_vjp, nnx.vjp, nnx.jvp,
+                      nnx.transform_metadata(partition="i")):  # fmt: skip
+        wrapped = transform(step)
+        assert wrapped.__wrapped__ is step and wrapped.__doc__ == "Says what it does."
+        assert inspect.signature(wrapped) == inspect.signature(step)

@@ -30,9 +30,11 @@ def by_path(prefix: Any, tree: Any) -> Any:
         return FilterPrefix(prefix)
     if isinstance(tree, (Pytree, State)) or is_slot(tree):
         return FilterPrefix(State(prefix)) if isinstance(prefix, dict) else prefix
-    if type(prefix) in (tuple, list) and type(prefix) is type(tree) and len(prefix) == len(tree):
-        return type(prefix)(map(by_path, prefix, tree))
-    if isinstance(prefix, dict) and isinstance(tree, dict):
+    if type(prefix) is tuple and type(tree) is tuple and len(prefix) == len(tree):
+        return tuple(map(by_path, prefix, tree))
+    if type(prefix) is list and type(tree) is list and len(prefix) == len(tree):
+        return list(map(by_path, prefix, tree))
+    if type(prefix) is dict and type(tree) is dict:
         return {k: by_path(e, tree[k]) if k in tree else e for k, e in prefix.items()}
     return prefix
 

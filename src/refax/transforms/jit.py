@@ -326,18 +326,19 @@ class JitPartial(functools.partial):
     @property
     def jitted_fn(self) -> JitWrapped:
         """The function of all arguments."""
-        return self.func
+        wrapped: Any = self.func
+        return wrapped
 
     def trace(self, *args: Any, **kwargs: Any) -> Any:
-        return self.func.trace(*self.args, *args, **kwargs)
+        return self.jitted_fn.trace(*self.args, *args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
-        lowered = self.func.lower(*self.args, *args, **kwargs)
+        lowered = self.jitted_fn.lower(*self.args, *args, **kwargs)
         lowered._first = self.args
         return lowered
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
-        return self.func.eval_shape(*self.args, *args, **kwargs)
+        return self.jitted_fn.eval_shape(*self.args, *args, **kwargs)
 
 
 def _compiled(event: str, *_: Any, **__: Any) -> None:
