@@ -232,8 +232,9 @@ def total(m):
 ENTRIES = {
     "dict": lambda entries: entries,
     "State": nnx.State,
+    # As `nnx.get_partition_spec` gives them; numbers in Variables would be arrays.
     "State of Variables": lambda entries: nnx.map_state(
-        lambda _, e: nnx.Param(e), nnx.State(entries)
+        lambda _, e: e if e is None or isinstance(e, int) else nnx.Param(e), nnx.State(entries)
     ),
 }
 OF = {"object": lambda m: m, "State": nnx.state, "list": lambda m: [m]}
