@@ -112,7 +112,9 @@ def with_self(
     if not isinstance(prefix, (tuple, list)):
         return args, prefix, {}
     prefix = tuple(prefix)
-    names = _positional(wrapped, 0 if bound is None else 1)
+    # (Reading a signature takes longer than the rest of an eager call.)
+    asked = kwargs or len(prefix) + (bound is not None) > len(args)
+    names = _positional(wrapped, 0 if bound is None else 1) if asked else []
     given = len(args)
     if given == 1:  # a method that gets everything by name
         given = max([1, *(i + 1 for i, name in enumerate(names) if name in kwargs)])
