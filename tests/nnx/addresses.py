@@ -32,6 +32,7 @@ NAMES: dict[str, str] = {
         var_defaults variable_name_from_type variable_type_from_name variablelib variables vars_as
         visualization vjp vmap while_loop with_metadata with_partitioning with_vars
     """,
+    "bridge": "NNXMeta ToLinen ToNNX lazy_init to_linen",
     "compat": """
         backup_keys cached_partial checkify clone cond custom_vjp eval_shape flatten fori_loop
         fork_rngs get_abstract_model grad graphdef iter_children iter_graph iter_modules jit jvp

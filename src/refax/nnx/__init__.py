@@ -263,6 +263,7 @@ from ..weights.files import load as load
 from ..weights.files import save as save
 from ..weights.state_dict import load_state_dict as load_state_dict
 from ..weights.state_dict import state_dict as state_dict
+from . import bridge as bridge
 from . import compat as compat
 from . import errors as errors
 from . import extract as extract
