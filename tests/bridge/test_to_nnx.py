@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from refax import nnx
+from refax.objects import variable_types
 
 linen = pytest.importorskip("flax.linen")
 bridge = nnx.bridge
@@ -132,6 +133,18 @@ def test_mutable_says_what_is_written(mutable, written, sown):
         assert len(nnx.pop(model, nnx.Intermediate)["total"].value) == 2
         model(X, mutable=mutable)
         assert len(model.total.value) == 1
+
+
+def test_types_made_for_collections_are_pickled_by_name(monkeypatch):
+    model = bridge.ToNNX(ManyCollections(), rngs=nnx.Rngs(0)).lazy_init(X)
+    data = pickle.dumps(model)
+    assert type(pickle.loads(data).calls) is type(model.calls)
+    monkeypatch.setattr(variable_types, "_TYPE_OF_NAME", {"params": nnx.Param})  # another process
+    again = pickle.loads(data)
+    assert type(again.calls) is nnx.variable_type_from_name("tally") is not type(model.calls)
+    again(X, mutable=["tally"])
+    assert int(again.calls) == 1 and type(again.w) is nnx.Param
+    assert pickle.loads(pickle.dumps(nnx.Param)) is nnx.Param
 
 
 class SameName(linen.Module):

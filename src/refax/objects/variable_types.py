@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 from .errors import suggest
@@ -128,8 +129,22 @@ def variable_type_from_name(
                 f"{', '.join(_TYPE_OF_NAME)}.{suggest(name, _TYPE_OF_NAME)}\n"
                 "Cure: register one with nnx.register_variable_name, or pass allow_register=True."
             )
-        _TYPE_OF_NAME[name] = VariableType(name, (base,), {"__slots__": ()})
+        _TYPE_OF_NAME[name] = VariableType(name, (base,), {"__slots__": (), "_of_name": True})
     return _TYPE_OF_NAME[name]
+
+
+def _made_type(name: str, base: type[Variable]) -> type[Variable]:
+    return variable_type_from_name(name, base=base, allow_register=True)
+
+
+def _pickled_type(cls: type[Variable]) -> Any:
+    """A type that was made for a name stands in no module: it is pickled by that name."""
+    return (
+        (_made_type, (cls.__name__, cls.__base__)) if "_of_name" in vars(cls) else cls.__qualname__
+    )
+
+
+copyreg.pickle(VariableType, _pickled_type)  # type: ignore[arg-type]
 
 
 def variable_name_from_type(typ: type[Variable], *, allow_register: bool = False) -> str:
