@@ -80,10 +80,65 @@ def dot_product_attention(
     promote_dtype = PROMOTE_DTYPE.instead_of(promote_dtype)
     query, key, value = promote_dtype((query, key, value), dtype=dtype)
     _check_shapes(query.shape, key.shape, value.shape)
+    weights = _dropped_weights(
+        query, key, bias, mask, is_causal, precision,
+        module, broadcast_dropout, dropout_rng, 0.0 if deterministic else dropout_rate,
+    )  # fmt: skip
+    return _combine(weights, value, precision)
+
+
+def dot_product_attention_weights(
+    query: Any,
+    key: Any,
+    bias: Any = None,
+    mask: Any = None,
+    broadcast_dropout: bool = True,
+    dropout_rng: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    deterministic: bool = False,
+    dtype: DTypeLike | None = None,
+    precision: lax.PrecisionLike = None,
+    module: Module | None = None,
+    promote_dtype: PromoteDtype = dtypes.promote_dtype,
+    is_causal: bool = False,
+) -> jax.Array:
+    """The weights of `dot_product_attention`, softmax(q·kᵀ / √d + bias): its arguments but values.
+
+    Shapes: `(*batch, queries, heads, d)`, `(*batch, keys, kv_heads, d)` → `(*batch, heads, queries,
+    keys)`.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> q, k = jnp.ones((2, 5, 4, 8)), jnp.ones((2, 7, 2, 8))
+        >>> weights = nnx.nn.attention.dot_product_attention_weights(q, k)
+        >>> weights.shape, round(float(weights[0, 0, 0].sum()), 5)
+        ((2, 4, 5, 7), 1.0)
+    """
+    promote_dtype = PROMOTE_DTYPE.instead_of(promote_dtype)
+    query, key = promote_dtype((query, key), dtype=dtype)
+    _check_shapes(query.shape, key.shape, key.shape)
+    return _dropped_weights(
+        query, key, bias, mask, is_causal, precision,
+        module, broadcast_dropout, dropout_rng, 0.0 if deterministic else dropout_rate,
+    )  # fmt: skip
+
+
+def _dropped_weights(
+    query: jax.Array,
+    key: jax.Array,
+    bias: Any,
+    mask: Any,
+    is_causal: bool,
+    precision: Any,
+    module: Module | None,
+    broadcast_dropout: bool,
+    dropout_rng: jax.Array | None,
+    dropout_rate: float,
+) -> jax.Array:
     of_logits = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
     bias, mask = _like_logits("bias", bias, of_logits), _like_logits("mask", mask, of_logits)
-    drop = dropout_rate > 0.0 and not deterministic
-    if drop and dropout_rng is None:
+    if dropout_rate > 0.0 and dropout_rng is None:
         raise ValueError(
             f"dot_product_attention: dropout_rate={dropout_rate} needs a key.\n"
             "Cure: dropout_rng=key, or deterministic=True."
@@ -91,9 +146,9 @@ def dot_product_attention(
     weights = _weights(query, key, bias, mask, is_causal, precision)
     if module is not None:
         module.sow(Intermediate, "attention_weights", weights)
-    if drop and dropout_rng is not None:
+    if dropout_rate > 0.0 and dropout_rng is not None:
         weights = _drop(weights, dropout_rng, 1.0 - dropout_rate, broadcast_dropout)
-    return _combine(weights, value, precision)
+    return weights
 
 
 def _check_shapes(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> None:

@@ -1,7 +1,9 @@
 """`nnx.nn.attention`: names only."""
 
 from ...layers.attention import MultiHeadAttention as MultiHeadAttention
-from ...layers.dot_product_attention import dot_product_attention as dot_product_attention
+from ...layers.dot_product_attention import (
+    dot_product_attention as dot_product_attention,
+    dot_product_attention_weights as dot_product_attention_weights)
 from ...layers.linear import default_kernel_init as default_kernel_init
 from ...layers.linear_general import LinearGeneral as LinearGeneral
 from ...layers.masks import (
