@@ -54,6 +54,8 @@ def test_bias_and_mask(shape: tuple[int, ...], kv_heads: int) -> None:
     logits = np.where(mask, logits / np.sqrt(8) + bias, -np.inf)
     expected = np.einsum("bhqk,bkhd->bqhd", softmax(logits), np.repeat(value, repeat, 2))
     np.testing.assert_allclose(actual, expected, atol=3e-6)
+    weights = nnx.nn.attention.dot_product_attention_weights(Q, key, bias, mask)
+    np.testing.assert_allclose(weights, softmax(logits), atol=3e-6)
 
 
 def test_causal_is_the_causal_mask() -> None:

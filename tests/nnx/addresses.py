@@ -30,14 +30,15 @@ NAMES: dict[str, str] = {
         traversals unflatten unpack update update_context use_eager_sharding use_hijax
         use_mutable_arrays use_refs using_eager_sharding using_hijax using_refs value_and_grad
         var_defaults variable_name_from_type variable_type_from_name variablelib variables vars_as
-        visualization vjp vmap while_loop with_metadata with_partitioning with_vars
+        view view_info visualization vjp vmap while_loop with_attributes with_metadata
+        with_partitioning with_rngs with_vars
     """,
     "bridge": "NNXMeta ToLinen ToNNX lazy_init to_linen",
     "compat": """
         backup_keys cached_partial checkify clone cond custom_vjp eval_shape flatten fori_loop
         fork_rngs get_abstract_model grad graphdef iter_children iter_graph iter_modules jit jvp
         pmap recursive_map remat reseed scan shard_map split split_rngs state switch value_and_grad
-        vjp vmap while_loop
+        view view_info vjp vmap while_loop
     """,
     "errors": "AliasError GraphError PathError PrefixError StructureError TraceContextError",
     "extract": """
@@ -73,7 +74,8 @@ NAMES: dict[str, str] = {
     "metrics": "Accuracy Average Metric MetricState MultiMetric Pytree Statistics Variable Welford",
     "module": """
         A B F Key M Module P Path PathParts Pytree R S State StateMapping V capture first_from
-        iter_children iter_modules split_state tuple_init tuple_reduce
+        iter_children iter_module_children iter_modules split_state tuple_init tuple_reduce view
+        view_info with_attributes
     """,
     "nn": """
         activations attention dtypes initializers linear lora normalization recurrent stochastic
@@ -86,7 +88,7 @@ NAMES: dict[str, str] = {
     "nn.attention": """
         DotGeneralT Dtype Initializer LayerNorm LinearGeneral Module MultiHeadAttention
         PrecisionLike PromoteDtypeFn Shape combine_masks default_kernel_init dot_product_attention
-        first_from make_attention_mask make_causal_mask
+        dot_product_attention_weights first_from make_attention_mask make_causal_mask
     """,
     "nn.dtypes": "Dtype T canonicalize_dtype promote_dtype",
     "nn.initializers": """
@@ -129,7 +131,7 @@ NAMES: dict[str, str] = {
     "rnglib": """
         A AxesValue Counts F Key KeylessInitializer OutShardingType Pytree RngCount RngKey RngState
         RngStream RngValue Rngs SplitBackups SplitPattern Variable backup_keys fork_rngs reseed
-        restore_rngs split_rngs
+        restore_rngs split_rngs with_rngs
     """,
     "spmd": """
         A F PARTITION_NAME abstract_with_sharding as_abstract eval_shape get_abstract_model

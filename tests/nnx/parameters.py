@@ -9,6 +9,7 @@ PARAMETERS: dict[str, str] = {
         promote_dtype rngs bias_metadata scale_metadata
     """,
     "BatchNorm.__call__": "x use_running_average mask",
+    "BatchNorm.set_view": "use_running_average",
     "BatchStat": "value hijax ref eager_sharding",
     "Bidirectional": "forward_rnn backward_rnn merge_fn time_major return_carry rngs",
     "Bidirectional.__call__": """
@@ -29,8 +30,10 @@ PARAMETERS: dict[str, str] = {
     """,
     "ConvTranspose.__call__": "inputs",
     "DiffState": "argnum filter",
+    "DiffState.map_prefix": "path variable",
     "Dropout": "rate broadcast_dims deterministic rng_collection rngs",
     "Dropout.__call__": "inputs deterministic rngs",
+    "Dropout.set_view": "deterministic",
     "EMA": "params decay only graph",
     "EMA.apply_to": "model",
     "EMA.update": "updates",
@@ -121,7 +124,10 @@ PARAMETERS: dict[str, str] = {
         out_sharding qkv_sharding
     """,
     "MultiHeadAttention.init_cache": "input_shape dtype",
+    "MultiHeadAttention.set_view": "deterministic decode batch_size max_length",
+    "NodeStates.from_prefixes": "metadata",
     "NodeStates.from_split": "metadata",
+    "NodeStates.from_states": "state",
     "Not.__call__": "path x",
     "Nothing.__call__": "path x",
     "OfType": "type",
@@ -158,9 +164,13 @@ PARAMETERS: dict[str, str] = {
     "RngKey": "value hijax ref eager_sharding",
     "RngState": "value hijax ref eager_sharding",
     "RngStream": "key tag",
+    "RngStream.broadcast": "k",
     "RngStream.fork": "split",
+    "RngStream.split": "k",
     "Rngs": "default",
+    "Rngs.broadcast": "k",
     "Rngs.fork": "split",
+    "Rngs.split": "k",
     "Sequential.__call__": "rngs",
     "SimpleCell": """
         in_features hidden_features dtype param_dtype carry_init residual activation_fn
@@ -173,6 +183,7 @@ PARAMETERS: dict[str, str] = {
         layer_instance n_steps epsilon dtype param_dtype error_on_non_matrix update_stats rngs
     """,
     "SpectralNorm.__call__": "x update_stats",
+    "SplitContext.flatten": "node with_paths",
     "State.map": "f",
     "State.replace_by_pure_dict": "pure_dict replace_fn",
     "State.to_pure_dict": "extract_fn",
@@ -200,6 +211,7 @@ PARAMETERS: dict[str, str] = {
     "WeightNorm.__call__": "x",
     "WithTag": "tag",
     "WithTag.__call__": "path x",
+    "abstract_with_sharding": "tree graph",
     "as_abstract": "tree graph",
     "as_pure": "tree",
     "avg_pool": "inputs window_shape strides padding count_include_pad",
@@ -248,6 +260,7 @@ PARAMETERS: dict[str, str] = {
     "identity": "x",
     "iter_children": "graph",
     "iter_graph": "graph",
+    "iter_module_children": "graph",
     "iter_modules": "graph",
     "jit": """
         fun in_shardings out_shardings static_argnums static_argnames donate_argnums
@@ -266,7 +279,7 @@ PARAMETERS: dict[str, str] = {
     "make_attention_mask": "query_input key_input pairwise_fn extra_batch_dims dtype",
     "make_causal_mask": "x extra_batch_dims dtype",
     "make_jaxpr": "f graph graph_updates static_argnums",
-    "map": "graph",
+    "map": "graph recreate_variables",
     "map_state": "f state",
     "max_pool": "inputs window_shape strides padding",
     "merge": "copy recreate_variables",
@@ -291,6 +304,7 @@ PARAMETERS: dict[str, str] = {
     "replace_by_pure_dict": "state pure_dict replace_fn",
     "reseed": "graph policy",
     "restore_int_paths": "pure_dict",
+    "rnglib.backup_keys": "graph",
     "scan": "f length reverse unroll in_axes out_axes transform_metadata graph graph_updates",
     "selu": "x",
     "set_metadata": "only",
@@ -305,6 +319,8 @@ PARAMETERS: dict[str, str] = {
     "split_rngs": "splits only squeeze graph graph_updates",
     "standardize": "x axis mean variance epsilon where algorithm",
     "state": "node graph",
+    "statelib.create_path_filters": "state",
+    "statelib.diff": "state other",
     "swish": "x",
     "switch": "index branches graph graph_updates",
     "tabulate": """
@@ -328,15 +344,19 @@ PARAMETERS: dict[str, str] = {
     "variablelib.is_array_ref": "x",
     "variables": "node graph",
     "vars_as": "hijax ref mutable only allow_duplicates",
+    "view": "only raise_if_not_found graph",
+    "view_info": "only graph",
     "vjp": "f has_aux reduce_axes graph graph_updates",
     "vmap": """
         f in_axes out_axes axis_name axis_size spmd_axis_name transform_metadata graph
         graph_updates
     """,
     "while_loop": "cond_fun body_fun init_val graph graph_updates",
+    "with_attributes": "only raise_if_not_found graph",
     "with_metadata": """
         initializer on_set_value on_get_value on_create_value on_add_axis on_remove_axis
     """,
     "with_partitioning": "initializer sharding mesh",
+    "with_rngs": "split fork broadcast only graph graph_updates",
     "with_vars": "hijax ref mutable only allow_duplicates",
 }

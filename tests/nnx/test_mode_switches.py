@@ -1,5 +1,6 @@
 """The keywords by which programs choose a mode: accepted everywhere, and never taken for more."""
 
+import inspect
 import itertools
 
 import jax
@@ -58,22 +59,32 @@ def over_streams(net, **switch):
 TAKERS = {
     "EMA": lambda n, **s: nnx.state(nnx.EMA(n, 0.9, **s)),
     "Optimizer": lambda n, **s: nnx.state(nnx.Optimizer(n, optax.adam(0.1), wrt=nnx.Param, **s)),
+    "abstract_with_sharding": lambda n, **s: nnx.abstract_with_sharding(n, **s),
+    "as_abstract": lambda n, **s: nnx.as_abstract(n, **s),
+    "backup_keys": lambda n, **s: [k for _, k, _ in nnx.backup_keys(nnx.Rngs(0), **s)],
     "cached_partial": lambda n, **s: nnx.cached_partial(nnx.jit(body), n, **s)(X),
     "checkify": lambda n, **s: nnx.checkify(body, **s)(n, X)[1],
+    "clone": lambda n, **s: nnx.state(nnx.clone(n, **s)),
     "cond": lambda n, **s: nnx.cond(True, body, lambda n, x: x.sum(), n, X, **s),
     "custom_vjp": lambda n, **s: nnx.grad(custom(**s))(n, X),
     "eval_shape": lambda n, **s: nnx.eval_shape(Net.__call__, n, X, scale=2.0, **s).shape,
+    "flatten": lambda n, **s: nnx.flatten(n, **s)[0],
     "fori_loop": lambda n, **s: nnx.state(nnx.fori_loop(0, 3, loop, n, **s)),
     "fork_rngs": over_streams,
     "get_abstract_model": lambda n, **s: nnx.get_abstract_model(Net, None, **s)[0],
     "grad": lambda n, **s: nnx.grad(body, **s)(n, X),
+    "graphdef": lambda n, **s: nnx.graphdef(n, **s),
+    "iter_children": lambda n, **s: [k for k, _ in nnx.iter_children(nnx.Sequential(n), **s)],
     "iter_graph": lambda n, **s: [path for path, _ in nnx.iter_graph(n, **s)],
+    "iter_module_children": lambda n, **s: list(nnx.iter_module_children(n, **s)),
+    "iter_modules": lambda n, **s: [path for path, _ in nnx.iter_modules(n, **s)],
     "jit": lambda n, **s: nnx.jit(body, **s)(n, X),
     "jit_partial": lambda n, **s: nnx.jit_partial(body, n, **s)(X),
     "jvp": lambda n, **s: nnx.jvp(body, (n, X), (nnx.state(n, nnx.Param), X), **s),
     "make_jaxpr": lambda n, **s: str(nnx.make_jaxpr(body, **s)(n, X)),
     "map": lambda n, **s: nnx.state(nnx.map(lambda _, x: x * 2, n, **s)),
     "pmap": lambda n, **s: nnx.pmap(body, in_axes=(None, 0), out_axes=0, **s)(n, X),
+    "prefix": lambda n, **s: nnx.prefix(n, {nnx.Param: 0, ...: None}, **s),
     "pop": lambda n, **s: nnx.pop(n, nnx.BatchStat, **s),
     "recursive_map": lambda n, **s: nnx.state(nnx.recursive_map(lambda _, x: x, n, **s)),
     "remat": lambda n, **s: nnx.remat(body, **s)(n, X),
@@ -85,19 +96,21 @@ TAKERS = {
     "shard_map": lambda n, **s: nnx.shard_map(
         body, mesh=jax.make_mesh((1,), ("x",)), in_specs=(P(), P()), out_specs=P(), **s
     ),
+    "split": lambda n, **s: nnx.split(n, nnx.Param, ..., **s)[1:],
     "split_rngs": over_streams,
+    "state": lambda n, **s: nnx.state(n, nnx.Param, **s),
     "switch": lambda n, **s: nnx.switch(0, [body, body], n, X, **s),
     "train": lambda n, **s: n.train(**s),
     "eval": lambda n, **s: n.eval(**s),
     "transform_metadata": lambda n, **s: nnx.transform_metadata(
         body, in_axes=None, out_axes=None, partition="x", **s
     )(n, X),
+    "unpack": lambda n, **s: nnx.unpack(n, nnx.Param, ..., **s),
     "value_and_grad": lambda n, **s: nnx.value_and_grad(body, **s)(n, X),
+    "variables": lambda n, **s: nnx.variables(n, nnx.Param, **s),
     "vjp": lambda n, **s: nnx.vjp(body, n, X, **s)[1](1.0),
     "vmap": lambda n, **s: nnx.vmap(body, in_axes=(None, 0), **s),
-    "view": lambda n, **s: nnx.state(
-        nnx.view(nnx.Sequential(n, nnx.Dropout(0.5)), deterministic=True, **s)
-    ),
+    "view": lambda n, **s: nnx.view(nnx.Dropout(0.5), deterministic=True, **s).deterministic,
     "view_info": lambda n, **s: nnx.view_info(nnx.Dropout(0.5), **s),
     "with_attributes": lambda n, **s: nnx.state(nnx.with_attributes(n, w=n.w, **s)),
     "with_rngs": lambda n, **s: nnx.state(nnx.with_rngs(nnx.Rngs(0), split=2, **s)),
@@ -150,6 +163,7 @@ def test_what_is_shared_is_shared_in_every_mode():
         tied = Tied()
         assert float(nnx.jit(step, graph=graph, graph_updates=updates)(tied)) == 4.0
         assert tied.a is tied.b and float(tied.b) == 2.0
+        assert set(nnx.state(tied, graph=graph)) == {"a"}
 
 
 @pytest.mark.parametrize("decorate", [nnx.jit, nnx.remat, nnx.vmap, nnx.grad, nnx.checkify])
@@ -298,3 +312,11 @@ def test_the_mutable_arrays_of_jax_have_their_older_names():
     assert ref[...].tolist() == [2, 3]
     assert isinstance(ref, nnx.ArrayRef) and nnx.graph.is_array_ref(ref)
     assert not nnx.graph.is_array_ref(ref[...])
+
+
+def test_every_public_taker_is_in_the_table():
+    def takes(f):
+        return callable(f) and "graph" in inspect.signature(f).parameters
+
+    found = {name for name, f in vars(nnx).items() if name[0].islower() and takes(f)}
+    assert found - set(TAKERS) == set()

@@ -63,6 +63,10 @@ FLAT = [(("a",), jnp.ones(2)), (("b", "c"), jnp.zeros(1))]
 
 # name → (positional arguments, the same by name); each is called both ways.
 CALLS = {
+    "clone": ((model(),), {"node": model()}),
+    "split": ((model(),), {"node": model()}),
+    "state": ((model(),), {"node": model()}),
+    "variables": ((model(),), {"node": model()}),
     "from_flat_state": ((FLAT,), {"flat_state": FLAT}),
     "to_flat_state": ((state(),), {"state": state()}),
     "to_pure_dict": ((state(),), {"state": state()}),
@@ -141,3 +145,11 @@ def test_hooks_by_either_name():
         assert seen == [1, 2] and kernel.value is not None and seen == [1, 2, 1, 2]
     boxed = nnx.VariableMetadata(jnp.ones(2), on_create_value=(noted(3),), metadata={"tag": "t"})
     assert nnx.Param(boxed).tag == "t" and seen[-1] == 3
+
+
+def test_a_copy_has_arrays_of_its_own_where_asked():
+    m = model()
+    assert nnx.clone(node=m).kernel.value is m.kernel.value
+    copied = nnx.clone(m, variables=True, arrays=True)
+    assert copied.kernel.value is not m.kernel.value
+    np.testing.assert_array_equal(copied.kernel, m.kernel)

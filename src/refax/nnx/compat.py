@@ -22,3 +22,4 @@ from ..verbs.rngs import (
     backup_keys as backup_keys, fork_rngs as fork_rngs, reseed as reseed, split_rngs as split_rngs)
 from ..verbs.splitting import (
     flatten as flatten, graphdef as graphdef, split as split, state as state)
+from ..verbs.views import view as view, view_info as view_info
