@@ -134,8 +134,8 @@ NAMES: dict[str, str] = {
         restore_rngs split_rngs with_rngs
     """,
     "spmd": """
-        A F PARTITION_NAME abstract_with_sharding as_abstract eval_shape get_abstract_model
-        get_named_sharding get_partition_spec with_partitioning
+        A F PARTITION_NAME abstract_with_sharding add_axis as_abstract eval_shape get_abstract_model
+        get_named_sharding get_partition_spec get_var_pspec remove_axis with_partitioning
     """,
     "state": "FlatState State",
     "statelib": """

@@ -67,13 +67,14 @@ def with_partitioning(
     return with_metadata(initializer, sharding=tuple(sharding), **metadata)
 
 
-def _spec_of(leaf: Any) -> PartitionSpec:
-    annotation = leaf._metadata.get("sharding") if isinstance(leaf, Variable) else None
+def get_var_pspec(v: Any) -> PartitionSpec:
+    """The partition spec that a Variable's annotation says, by the rules; `P()` without one."""
+    annotation = v._metadata.get("sharding") if isinstance(v, Variable) else None
     if annotation is None:
         return PartitionSpec()
     if isinstance(annotation, jax.sharding.Sharding):
         return getattr(annotation, "spec", PartitionSpec())
-    own = leaf._metadata.get("sharding_rules") or ()
+    own = v._metadata.get("sharding_rules") or ()
     rules = {**dict(_RULES.rules), **dict(own)}
 
     def mapped(name: Any) -> Any:
@@ -127,7 +128,7 @@ def as_abstract(tree: T, graph: Switch = None) -> T:
         if not isinstance(leaf, Variable):
             return jax.tree.map(lambda x: of_array(x, None), leaf)
         annotated = "sharding" in leaf._metadata and not mesh.empty
-        sharding = NamedSharding(mesh, _spec_of(leaf)) if annotated else None
+        sharding = NamedSharding(mesh, get_var_pspec(leaf)) if annotated else None
         value = jax.tree.map(lambda x: of_array(x, sharding), leaf._value)
         return make_variable(type(leaf), value, leaf._metadata)
 
@@ -155,7 +156,7 @@ def get_partition_spec(tree: Any) -> Any:
         >>> tuple(nnx.get_partition_spec(v).value)
         ('data', None)
     """
-    return _map_variables(tree, _spec_of)
+    return _map_variables(tree, get_var_pspec)
 
 
 def get_named_sharding(tree: Any, mesh: Any) -> Any:
@@ -165,4 +166,4 @@ def get_named_sharding(tree: Any, mesh: Any) -> Any:
 
 def named_sharding_of(leaf: Any, mesh: Any) -> NamedSharding:
     """Where a Variable (or an array) belongs on a mesh, by its annotation."""
-    return NamedSharding(mesh, _spec_of(leaf))
+    return NamedSharding(mesh, get_var_pspec(leaf))
