@@ -18,20 +18,20 @@ NAMES: dict[str, str] = {
         fori_loop fork_rngs freeze from_flat_state from_tree gelu get_abstract_model
         get_named_sharding get_partition_spec glu grad graph graphdef graphlib hard_sigmoid
         hard_silu hard_swish hard_tanh has_data helpers identity initializers is_data iter_children
-        iter_graph iter_module_children iter_modules jit jvp leaky_relu log_sigmoid log_softmax
-        logical_axis_rules logsumexp make_attention_mask make_causal_mask make_jaxpr map map_state
-        max_pool merge merge_context merge_state metrics min_pool module mutable nn object one_hot
-        optimizer pmap pool pop prefix pure pytreelib recursive_map register_data_type
+        iter_graph iter_module_children iter_modules jit jit_partial jvp leaky_relu log_sigmoid
+        log_softmax logical_axis_rules logsumexp make_attention_mask make_causal_mask make_jaxpr map
+        map_state max_pool merge merge_context merge_state metrics min_pool module mutable nn object
+        one_hot optimizer pmap pool pop prefix pure pytreelib recursive_map register_data_type
         register_variable_name relu relu6 remat replace_by_pure_dict reprlib reseed
         restore_int_paths restore_rngs rnglib scan selu set_graph_mode set_graph_updates
         set_metadata shard_map sigmoid silu soft_sign softmax softplus split split_context
         split_rngs split_state spmd standardize state statelib static summary swish switch tabulate
-        tanh to_arrays to_flat_state to_pure_dict to_refs to_tree tracers training transforms
-        traversals unflatten unpack update update_context use_eager_sharding use_hijax
-        use_mutable_arrays use_refs using_eager_sharding using_hijax using_refs value_and_grad
-        var_defaults variable_name_from_type variable_type_from_name variablelib variables vars_as
-        view view_info visualization vjp vmap while_loop with_attributes with_metadata
-        with_partitioning with_rngs with_vars
+        tanh to_arrays to_flat_state to_pure_dict to_refs to_tree tracers training
+        transform_metadata transforms traversals unflatten unpack update update_context
+        use_eager_sharding use_hijax use_mutable_arrays use_refs using_eager_sharding using_hijax
+        using_refs value_and_grad var_defaults variable_name_from_type variable_type_from_name
+        variablelib variables vars_as view view_info visualization vjp vmap while_loop
+        with_attributes with_metadata with_partitioning with_rngs with_vars
     """,
     "bridge": "NNXMeta ToLinen ToNNX lazy_init to_linen",
     "compat": """
@@ -159,8 +159,7 @@ NAMES: dict[str, str] = {
         value_and_grad vjp
     """,
     "transforms.compilation": """
-        AxisName Compiled F JitWrapped Lowered P PathParts R StateSharding jit jit_partial
-        shard_map
+        AxisName Compiled F JitWrapped Lowered P PathParts R StateSharding jit jit_partial shard_map
     """,
     "transforms.general": "A F",
     "transforms.iteration": """
