@@ -12,10 +12,10 @@ NAMES: dict[str, str] = {
         SpectralNorm SplitContext State StateAxes StateSharding Static TrainState UpdateContext
         Variable VariableMetadata VariableState WeightNorm WithTag abstract_with_sharding array_ref
         as_abstract as_array_vars as_hijax_vars as_immutable_vars as_mutable_vars as_pure
-        as_pytree_vars as_ref_vars avg_pool cached_partial call capture celu check_pytree checkify
-        clone combine_masks compat cond current_update_context custom_vjp data dataclass display
-        dot_product_attention elu eval_shape extract filter_state filterlib find_duplicates flatten
-        fori_loop fork_rngs freeze from_flat_state from_tree gelu get_abstract_model
+        as_pytree_vars as_ref_vars avg_pool bridge cached_partial call capture celu check_pytree
+        checkify clone combine_masks compat cond current_update_context custom_vjp data dataclass
+        display dot_product_attention elu eval_shape extract filter_state filterlib find_duplicates
+        flatten fori_loop fork_rngs freeze from_flat_state from_tree gelu get_abstract_model
         get_named_sharding get_partition_spec glu grad graph graphdef graphlib hard_sigmoid
         hard_silu hard_swish hard_tanh has_data helpers identity initializers is_data iter_children
         iter_graph iter_module_children iter_modules jit jit_partial jvp leaky_relu log_sigmoid

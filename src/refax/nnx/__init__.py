@@ -1,300 +1,162 @@
-"""The public names of refax, one line each; the other files here are addresses. No code."""
+"""The public names of refax; the other files here are addresses. No code."""
 
-from ..graph.filters import All as All
-from ..graph.filters import Any as Any
-from ..graph.filters import Everything as Everything
-from ..graph.filters import Filter as Filter
-from ..graph.filters import Not as Not
-from ..graph.filters import Nothing as Nothing
-from ..graph.filters import OfType as OfType
-from ..graph.filters import PathContains as PathContains
-from ..graph.filters import PathIn as PathIn
-from ..graph.filters import WithTag as WithTag
-from ..graph.filters import to_predicate as to_predicate
+from ..graph.filters import (
+    All as All, Any as Any, Everything as Everything, Filter as Filter, Not as Not,
+    Nothing as Nothing, OfType as OfType, PathContains as PathContains, PathIn as PathIn,
+    to_predicate as to_predicate, WithTag as WithTag)
 from ..graph.graph_state import GraphState as GraphState
 from ..graph.graphdef import GraphDef as GraphDef
 from ..graph.plan import check_plans as check_plans
-from ..graph.state import FlatState as FlatState
-from ..graph.state import State as State
-from ..graph.state import filter_state as filter_state
-from ..graph.state import from_flat_state as from_flat_state
-from ..graph.state import map_state as map_state
-from ..graph.state import merge_state as merge_state
-from ..graph.state import replace_by_pure_dict as replace_by_pure_dict
-from ..graph.state import restore_int_paths as restore_int_paths
-from ..graph.state import split_state as split_state
-from ..graph.state import to_flat_state as to_flat_state
-from ..graph.state import to_pure_dict as to_pure_dict
+from ..graph.state import (
+    filter_state as filter_state, FlatState as FlatState, from_flat_state as from_flat_state,
+    map_state as map_state, merge_state as merge_state,
+    replace_by_pure_dict as replace_by_pure_dict, restore_int_paths as restore_int_paths,
+    split_state as split_state, State as State, to_flat_state as to_flat_state,
+    to_pure_dict as to_pure_dict)
 from ..inspect.capture import capture as capture
 from ..inspect.display import display as display
-from ..inspect.hooks import HookHandle as HookHandle
-from ..inspect.hooks import add_forward_hook as add_forward_hook
-from ..inspect.hooks import add_forward_pre_hook as add_forward_pre_hook
-from ..inspect.hooks import forward_hooks as forward_hooks
+from ..inspect.hooks import (
+    add_forward_hook as add_forward_hook, add_forward_pre_hook as add_forward_pre_hook,
+    forward_hooks as forward_hooks, HookHandle as HookHandle)
 from ..inspect.tabulate import tabulate as tabulate
-from ..layers.activations import PReLU as PReLU
-from ..layers.activations import celu as celu
-from ..layers.activations import elu as elu
-from ..layers.activations import gelu as gelu
-from ..layers.activations import glu as glu
-from ..layers.activations import hard_sigmoid as hard_sigmoid
-from ..layers.activations import hard_silu as hard_silu
-from ..layers.activations import hard_swish as hard_swish
-from ..layers.activations import hard_tanh as hard_tanh
-from ..layers.activations import identity as identity
-from ..layers.activations import leaky_relu as leaky_relu
-from ..layers.activations import log_sigmoid as log_sigmoid
-from ..layers.activations import log_softmax as log_softmax
-from ..layers.activations import logsumexp as logsumexp
-from ..layers.activations import mish as mish
-from ..layers.activations import one_hot as one_hot
-from ..layers.activations import relu as relu
-from ..layers.activations import relu6 as relu6
-from ..layers.activations import selu as selu
-from ..layers.activations import sigmoid as sigmoid
-from ..layers.activations import silu as silu
-from ..layers.activations import soft_sign as soft_sign
-from ..layers.activations import softmax as softmax
-from ..layers.activations import softplus as softplus
-from ..layers.activations import standardize as standardize
-from ..layers.activations import swish as swish
-from ..layers.activations import tanh as tanh
+from ..layers.activations import (
+    celu as celu, elu as elu, gelu as gelu, glu as glu, hard_sigmoid as hard_sigmoid,
+    hard_silu as hard_silu, hard_swish as hard_swish, hard_tanh as hard_tanh, identity as identity,
+    leaky_relu as leaky_relu, log_sigmoid as log_sigmoid, log_softmax as log_softmax,
+    logsumexp as logsumexp, mish as mish, one_hot as one_hot, PReLU as PReLU, relu as relu,
+    relu6 as relu6, selu as selu, sigmoid as sigmoid, silu as silu, soft_sign as soft_sign,
+    softmax as softmax, softplus as softplus, standardize as standardize, swish as swish,
+    tanh as tanh)
 from ..layers.attention import MultiHeadAttention as MultiHeadAttention
 from ..layers.batch_norm import BatchNorm as BatchNorm
-from ..layers.convolution import Conv as Conv
-from ..layers.convolution import ConvTranspose as ConvTranspose
+from ..layers.convolution import Conv as Conv, ConvTranspose as ConvTranspose
 from ..layers.dot_product_attention import dot_product_attention as dot_product_attention
 from ..layers.dropout import Dropout as Dropout
 from ..layers.dtypes import promote_dtype as promote_dtype
 from ..layers.einsum import Einsum as Einsum
 from ..layers.embed import Embed as Embed
-from ..layers.group_norm import GroupNorm as GroupNorm
-from ..layers.group_norm import InstanceNorm as InstanceNorm
+from ..layers.group_norm import GroupNorm as GroupNorm, InstanceNorm as InstanceNorm
 from ..layers.linear import Linear as Linear
 from ..layers.linear_general import LinearGeneral as LinearGeneral
-from ..layers.lora import LoRA as LoRA
-from ..layers.lora import LoRALinear as LoRALinear
-from ..layers.masks import combine_masks as combine_masks
-from ..layers.masks import make_attention_mask as make_attention_mask
-from ..layers.masks import make_causal_mask as make_causal_mask
-from ..layers.normalization import LayerNorm as LayerNorm
-from ..layers.normalization import RMSNorm as RMSNorm
-from ..layers.pooling import AvgPool as AvgPool
-from ..layers.pooling import MaxPool as MaxPool
-from ..layers.pooling import MinPool as MinPool
-from ..layers.pooling import avg_pool as avg_pool
-from ..layers.pooling import max_pool as max_pool
-from ..layers.pooling import min_pool as min_pool
-from ..layers.pooling import pool as pool
-from ..layers.recurrent import RNN as RNN
-from ..layers.recurrent import Bidirectional as Bidirectional
-from ..layers.recurrent_cells import GRUCell as GRUCell
-from ..layers.recurrent_cells import LSTMCell as LSTMCell
-from ..layers.recurrent_cells import OptimizedLSTMCell as OptimizedLSTMCell
-from ..layers.recurrent_cells import RNNCellBase as RNNCellBase
-from ..layers.recurrent_cells import SimpleCell as SimpleCell
-from ..layers.sequential import Identity as Identity
-from ..layers.sequential import Sequential as Sequential
+from ..layers.lora import LoRA as LoRA, LoRALinear as LoRALinear
+from ..layers.masks import (
+    combine_masks as combine_masks, make_attention_mask as make_attention_mask,
+    make_causal_mask as make_causal_mask)
+from ..layers.normalization import LayerNorm as LayerNorm, RMSNorm as RMSNorm
+from ..layers.pooling import (
+    avg_pool as avg_pool, AvgPool as AvgPool, max_pool as max_pool, MaxPool as MaxPool,
+    min_pool as min_pool, MinPool as MinPool, pool as pool)
+from ..layers.recurrent import Bidirectional as Bidirectional, RNN as RNN
+from ..layers.recurrent_cells import (
+    GRUCell as GRUCell, LSTMCell as LSTMCell, OptimizedLSTMCell as OptimizedLSTMCell,
+    RNNCellBase as RNNCellBase, SimpleCell as SimpleCell)
+from ..layers.sequential import Identity as Identity, Sequential as Sequential
 from ..layers.stack import Stack as Stack
-from ..layers.weight_norm import SpectralNorm as SpectralNorm
-from ..layers.weight_norm import WeightNorm as WeightNorm
-from ..lift.contexts import MergeContext as MergeContext
-from ..lift.contexts import SplitContext as SplitContext
-from ..lift.contexts import UpdateContext as UpdateContext
-from ..lift.contexts import current_update_context as current_update_context
-from ..lift.contexts import merge_context as merge_context
-from ..lift.contexts import split_context as split_context
-from ..lift.contexts import update_context as update_context
-from ..lift.tree_states import NodeStates as NodeStates
-from ..lift.tree_states import from_tree as from_tree
-from ..lift.tree_states import to_tree as to_tree
-from ..objects.array_refs import ArrayRef as ArrayRef
-from ..objects.array_refs import array_ref as array_ref
-from ..objects.containers import Dict as Dict
-from ..objects.containers import List as List
-from ..objects.errors import GraphError as GraphError
-from ..objects.errors import StructureError as StructureError
-from ..objects.errors import TraceContextError as TraceContextError
-from ..objects.errors import UnhashableStaticError as UnhashableStaticError
-from ..objects.marks import Data as Data
-from ..objects.marks import Static as Static
-from ..objects.marks import data as data
-from ..objects.marks import dataclass as dataclass
-from ..objects.marks import static as static
-from ..objects.modes import set_graph_mode as set_graph_mode
-from ..objects.modes import set_graph_updates as set_graph_updates
-from ..objects.modes import use_eager_sharding as use_eager_sharding
-from ..objects.modes import use_hijax as use_hijax
-from ..objects.modes import use_mutable_arrays as use_mutable_arrays
-from ..objects.modes import use_refs as use_refs
-from ..objects.modes import using_eager_sharding as using_eager_sharding
-from ..objects.modes import using_hijax as using_hijax
-from ..objects.modes import using_refs as using_refs
-from ..objects.modes import var_defaults as var_defaults
+from ..layers.weight_norm import SpectralNorm as SpectralNorm, WeightNorm as WeightNorm
+from ..lift.contexts import (
+    current_update_context as current_update_context, merge_context as merge_context,
+    MergeContext as MergeContext, split_context as split_context, SplitContext as SplitContext,
+    update_context as update_context, UpdateContext as UpdateContext)
+from ..lift.tree_states import from_tree as from_tree, NodeStates as NodeStates, to_tree as to_tree
+from ..objects.array_refs import array_ref as array_ref, ArrayRef as ArrayRef
+from ..objects.containers import Dict as Dict, List as List
+from ..objects.errors import (
+    GraphError as GraphError, StructureError as StructureError,
+    TraceContextError as TraceContextError, UnhashableStaticError as UnhashableStaticError)
+from ..objects.marks import (
+    Data as Data, data as data, dataclass as dataclass, Static as Static, static as static)
+from ..objects.modes import (
+    set_graph_mode as set_graph_mode, set_graph_updates as set_graph_updates,
+    use_eager_sharding as use_eager_sharding, use_hijax as use_hijax,
+    use_mutable_arrays as use_mutable_arrays, use_refs as use_refs,
+    using_eager_sharding as using_eager_sharding, using_hijax as using_hijax,
+    using_refs as using_refs, var_defaults as var_defaults)
 from ..objects.snapshots import SnapshotWarning as SnapshotWarning
-from ..objects.type_names import A as A
-from ..objects.type_names import F as F
-from ..objects.type_names import Initializer as Initializer
-from ..objects.type_names import M as M
+from ..objects.type_names import A as A, F as F, Initializer as Initializer, M as M
 from ..objects.variable import Variable as Variable
-from ..objects.variable_metadata import VariableMetadata as VariableMetadata
-from ..objects.variable_metadata import with_metadata as with_metadata
-from ..objects.variable_types import BatchStat as BatchStat
-from ..objects.variable_types import Cache as Cache
-from ..objects.variable_types import Intermediate as Intermediate
-from ..objects.variable_types import LoRAParam as LoRAParam
-from ..objects.variable_types import OptArray as OptArray
-from ..objects.variable_types import OptState as OptState
-from ..objects.variable_types import OptVariable as OptVariable
-from ..objects.variable_types import Param as Param
-from ..objects.variable_types import Perturbation as Perturbation
-from ..objects.variable_types import RngCount as RngCount
-from ..objects.variable_types import RngKey as RngKey
-from ..objects.variable_types import RngState as RngState
-from ..objects.variable_types import VariableState as VariableState
-from ..objects.variable_types import register_variable_name as register_variable_name
-from ..objects.variable_types import variable_name_from_type as variable_name_from_type
-from ..objects.variable_types import variable_type_from_name as variable_type_from_name
+from ..objects.variable_metadata import (
+    VariableMetadata as VariableMetadata, with_metadata as with_metadata)
+from ..objects.variable_types import (
+    BatchStat as BatchStat, Cache as Cache, Intermediate as Intermediate, LoRAParam as LoRAParam,
+    OptArray as OptArray, OptState as OptState, OptVariable as OptVariable, Param as Param,
+    Perturbation as Perturbation, register_variable_name as register_variable_name,
+    RngCount as RngCount, RngKey as RngKey, RngState as RngState,
+    variable_name_from_type as variable_name_from_type,
+    variable_type_from_name as variable_type_from_name, VariableState as VariableState)
 from ..training.ema import EMA as EMA
-from ..training.metrics import Metric as Metric
-from ..training.metrics import MultiMetric as MultiMetric
-from ..training.optimizer import ModelAndOptimizer as ModelAndOptimizer
-from ..training.optimizer import Optimizer as Optimizer
+from ..training.metrics import Metric as Metric, MultiMetric as MultiMetric
+from ..training.optimizer import ModelAndOptimizer as ModelAndOptimizer, Optimizer as Optimizer
 from ..training.train_state import TrainState as TrainState
 from ..transforms.axis_metadata import transform_metadata as transform_metadata
 from ..transforms.bound import cached_partial as cached_partial
 from ..transforms.carry import Carry as Carry
-from ..transforms.cond import cond as cond
-from ..transforms.cond import switch as switch
+from ..transforms.cond import cond as cond, switch as switch
 from ..transforms.custom_vjp import custom_vjp as custom_vjp
-from ..transforms.eval_shape import eval_shape as eval_shape
-from ..transforms.eval_shape import get_abstract_model as get_abstract_model
-from ..transforms.grad import grad as grad
-from ..transforms.grad import value_and_grad as value_and_grad
-from ..transforms.inspection import checkify as checkify
-from ..transforms.inspection import make_jaxpr as make_jaxpr
-from ..transforms.jit import jit as jit
-from ..transforms.jit import jit_partial as jit_partial
-from ..transforms.loops import fori_loop as fori_loop
-from ..transforms.loops import while_loop as while_loop
-from ..transforms.prefixes import DiffState as DiffState
-from ..transforms.prefixes import StateAxes as StateAxes
-from ..transforms.prefixes import StateSharding as StateSharding
-from ..transforms.prefixes import prefix as prefix
-from ..transforms.remat import checkpoint as checkpoint
-from ..transforms.remat import remat as remat
-from ..transforms.retrace import RetraceWarning as RetraceWarning
-from ..transforms.retrace import assert_max_traces as assert_max_traces
+from ..transforms.eval_shape import (
+    eval_shape as eval_shape, get_abstract_model as get_abstract_model)
+from ..transforms.grad import grad as grad, value_and_grad as value_and_grad
+from ..transforms.inspection import checkify as checkify, make_jaxpr as make_jaxpr
+from ..transforms.jit import jit as jit, jit_partial as jit_partial
+from ..transforms.loops import fori_loop as fori_loop, while_loop as while_loop
+from ..transforms.prefixes import (
+    DiffState as DiffState, prefix as prefix, StateAxes as StateAxes,
+    StateSharding as StateSharding)
+from ..transforms.remat import checkpoint as checkpoint, remat as remat
+from ..transforms.retrace import (
+    assert_max_traces as assert_max_traces, RetraceWarning as RetraceWarning)
 from ..transforms.scan import scan as scan
 from ..transforms.shard_map import shard_map as shard_map
-from ..transforms.vjp import jvp as jvp
-from ..transforms.vjp import vjp as vjp
-from ..transforms.vmap import pmap as pmap
-from ..transforms.vmap import vmap as vmap
+from ..transforms.vjp import jvp as jvp, vjp as vjp
+from ..transforms.vmap import pmap as pmap, vmap as vmap
 from ..verbs.copying import clone as clone
-from ..verbs.data import check_pytree as check_pytree
-from ..verbs.data import has_data as has_data
-from ..verbs.data import is_data as is_data
-from ..verbs.data import register_data_type as register_data_type
-from ..verbs.data import set_metadata as set_metadata
-from ..verbs.iteration import find_duplicates as find_duplicates
-from ..verbs.iteration import iter_graph as iter_graph
-from ..verbs.mapping import as_pure as as_pure
-from ..verbs.mapping import map as map
-from ..verbs.mapping import pure as pure
-from ..verbs.mapping import recursive_map as recursive_map
-from ..verbs.merging import PureState as PureState
-from ..verbs.merging import call as call
-from ..verbs.merging import merge as merge
-from ..verbs.merging import unflatten as unflatten
-from ..verbs.module import Module as Module
-from ..verbs.module import iter_children as iter_children
-from ..verbs.module import iter_module_children as iter_module_children
-from ..verbs.module import iter_modules as iter_modules
-from ..verbs.module import named_modules as named_modules
-from ..verbs.names import PathError as PathError
-from ..verbs.names import get_path as get_path
-from ..verbs.names import named_parameters as named_parameters
-from ..verbs.names import named_variables as named_variables
+from ..verbs.data import (
+    check_pytree as check_pytree, has_data as has_data, is_data as is_data,
+    register_data_type as register_data_type, set_metadata as set_metadata)
+from ..verbs.iteration import find_duplicates as find_duplicates, iter_graph as iter_graph
+from ..verbs.mapping import (
+    as_pure as as_pure, map as map, pure as pure, recursive_map as recursive_map)
+from ..verbs.merging import (
+    call as call, merge as merge, PureState as PureState, unflatten as unflatten)
+from ..verbs.module import (
+    iter_children as iter_children, iter_module_children as iter_module_children,
+    iter_modules as iter_modules, Module as Module, named_modules as named_modules)
+from ..verbs.names import (
+    get_path as get_path, named_parameters as named_parameters, named_variables as named_variables,
+    PathError as PathError)
 from ..verbs.popping import pop as pop
-from ..verbs.pytree import Object as Object
-from ..verbs.pytree import Pytree as Pytree
-from ..verbs.rngs import Rngs as Rngs
-from ..verbs.rngs import RngStream as RngStream
-from ..verbs.rngs import backup_keys as backup_keys
-from ..verbs.rngs import fork_rngs as fork_rngs
-from ..verbs.rngs import reseed as reseed
-from ..verbs.rngs import restore_rngs as restore_rngs
-from ..verbs.rngs import split_rngs as split_rngs
-from ..verbs.rngs import with_rngs as with_rngs
-from ..verbs.splitting import flatten as flatten
-from ..verbs.splitting import graphdef as graphdef
-from ..verbs.splitting import split as split
-from ..verbs.spmd import PARTITION_NAME as PARTITION_NAME
-from ..verbs.spmd import abstract_with_sharding as abstract_with_sharding
-from ..verbs.spmd import as_abstract as as_abstract
-from ..verbs.spmd import get_logical_axis_rules as get_logical_axis_rules
-from ..verbs.spmd import get_named_sharding as get_named_sharding
-from ..verbs.spmd import get_partition_spec as get_partition_spec
-from ..verbs.spmd import logical_axis_rules as logical_axis_rules
-from ..verbs.spmd import set_logical_axis_rules as set_logical_axis_rules
-from ..verbs.spmd import with_partitioning as with_partitioning
-from ..verbs.updating import set_path as set_path
-from ..verbs.updating import update as update
-from ..verbs.variable_modes import as_array_vars as as_array_vars
-from ..verbs.variable_modes import as_hijax_vars as as_hijax_vars
-from ..verbs.variable_modes import as_immutable_vars as as_immutable_vars
-from ..verbs.variable_modes import as_mutable_vars as as_mutable_vars
-from ..verbs.variable_modes import as_pytree_vars as as_pytree_vars
-from ..verbs.variable_modes import as_ref_vars as as_ref_vars
-from ..verbs.variable_modes import freeze as freeze
-from ..verbs.variable_modes import mutable as mutable
-from ..verbs.variable_modes import to_arrays as to_arrays
-from ..verbs.variable_modes import to_refs as to_refs
-from ..verbs.variable_modes import vars_as as vars_as
-from ..verbs.variable_modes import with_vars as with_vars
-from ..verbs.views import view as view
-from ..verbs.views import view_info as view_info
-from ..verbs.views import with_attributes as with_attributes
+from ..verbs.pytree import Object as Object, Pytree as Pytree
+from ..verbs.rngs import (
+    backup_keys as backup_keys, fork_rngs as fork_rngs, reseed as reseed,
+    restore_rngs as restore_rngs, Rngs as Rngs, RngStream as RngStream, split_rngs as split_rngs,
+    with_rngs as with_rngs)
+from ..verbs.splitting import flatten as flatten, graphdef as graphdef, split as split
+from ..verbs.spmd import (
+    abstract_with_sharding as abstract_with_sharding, as_abstract as as_abstract,
+    get_logical_axis_rules as get_logical_axis_rules, get_named_sharding as get_named_sharding,
+    get_partition_spec as get_partition_spec, logical_axis_rules as logical_axis_rules,
+    PARTITION_NAME as PARTITION_NAME, set_logical_axis_rules as set_logical_axis_rules,
+    with_partitioning as with_partitioning)
+from ..verbs.updating import set_path as set_path, update as update
+from ..verbs.variable_modes import (
+    as_array_vars as as_array_vars, as_hijax_vars as as_hijax_vars,
+    as_immutable_vars as as_immutable_vars, as_mutable_vars as as_mutable_vars,
+    as_pytree_vars as as_pytree_vars, as_ref_vars as as_ref_vars, freeze as freeze,
+    mutable as mutable, to_arrays as to_arrays, to_refs as to_refs, vars_as as vars_as,
+    with_vars as with_vars)
+from ..verbs.views import view as view, view_info as view_info, with_attributes as with_attributes
 from ..weights.checkpoints import Checkpoints as Checkpoints
 from ..weights.file_errors import WeightsFileError as WeightsFileError
-from ..weights.files import inspect_file as inspect_file
-from ..weights.files import load as load
-from ..weights.files import save as save
-from ..weights.state_dict import load_state_dict as load_state_dict
-from ..weights.state_dict import state_dict as state_dict
-from . import bridge as bridge
-from . import compat as compat
-from . import errors as errors
-from . import extract as extract
-from . import filterlib as filterlib
-from . import graph as graph
-from . import graphlib as graphlib
-from . import helpers as helpers
-from . import ids as ids
-from . import metrics as metrics
-from . import module as module
-from . import nn as nn
-from . import object as object
-from . import optimizer as optimizer
-from . import pytreelib as pytreelib
-from . import reprlib as reprlib
-from . import rnglib as rnglib
-from . import spmd as spmd
-from . import state as _state_address
-from . import statelib as statelib
-from . import summary as summary
-from . import tracers as tracers
-from . import training as training
-from . import transforms as transforms
-from . import traversals as traversals
-from . import variablelib as variablelib
-from . import variables as _variables_address
-from . import visualization as visualization
+from ..weights.files import inspect_file as inspect_file, load as load, save as save
+from ..weights.state_dict import load_state_dict as load_state_dict, state_dict as state_dict
+from . import (
+    state as _state_address, variables as _variables_address, bridge as bridge, compat as compat,
+    errors as errors, extract as extract, filterlib as filterlib, graph as graph,
+    graphlib as graphlib, helpers as helpers, ids as ids, metrics as metrics, module as module,
+    nn as nn, object as object, optimizer as optimizer, pytreelib as pytreelib, reprlib as reprlib,
+    rnglib as rnglib, spmd as spmd, statelib as statelib, summary as summary, tracers as tracers,
+    training as training, transforms as transforms, traversals as traversals,
+    variablelib as variablelib, visualization as visualization)
 from .nn import initializers as initializers
 
-# isort: split
 # After the addresses of the same names, so that these are the verbs.
-from ..verbs.splitting import state as state
-from ..verbs.splitting import unpack as unpack
-from ..verbs.splitting import variables as variables
+from ..verbs.splitting import state as state, unpack as unpack, variables as variables
