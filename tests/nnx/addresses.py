@@ -17,23 +17,26 @@ NAMES: dict[str, str] = {
         display dot_product_attention elu eval_shape extract filter_state filterlib find_duplicates
         flatten fori_loop fork_rngs freeze from_flat_state from_tree gelu get_abstract_model
         get_named_sharding get_partition_spec glu grad graph graphdef graphlib hard_sigmoid
-        hard_silu hard_swish hard_tanh has_data helpers identity initializers is_data iter_children
-        iter_graph iter_module_children iter_modules jit jit_partial jvp leaky_relu log_sigmoid
-        log_softmax logical_axis_rules logsumexp make_attention_mask make_causal_mask make_jaxpr map
-        map_state max_pool merge merge_context merge_state metrics min_pool module mutable nn object
-        one_hot optimizer pmap pool pop prefix pure pytreelib recursive_map register_data_type
-        register_variable_name relu relu6 remat replace_by_pure_dict reprlib reseed
-        restore_int_paths restore_rngs rnglib scan selu set_graph_mode set_graph_updates
-        set_metadata shard_map sigmoid silu soft_sign softmax softplus split split_context
-        split_rngs split_state spmd standardize state statelib static summary swish switch tabulate
-        tanh to_arrays to_flat_state to_pure_dict to_refs to_tree tracers training
-        transform_metadata transforms traversals unflatten unpack update update_context
-        use_eager_sharding use_hijax use_mutable_arrays use_refs using_eager_sharding using_hijax
-        using_refs value_and_grad var_defaults variable_name_from_type variable_type_from_name
-        variablelib variables vars_as view view_info visualization vjp vmap while_loop
-        with_attributes with_metadata with_partitioning with_rngs with_vars
+        hard_silu hard_swish hard_tanh has_data helpers identity initializers is_data is_data_type
+        iter_children iter_graph iter_module_children iter_modules jit jit_partial jvp leaky_relu
+        log_sigmoid log_softmax logical_axis_rules logsumexp make_attention_mask make_causal_mask
+        make_jaxpr map map_state max_pool merge merge_context merge_state metrics min_pool module
+        mutable nn object one_hot optimizer pmap pool pop prefix proxy_caller pure pytreelib
+        recursive_map register_data_type register_variable_name relu relu6 remat
+        replace_by_pure_dict reprlib reseed restore_int_paths restore_rngs rnglib scan selu
+        set_graph_mode set_graph_updates set_metadata set_variable_name shard_map sigmoid silu
+        soft_sign softmax softplus split split_context split_rngs split_state spmd standardize state
+        statelib static summary swish switch tabulate tanh to_arrays to_flat_state to_pure_dict
+        to_refs to_tree tracers training transform_metadata transforms traversals unflatten unpack
+        update update_context use_eager_sharding use_hijax use_mutable_arrays use_refs
+        using_eager_sharding using_hijax using_refs value_and_grad var_defaults
+        variable_name_from_type variable_type_from_name variablelib variables vars_as view view_info
+        visualization vjp vmap while_loop with_attributes with_metadata with_partitioning with_rngs
+        with_vars wrappers
     """,
-    "bridge": "NNXMeta ToLinen ToNNX lazy_init to_linen",
+    "bridge": "NNXMeta ToLinen ToNNX lazy_init to_linen variables wrappers",
+    "bridge.variables": "A B NNXMeta to_linen_var",
+    "bridge.wrappers": "M Module Pytree Rngs State ToLinen ToNNX lazy_init to_linen",
     "compat": """
         backup_keys cached_partial checkify clone cond custom_vjp eval_shape flatten fori_loop
         fork_rngs get_abstract_model grad graphdef iter_children iter_graph iter_modules jit jvp
@@ -118,14 +121,15 @@ NAMES: dict[str, str] = {
     "nn.stochastic": "Dropout Module first_from",
     "object": """
         A Data Object P Pytree Static T Variable check_pytree data dataclass has_data is_data
-        register_data_type static
+        is_data_type register_data_type static
     """,
     "optimizer": """
         F M ModelAndOptimizer OptArray OptState OptVariable Optimizer Param Pytree Variable
     """,
+    "proxy_caller": "A ApplyCaller",
     "pytreelib": """
         A Data Object P Pytree Static T Variable check_pytree data dataclass has_data is_data
-        register_data_type static
+        is_data_type register_data_type static
     """,
     "reprlib": "A Attr B Object Representable",
     "rnglib": """
@@ -176,8 +180,9 @@ NAMES: dict[str, str] = {
         A AddAxisHook ArrayRef AxisIndex AxisName B BatchStat C Cache CreateValueHook F GetValueHook
         Intermediate Leaf P Param Perturbation RemoveAxisHook SetValueHook V VarDefaults Variable
         VariableMeta VariableMetadata VariableState array_ref is_array_ref register_variable_name
-        use_eager_sharding use_hijax use_mutable_arrays use_refs using_eager_sharding using_hijax
-        using_refs var_defaults variable_name_from_type variable_type_from_name with_metadata
+        set_variable_name use_eager_sharding use_hijax use_mutable_arrays use_refs
+        using_eager_sharding using_hijax using_refs var_defaults variable_name_from_type
+        variable_type_from_name with_metadata
     """,
     "variables": """
         A BatchStat Cache Intermediate Param Variable VariableMetadata VariableState with_metadata

@@ -58,7 +58,7 @@ def test_a_name_means_one_thing_at_all_its_addresses():
 
 def test_the_table_names_every_address():
     found = {m.name for m in pkgutil.walk_packages([str(FOLDER)], "refax.nnx.")}
-    packages = {"refax.nnx.nn", "refax.nnx.training", "refax.nnx.transforms"}
+    packages = {"refax.nnx.bridge", "refax.nnx.nn", "refax.nnx.training", "refax.nnx.transforms"}
     assert found - packages == {f"refax.nnx.{a}" for a in NAMES if a} - packages
 
 

@@ -80,6 +80,7 @@ from ..objects.variable_types import (
     BatchStat as BatchStat, Cache as Cache, Intermediate as Intermediate, LoRAParam as LoRAParam,
     OptArray as OptArray, OptState as OptState, OptVariable as OptVariable, Param as Param,
     Perturbation as Perturbation, register_variable_name as register_variable_name,
+    set_variable_name as set_variable_name,
     RngCount as RngCount, RngKey as RngKey, RngState as RngState,
     variable_name_from_type as variable_name_from_type,
     variable_type_from_name as variable_type_from_name, VariableState as VariableState)
@@ -111,6 +112,7 @@ from ..transforms.vmap import pmap as pmap, vmap as vmap
 from ..verbs.copying import clone as clone
 from ..verbs.data import (
     check_pytree as check_pytree, has_data as has_data, is_data as is_data,
+    is_data_type as is_data_type,
     register_data_type as register_data_type, set_metadata as set_metadata)
 from ..verbs.iteration import find_duplicates as find_duplicates, iter_graph as iter_graph
 from ..verbs.mapping import (
@@ -152,10 +154,12 @@ from . import (
     state as _state_address, variables as _variables_address, bridge as bridge, compat as compat,
     errors as errors, extract as extract, filterlib as filterlib, graph as graph,
     graphlib as graphlib, helpers as helpers, ids as ids, metrics as metrics, module as module,
-    nn as nn, object as object, optimizer as optimizer, pytreelib as pytreelib, reprlib as reprlib,
+    nn as nn, object as object, optimizer as optimizer,
+    proxy_caller as proxy_caller, pytreelib as pytreelib, reprlib as reprlib,
     rnglib as rnglib, spmd as spmd, statelib as statelib, summary as summary, tracers as tracers,
     training as training, transforms as transforms, traversals as traversals,
     variablelib as variablelib, visualization as visualization)
+from .bridge import wrappers as wrappers
 from .nn import initializers as initializers
 
 # After the addresses of the same names, so that these are the verbs.

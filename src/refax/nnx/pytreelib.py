@@ -6,5 +6,5 @@ from ..objects.type_names import A as A, P as P, T as T
 from ..objects.variable import Variable as Variable
 from ..verbs.data import (
     check_pytree as check_pytree, has_data as has_data, is_data as is_data,
-    register_data_type as register_data_type)
+    is_data_type as is_data_type, register_data_type as register_data_type)
 from ..verbs.pytree import Object as Object, Pytree as Pytree

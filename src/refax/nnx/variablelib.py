@@ -17,6 +17,7 @@ from ..objects.variable_metadata import (
 from ..objects.variable_types import (
     BatchStat as BatchStat, Cache as Cache, Intermediate as Intermediate, Param as Param,
     Perturbation as Perturbation, register_variable_name as register_variable_name,
+    set_variable_name as set_variable_name,
     variable_name_from_type as variable_name_from_type,
     variable_type_from_name as variable_type_from_name, VariableMeta as VariableMeta,
     VariableState as VariableState)

@@ -118,6 +118,9 @@ def register_variable_name(
     return typ
 
 
+set_variable_name = register_variable_name
+
+
 def variable_type_from_name(
     name: str, *, base: type[Variable] = Variable, allow_register: bool = False
 ) -> type[Variable]:

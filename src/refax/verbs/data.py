@@ -38,6 +38,9 @@ def is_data(value: Any, /) -> bool:
     return isinstance(value, (Node, Variable, State, List, Dict)) or is_array(value)
 
 
+is_data_type = is_data
+
+
 def has_data(value: Any, /) -> list[Any]:
     """What in a pytree is data by `nnx.is_data`; an empty list if nothing is.
 

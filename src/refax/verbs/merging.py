@@ -131,24 +131,24 @@ def call(graphdef_state: tuple[GraphDef, Any], /) -> Any:
     """
     graphdef, *states = graphdef_state
     root = merge(graphdef, *states)
-    return _Caller(root, root)
+    return ApplyCaller(root, root)
 
 
 VERBS.update(merge=merge, call=call)
 
 
-class _Caller:
+class ApplyCaller:
     __slots__ = ("_root", "_target")
 
     def __init__(self, root: Any, target: Any):
         self._root = root
         self._target = target
 
-    def __getattr__(self, name: str) -> _Caller:
-        return _Caller(self._root, getattr(self._target, name))
+    def __getattr__(self, name: str) -> ApplyCaller:
+        return ApplyCaller(self._root, getattr(self._target, name))
 
-    def __getitem__(self, key: Any) -> _Caller:
-        return _Caller(self._root, self._target[key])
+    def __getitem__(self, key: Any) -> ApplyCaller:
+        return ApplyCaller(self._root, self._target[key])
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, tuple[GraphDef, State]]:
         out = self._target(*args, **kwargs)
