@@ -101,7 +101,7 @@ def test_rules_are_of_one_thread_and_are_undone_on_errors():
 def test_with_partitioning():
     init = nnx.with_partitioning(jax.nn.initializers.ones, ("data", None), note="x")
     v = nnx.Param(init(jax.random.key(0), (8, 4)))
-    assert v.sharding == ("data", None) and v.note == "x" and v.shape == (8, 4)
+    assert v.out_sharding == ("data", None) and v.note == "x" and v.shape == (8, 4)
     mesh = mesh_of(8)
     v = nnx.Param(nnx.with_partitioning(jax.nn.initializers.ones, ["data"], mesh=mesh)(None, (8,)))
     assert v.mesh is mesh and v.sharding == ("data",)

@@ -9,7 +9,7 @@ import pytest
 
 from refax import nnx
 from tests import strategies as graphs
-from tests.models import Node
+from tests.models import Node, Uncomparable
 
 pytestmark = pytest.mark.usefixtures("strict_numerics")
 
@@ -49,8 +49,8 @@ def test_a_tracer_as_metadata_is_refused(transform, value):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m, x: setattr(m.deep, "bad", {1}),
-        lambda m, x: setattr(m, "deep", Node(bad=bytearray())),
+        lambda m, x: setattr(m.deep, "bad", Uncomparable()),
+        lambda m, x: setattr(m, "deep", Node(bad=Uncomparable())),
     ],
 )
 def test_an_unhashable_static_made_inside_is_named(transform, change):
@@ -207,4 +207,4 @@ def test_tuples_are_compared_by_what_is_in_them():
         with pytest.raises(AssertionError, match="was traced 1 times"), nnx.assert_max_traces(0):
             apply(make(by, mark), 3.0)
     with pytest.raises(nnx.UnhashableStaticError, match="functions"):
-        apply(Node(functions=nnx.static(([1],))), 3.0)
+        apply(Node(functions=nnx.static((Uncomparable(),))), 3.0)

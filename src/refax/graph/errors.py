@@ -17,12 +17,12 @@ from ..objects.errors import (
 def unhashable_static(path: Iterable[Any], value: Any) -> UnhashableStaticError:
     where = path_string(path)
     return UnhashableStaticError(
-        f"The static attribute `{where}` is a {type(value).__name__}, which cannot be hashed: "
-        f"{describe_value(value)}.\n"
-        "A transform compares static attributes between calls to find what it compiled, so they "
-        "must be hashable.\n"
-        "Cure: make it hashable (a tuple for a list, a frozenset for a set), or, if it holds "
-        f"arrays, mark it as data: `self.{where.rpartition('.')[2]} = nnx.data(...)`."
+        f"The static attribute `{where}` is a {type(value).__name__}, which has no hash and cannot "
+        f"be compared: its `==` fails, or is no bool: {describe_value(value)}.\n"
+        "A transform compares static attributes between calls to find what it compiled.\n"
+        "Cure: give it an `__eq__` that returns a bool; or, if it holds arrays, keep them in "
+        f"attributes of their own, or mark it as data: `self.{where.rpartition('.')[2]} = "
+        "nnx.data(...)`."
     )
 
 

@@ -131,9 +131,9 @@ class GraphDef(Generic[M]):
         return (_unpickle, (self.roots, packed, self.arrays))
 
     def _unhashable(self) -> Exception:
-        for path, _, value in self.statics():
+        for path, key, value in self.statics():
             try:
-                hash(value)
+                hash(key)
             except TypeError:
                 return errors.unhashable_static(path, value)
         return UnhashableStaticError(

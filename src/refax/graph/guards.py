@@ -19,6 +19,7 @@ from .graphdef import LEAF
 from .state import Epoch
 
 _values = methodcaller("values")
+STATIC = object()  # in the place of keys: a static that is compared by `==`
 # (container; None for a list, LEAF for a pytree, a dict's keys; items; whether inside a State)
 Guard = tuple[Any, Any, tuple, bool]
 
@@ -50,17 +51,18 @@ class _Snapshot:
 class Guards:
     """The guards of one plan, or of one root of it."""
 
-    __slots__ = ("_entries", "_epoch", "_plain", "_pytrees", "_states")
+    __slots__ = ("_compared", "_entries", "_epoch", "_plain", "_pytrees", "_states")
 
     def __init__(self, entries: Iterable[Guard]):
         self._entries = list(entries)
         self._string_together()
 
     def _string_together(self) -> None:
-        containers = [g for g in self._entries if g[1] is not LEAF]
+        containers = [g for g in self._entries if g[1] is not LEAF and g[1] is not STATIC]
         self._plain = _Snapshot([g for g in containers if not g[3]])
         self._states = _Snapshot([g for g in containers if g[3]])
         self._pytrees = [g for g in self._entries if g[1] is LEAF]
+        self._compared = [g[0] for g in self._entries if g[1] is STATIC]
         self._epoch = Epoch.now
 
     def hold(self) -> bool:
@@ -75,7 +77,7 @@ class Guards:
             now = jax.tree.leaves(container, is_leaf=lambda x, top=container: x is not top)
             if len(now) != len(items) or not all(map(is_, now, items)):
                 return False
-        return True
+        return all(key.holds() for key in self._compared) if self._compared else True
 
     def refresh(self, container: Any) -> None:
         """A bare array in `container` was replaced by refax: the structure is the same."""

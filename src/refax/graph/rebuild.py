@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..objects.at_once import Write, at_once
 from ..objects.node import Node, new_pytree, set_object_marks, set_object_watch
-from ..objects.statics import static_value
+from ..objects.statics import compared, static_value
 from ..objects.variable import Variable, make_variable, set_raw_value
 from ..objects.watch import invalidate, keeps_structure
 from .graphdef import (
@@ -92,10 +92,11 @@ class _Recipe(NamedTuple):
     immutable: list[tuple[int, Callable[[Sequence[Any]], tuple]]]  # the deepest first
     others: list[tuple[int, Callable[[Sequence[Any]], tuple]]]
     statics: list[Any]
+    compared: list[tuple[int, tuple]]  # of the statics: those that may change in place, with keys
 
 
 def _recipe(graphdef: GraphDef) -> _Recipe:
-    immutable, others, statics = [], [], []
+    immutable, others, statics, changing = [], [], [], []
     array = len(graphdef.records)
     static = array + graphdef.arrays
     for i, record in enumerate(graphdef.records):
@@ -108,12 +109,14 @@ def _recipe(graphdef: GraphDef) -> _Recipe:
                 array += 1
             else:
                 positions.append(static + len(statics))
+                if compared(child):
+                    changing.append((len(statics), child))
                 statics.append(static_value(child))
         if record[0] in (TUPLE, PYTREE):
             immutable.append((i, _getter(positions)))
         elif record[0] != VARIABLE:
             others.append((i, _getter(positions)))
-    return _Recipe(immutable[::-1], others, statics)
+    return _Recipe(immutable[::-1], others, statics, changing)
 
 
 def _getter(positions: list[int]) -> Callable[[Sequence[Any]], tuple]:
@@ -134,6 +137,8 @@ def build(
     """
     recipe: _Recipe = graphdef.remembered("recipe", lambda: _recipe(graphdef))
     pool = [*objects, *arrays, *recipe.statics]
+    for i, key in recipe.compared:
+        pool[len(objects) + len(arrays) + i] = static_value(key)
     for i, children_of in recipe.immutable:
         kind, cls = graphdef.records[i][:2]
         children = children_of(pool)

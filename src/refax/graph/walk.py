@@ -17,12 +17,12 @@ import numpy as np
 from ..objects.containers import Dict, List
 from ..objects.marks import class_marks
 from ..objects.node import Node
-from ..objects.statics import is_plain_static, static_key
+from ..objects.statics import compared, is_plain_static, static_key
 from ..objects.variable import Variable, trace_of
 from ..objects.watch import is_array
 from . import errors
 from .graphdef import DICT, ITSELF, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
-from .guards import Guard
+from .guards import STATIC, Guard
 from .state import State
 
 _LISTS = frozenset({list, List})
@@ -113,9 +113,16 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             objects.append(value)  # no identity: a position of its own
             through.append(root)
             return len(objects) - 1
-        if isinstance(value, (list, dict, set)) and _holds_objects(value):
+        unknown = isinstance(value, (list, dict, set)) and cls.__hash__ is None
+        if unknown and _holds_objects(value):
             hidden.append(value)
-        return static_key(value)
+            return (cls, value)
+        return static(value)
+
+    def static(value: Any) -> tuple:
+        key = static_key(value)
+        guards[root] += [(x, STATIC, (), False) for x in compared(key)]
+        return key
 
     root_positions = []
     for number, value in enumerate(roots):
@@ -137,7 +144,8 @@ def walk(roots: tuple[Any, ...]) -> Walk:
                 marks = {**marks, **own} if marks else own
             if marks:
                 children = tuple(
-                    _marked(x, marks.get(k), child, attributes, k) for k, x in attributes.items()
+                    _marked(x, marks.get(k), child, static, attributes, k)
+                    for k, x in attributes.items()
                 )
                 used = tuple((k, m) for k, m in (own or {}).items() if k in attributes)
             else:
@@ -191,9 +199,9 @@ def _is_graph_part(value: Any) -> bool:
     return isinstance(value, (Node, Variable, State)) or cls in _LISTS or cls in _DICTS
 
 
-def _marked(value: Any, mark: str | None, child: Any, container: Any, key: Any) -> Any:
+def _marked(value: Any, mark: str | None, child: Any, static: Any, container: Any, key: Any) -> Any:
     if mark == "static":
-        return static_key(value)
+        return static(value)
     encoded = child(value, container, key)
     if mark == "data" and type(encoded) is tuple:  # a number as data: a leaf
         return child(_AS_LEAF, container, key)

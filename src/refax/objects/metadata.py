@@ -14,19 +14,25 @@ from jax.core import Tracer
 from .modes import without_modes
 from .statics import frozen
 
-# One annotation under three names: Flax 0.11's, and the two of 0.12.
-_ALIASES = {"sharding_names": "sharding", "out_sharding": "sharding"}
+# One annotation under three names: Flax 0.11's, and the two of 0.12. It is kept under the one that
+# it was given by, and found by all.
+_ANNOTATION = ("sharding", "sharding_names", "out_sharding")
 
 
-def canonical_name(name: str) -> str:
-    return _ALIASES.get(name, name)
+def _stored(items: Mapping[str, Any], name: Any) -> Any:
+    """The name under which an entry is, or would be, kept."""
+    if name in _ANNOTATION and name not in items:
+        return next((known for known in _ANNOTATION if known in items), name)
+    return name
 
 
 class Metadata(Mapping[str, Any]):
     __slots__ = ("_hash", "_keys", "items_")
 
     def __init__(self, items: Mapping[str, Any]):
-        self.items_ = {_ALIASES.get(k, k): v for k, v in without_modes(items).items()}
+        self.items_: dict[str, Any] = {}
+        for name, value in without_modes(items).items():
+            self.items_[_stored(self.items_, name)] = value
         for name, value in self.items_.items():
             if any(isinstance(x, Tracer) for x in _parts(value)):
                 raise TypeError(
@@ -44,7 +50,7 @@ class Metadata(Mapping[str, Any]):
         return self._keys
 
     def __getitem__(self, name: str) -> Any:
-        return self.items_[_ALIASES.get(name, name)]
+        return self.items_[_stored(self.items_, name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.items_)
@@ -53,7 +59,7 @@ class Metadata(Mapping[str, Any]):
         return len(self.items_)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.items_ or _ALIASES.get(str(name)) in self.items_
+        return _stored(self.items_, name) in self.items_
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -75,10 +81,10 @@ class Metadata(Mapping[str, Any]):
         return (Metadata, (self.items_,))
 
     def with_items(self, **items: Any) -> Metadata:
-        return Metadata({**self.items_, **{_ALIASES.get(k, k): v for k, v in items.items()}})
+        return Metadata({**self.items_, **{_stored(self.items_, k): v for k, v in items.items()}})
 
     def without(self, name: str) -> Metadata:
-        name = _ALIASES.get(name, name)
+        name = _stored(self.items_, name)
         return Metadata({k: v for k, v in self.items_.items() if k != name})
 
 

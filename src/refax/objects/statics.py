@@ -8,6 +8,7 @@ can be told: two closures over equal values from the same source line are equal,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -42,14 +43,82 @@ def static_key(value: Any) -> tuple:
         return (cls, value, repr(value))  # zeros with a sign again
     if isinstance(value, tuple) and not is_plain_static(value, cls):
         return (cls, TupleKey(value, tuple(map(static_key, value))))  # (1,) == (True,) == (1.0,)
+    try:
+        hash(value)
+    except TypeError:
+        return (cls, EqualKey(value))
     return (cls, value)
 
 
 def static_value(key: tuple) -> Any:
     value = key[1]
     if type(value) is TupleKey:
-        return value.value
+        if not any(map(compared, value.keys)):
+            return value.value
+        parts = map(static_value, value.keys)
+        return tuple(parts) if type(value.value) is tuple else type(value.value)(*parts)
+    if type(value) is EqualKey:
+        return value.content()
     return value.function if type(value) is FunctionKey else value
+
+
+def compared(key: tuple) -> list[EqualKey]:
+    """What in a static's key is compared by `==`, and may change in place."""
+    if type(key[1]) is TupleKey:
+        return [x for part in key[1].keys for x in compared(part)]
+    return [key[1]] if type(key[1]) is EqualKey else []
+
+
+class EqualKey:
+    """A static without a hash (a plain dataclass, a set), compared by `==` with what it was.
+
+    It may be changed in place, so what is compared is a copy; where there is no copy that is equal,
+    it is equal to itself only.
+    """
+
+    __slots__ = ("_copy", "_value")
+
+    def __init__(self, value: Any):
+        self._value = value
+        self._copy = _equal_copy(value)
+
+    def holds(self) -> bool:
+        """Whether the value is still what it was."""
+        return self._value is self._copy or self._value == self._copy
+
+    def content(self) -> Any:
+        return self._value if self.holds() else copy.deepcopy(self._copy)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not EqualKey or type(other._copy) is not type(self._copy):
+            return False
+        return self._copy is other._copy or bool(self._copy == other._copy)
+
+    def __hash__(self) -> int:
+        try:
+            comparable = isinstance(self._value == self._value, bool)  # noqa: PLR0124
+        except Exception:
+            comparable = False
+        if not comparable:
+            raise TypeError("it cannot be compared")
+        return hash(type(self._value))
+
+    def __repr__(self) -> str:
+        return repr(self._value)
+
+    def __reduce__(self) -> Any:
+        return (EqualKey, (self._value,))
+
+
+def _equal_copy(value: Any) -> Any:
+    for make in (copy.deepcopy, copy.copy):
+        try:
+            made = make(value)
+            if (made == value) is True:
+                return made
+        except Exception:
+            continue
+    return value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ whole models (`raw_value`/`set_raw_value` below); the public `value` adds the ho
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from operator import attrgetter
@@ -23,17 +23,19 @@ from typing import Any, Generic
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .._jax_compat import TRACE
 from .at_once import Write, at_once, set_each
 from .entering import ARRAYS, entered, kept_in_place
-from .metadata import EMPTY, Metadata, canonical_name
+from .errors import describe_value
+from .metadata import EMPTY, Metadata
 from .modes import OF_VARIABLES as MODES
 from .operators import add_operators
 from .outer_reads import outer_read
 from .representation import Form, Shown
 from .snapshots import UNREAD, Snapshot, taken, written
-from .trace_errors import mutation_error
+from .trace_errors import known_name, mutation_error
 from .variable_metadata import GET_HOOK, SET_HOOK, A, VariableMetadata
 from .watch import invalidate
 
@@ -77,11 +79,14 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 
     _value: A
     _metadata: Metadata
-    _class_hooked = False
+    _class_hooked = _own_get = _own_set = False  # whether a subclass has hooks, overrides the two
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        cls._class_hooked = hasattr(cls, GET_HOOK) or hasattr(cls, SET_HOOK)
+        cls._own_get = cls.get_value is not Variable.get_value
+        cls._own_set = cls.set_value is not Variable.set_value
+        hooks = hasattr(cls, GET_HOOK) or hasattr(cls, SET_HOOK)
+        cls._class_hooked = hooks or cls._own_get or cls._own_set
         jax.tree_util.register_dataclass(cls, data_fields=["value"], meta_fields=["raw_metadata"])
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -107,16 +112,26 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def value(self) -> A:
         """The value. Reading applies `on_get_value`; writing checks the trace and the set hook."""
         if self._hooked:
-            outer_read(self)
-            if UNREAD:
-                _was_read(self)
-            hook = self._hook(GET_HOOK)
-            if hook is not None:
-                return hook(self._value)
+            return self.get_value() if self._own_get else self._read()
         return self._value
+
+    def _read(self) -> A:
+        outer_read(self)
+        if UNREAD:
+            _was_read(self)
+        hook = self._hook(GET_HOOK)
+        return self._value if hook is None else hook(self._value)
 
     @value.setter
     def value(self, new: A | Variable[A]) -> None:
+        if type(new) in ARRAYS and not self._hooked and self._trace is TRACE.value:
+            set_raw_value(self, new)
+        elif self._own_set:
+            self.set_value(new)  # type: ignore[arg-type]
+        else:
+            self._write(new)
+
+    def _write(self, new: A | Variable[A]) -> None:
         if self._trace is not TRACE.value:
             check_write(self, "write the value of")
         if type(new) not in ARRAYS or self._hooked:
@@ -130,19 +145,45 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     raw_metadata = property(lambda self: self._metadata, doc="The metadata, as one object.")
 
     def get_value(self, *, index: Any = ...) -> A:
-        return self.value if index is ... else self[index]
+        """The value, or a part of it. A subclass may override this: every read asks it then."""
+        value: Any = self._read() if self._hooked else self._value
+        return value if index is ... else value[index]
 
     def set_value(self, value: A, *, index: Any = ...) -> None:
-        self[index] = value
+        """Write the value, or a part. A subclass may override this: every write asks it then."""
+        self._write(value if index is ... else self._with_part(index, value))
+
+    def get_raw_value(self) -> A:
+        """The value as stored, past hooks."""
+        return _take(self)
+
+    def set_raw_value(self, value: A) -> None:
+        """Store a value as it is, past hooks."""
+        if self._trace is not TRACE.value:
+            check_write(self, "write the value of")
+        set_raw_value(self, value)
 
     def __getitem__(self, index: Any) -> Any:
+        if self._own_get:
+            return self.get_value(index=index)
         current: Any = self.value
         return current if index is ... else current[index]
 
     def __setitem__(self, index: Any, value: Any) -> None:
         value = value.value if isinstance(value, Variable) else value
+        if self._own_set:
+            self.set_value(value, index=index)
+        else:
+            self.value = value if index is ... else self._with_part(index, value)
+
+    def __delitem__(self, index: Any) -> None:
+        updated: Any = copy.copy(self.value)
+        del updated[index]
+        self.value = updated
+
+    def _with_part(self, index: Any, value: Any) -> Any:
         if index is not ...:
-            current: Any = self.value
+            current: Any = Variable.get_value(self)
             if isinstance(current, (jax.Array, np.ndarray)):
                 array = jnp.asarray(current)
                 value = kept_in_place(array.at[index].set(entered(value, array, self)), array)
@@ -150,12 +191,17 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
                 updated = copy.copy(current)
                 updated[index] = value
                 value = updated
-        self.value = value
+        return value
 
     # -- metadata ------------------------------------------------------------------------------
 
-    def get_metadata(self, name: str | None = None, *default: Any) -> Any:
-        """All metadata as a dict, or the entry `name` (with a default, if one is given)."""
+    def get_metadata(
+        self, name: str | None = None, *default: Any, exclude_required: bool | None = None
+    ) -> Any:
+        """All metadata as a dict, or the entry `name` (with a default, if one is given).
+
+        No entry is required in refax, so `exclude_required` leaves none out.
+        """
         if name is None:
             return dict(self._metadata)
         return self._metadata.get(name, *default) if default else self._metadata[name]
@@ -218,7 +264,8 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         # Reached only for names that the class does not have: metadata first, then the array's.
         if name in _SLOTS:
             raise AttributeError(name)
-        if name in self._metadata:
+        # `sharding` is the annotation where it was given by this name, and else the array's.
+        if name in (self._metadata.items_ if name == "sharding" else self._metadata):
             return self._metadata[name]
         if name in MODES:
             return MODES[name]
@@ -229,7 +276,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         except AttributeError:
             known = ", ".join(self._metadata) or "none"
             raise AttributeError(
-                f"{type(self).__name__} has no attribute or metadata {canonical_name(name)!r} "
+                f"{type(self).__name__} has no attribute or metadata {name!r} "
                 f"(metadata: {known}), nor has its value, a {type(self._value).__name__}.\n"
                 "Cure: give metadata when the Variable is made, nnx.Param(value, name=...)."
             ) from None
@@ -240,8 +287,15 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def type(self) -> type:
         return type(self)
 
-    def copy(self) -> Any:
-        """A new cell of the same type with the same value and metadata."""
+    @classmethod
+    def from_metadata(cls, value: Any, metadata: Mapping[str, Any]) -> Any:
+        """A Variable of this type with a value and metadata as `get_metadata()` gives it."""
+        return make_variable(cls, entered(value), Metadata(metadata))
+
+    def copy(self, value: Any = ..., **metadata: Any) -> Any:
+        """A new cell of the same type, with another value or other metadata where given."""
+        if value is not ... or metadata:
+            return self.replace(value, **metadata)
         return make_variable(type(self), _take(self), self._metadata)
 
     def replace(self, value: Any = ..., **metadata: Any) -> Any:
@@ -275,8 +329,8 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         value = entered(_take(other), self._value, self)
         at_once([partial(set_raw_value, self, value), *metadata])
 
-    def to_state(self) -> Any:
-        return self.copy()
+    def to_state(self, value: Any = ...) -> Any:
+        return self.copy(value)
 
     def __copy__(self) -> Any:
         return self.copy()
@@ -305,6 +359,12 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.value, dtype=dtype, copy=copy)
 
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.value.__dlpack__(**options)  # type: ignore[attr-defined]
+
+    def __dlpack_device__(self) -> Any:
+        return self.value.__dlpack_device__()  # type: ignore[attr-defined]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         value: Any = self.value
         return value(*args, **kwargs)
@@ -327,6 +387,21 @@ _set_hooked = Variable.__dict__["_hooked"].__set__
 _set_plans = Variable.__dict__["_plans"].__set__
 
 add_operators(Variable)
+
+
+def _truth(self: Variable) -> bool:
+    value: Any = self.value
+    if getattr(value, "size", 1) == 1 or isinstance(value, Tracer):
+        return bool(value)
+    name = known_name(self)
+    raise ValueError(
+        f"The truth of {type(self).__name__}{f' `{name}`' if name else ''} "
+        f"({describe_value(value)}) is ambiguous: it has several entries, or none.\n"
+        "Cure: `variable.value.any()` or `.all()`; whether there is one: `variable is not None`."
+    )
+
+
+Variable.__bool__ = _truth  # type: ignore[attr-defined]
 jax.tree_util.register_dataclass(Variable, data_fields=["value"], meta_fields=["raw_metadata"])
 
 

@@ -13,6 +13,7 @@ from ..graph.state import State
 from ..graph.walk import walk
 from ..objects.modes import Switch
 from ..objects.node import Node
+from ..objects.statics import static_value
 from ..objects.variable import Variable, copy_leaf, set_raw_value
 from .layouts import N, copies_of, plan_of
 
@@ -65,7 +66,7 @@ def deep_copy(node: N, memo: dict) -> N:
         for key, child in zip(*record_children(record), strict=True):
             if type(child) is tuple and child[0].__hash__ is None:
                 if (holder := _items_of(new)) is not None:
-                    holder[key] = python_copy.deepcopy(child[1], memo)
+                    holder[key] = python_copy.deepcopy(static_value(child), memo)
     return objects[0]
 
 

@@ -64,7 +64,7 @@ def with_partitioning(
     """An initializer whose Variable is annotated with these axis names."""
     if mesh is not None:
         metadata["mesh"] = mesh
-    return with_metadata(initializer, sharding=tuple(sharding), **metadata)
+    return with_metadata(initializer, out_sharding=tuple(sharding), **metadata)
 
 
 def get_var_pspec(v: Any) -> PartitionSpec:
