@@ -104,6 +104,6 @@ def test_with_partitioning():
     assert v.out_sharding == ("data", None) and v.note == "x" and v.shape == (8, 4)
     mesh = mesh_of(8)
     v = nnx.Param(nnx.with_partitioning(jax.nn.initializers.ones, ["data"], mesh=mesh)(None, (8,)))
-    assert v.mesh is mesh and v.sharding == ("data",)
+    assert v.mesh is mesh and v.out_sharding == ("data",)
     boxed = init(jax.random.key(0), (8, 4))
     assert isinstance(boxed, nnx.VariableMetadata)

@@ -72,19 +72,31 @@ def compared(key: tuple) -> list[EqualKey]:
 class EqualKey:
     """A static without a hash (a plain dataclass, a set), compared by `==` with what it was.
 
-    It may be changed in place, so what is compared is a copy; where there is no copy that is equal,
-    it is equal to itself only.
+    It may be changed in place, so what is compared is a copy; a value that does not equal its copy
+    is equal to itself only. One whose comparison fails, or is no bool, has no hash.
     """
 
-    __slots__ = ("_copy", "_value")
+    __slots__ = ("_copy", "_fails", "_value")
 
     def __init__(self, value: Any):
-        self._value = value
-        self._copy = _equal_copy(value)
+        self._value, self._copy, self._fails = value, value, False
+        for make in (copy.deepcopy, copy.copy):
+            try:
+                made = make(value)
+            except Exception:
+                continue
+            try:
+                same = made == value
+                self._fails = not isinstance(same, (bool, np.bool_))
+            except Exception:
+                self._fails = True
+            if self._fails or same:
+                self._copy = made
+                return
 
     def holds(self) -> bool:
         """Whether the value is still what it was."""
-        return self._value is self._copy or self._value == self._copy
+        return self._fails or self._value is self._copy or bool(self._value == self._copy)
 
     def content(self) -> Any:
         return self._value if self.holds() else copy.deepcopy(self._copy)
@@ -92,14 +104,15 @@ class EqualKey:
     def __eq__(self, other: object) -> bool:
         if type(other) is not EqualKey or type(other._copy) is not type(self._copy):
             return False
-        return self._copy is other._copy or bool(self._copy == other._copy)
+        if self._copy is other._copy or self._fails:
+            return self._value is other._value or not self._fails
+        try:
+            return bool(self._copy == other._copy)
+        except Exception:  # such as of two arrays in it, which may be compared by identity only
+            return False
 
     def __hash__(self) -> int:
-        try:
-            comparable = isinstance(self._value == self._value, bool)  # noqa: PLR0124
-        except Exception:
-            comparable = False
-        if not comparable:
+        if self._fails:
             raise TypeError("it cannot be compared")
         return hash(type(self._value))
 
@@ -108,17 +121,6 @@ class EqualKey:
 
     def __reduce__(self) -> Any:
         return (EqualKey, (self._value,))
-
-
-def _equal_copy(value: Any) -> Any:
-    for make in (copy.deepcopy, copy.copy):
-        try:
-            made = make(value)
-            if (made == value) is True:
-                return made
-        except Exception:
-            continue
-    return value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ class StaticArguments:
         return args, kwargs
 
     def key(self) -> tuple:
+        hash((*self.by_position.values(), *self.by_name.values()))  # as jax.jit, which wants one
         return (
             tuple((i, static_key(v)) for i, v in self.by_position.items()),
             tuple((n, static_key(v)) for n, v in self.by_name.items()),
