@@ -150,3 +150,15 @@ def test_filters_must_be_exhaustive_where_the_verb_says_so():
     with pytest.raises(ValueError, match="not exhaustive"):
         nnx.split_state(nnx.state(model), nnx.Param, Count)
     assert len(nnx.split(model, nnx.Param, Count, nnx.BatchStat, ...)) == 5
+
+
+def test_a_type_is_found_by_the_attribute_type_too():
+    class Stub:
+        type = nnx.Param
+
+    class Typed(nnx.Module):
+        def __init__(self):
+            self.type = nnx.Param
+
+    assert nnx.OfType(nnx.Param)((), Stub()) and not nnx.OfType(nnx.BatchStat)((), Stub())
+    assert not nnx.OfType(nnx.Param)((), Typed()) and not nnx.OfType(nnx.Param)((), jnp.ones(1))

@@ -355,6 +355,13 @@ def test_recursive_map():
     assert nnx.recursive_map(lambda p, v: 7 if p == () else v, model) == 7
 
 
+def test_recursive_map_keeps_the_variables_that_are_returned():
+    model = Node(a=Dense(2, 2), items=[Dense(1, 1)])
+    new = nnx.recursive_map(lambda _, x: Node(base=x) if isinstance(x, Dense) else x, model)
+    assert new.a.base.kernel is model.a.kernel and new.a.base is not model.a
+    assert isinstance(model.items[0], Dense) and new.items is not model.items
+
+
 def test_recursive_map_maps_shared_objects_once():
     counts = {}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refax import nnx
-from tests.models import Node
+from tests.models import Dense, Node
 
 
 def make_pair():
@@ -117,3 +117,15 @@ def test_mistakes_are_named():
         nnx.split_context().__enter__().merge(graphdef, nnx.State({}))
     with pytest.raises(ValueError, match="`y`"):
         nnx.merge_context().__enter__().merge(graphdef, state, nnx.State({"y": nnx.Param(1.0)}))
+
+
+def test_what_a_context_splits_is_a_graphdef():
+    model = Dense(2, 2)
+    with nnx.split_context() as ctx:
+        (graphdef, state), (again, nothing) = ctx.split(model), ctx.split(model)
+    assert isinstance(graphdef, nnx.GraphDef) and graphdef != again and nothing == nnx.State()
+    assert graphdef != nnx.graphdef(model) and nnx.graphdef(model) != graphdef
+    assert len({graphdef, again, nnx.graphdef(model)}) == 3
+    assert type(nnx.merge(graphdef, state)) is Dense
+    with nnx.split_context() as ctx:
+        assert ctx.split(Dense(2, 2))[0] == graphdef

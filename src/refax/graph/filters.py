@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import cast
 
+from ..objects.node import Node
 from ..objects.variable import Variable
 
 Filter = typing.Any
@@ -52,13 +53,16 @@ def _show(part: typing.Any) -> str:
 
 
 class OfType(_Frozen):
-    """Matches Variables of a type (and other values of it)."""
+    """Matches Variables of a type, other values of it, and what has that type as its `type`."""
 
     def __init__(self, type: type):
         super().__init__(type)
 
     def __call__(self, path: tuple, x: typing.Any) -> bool:
-        return isinstance(x, self.content[0])
+        if isinstance(x, (self.content[0], Variable, Node)):
+            return isinstance(x, self.content[0])
+        kind = getattr(x, "type", None)
+        return isinstance(kind, type) and issubclass(kind, self.content[0])
 
 
 class WithTag(_Frozen):

@@ -13,7 +13,7 @@ from functools import partial
 from operator import itemgetter, setitem
 from typing import Any, NamedTuple
 
-from ..objects.at_once import Write, at_once
+from ..objects.at_once import Write, at_once, set_each
 from ..objects.node import Node, new_pytree, set_object_marks, set_object_watch
 from ..objects.statics import compared, static_value
 from ..objects.variable import Variable, make_variable, set_raw_value
@@ -200,10 +200,14 @@ def write_leaves(
 
     An array inside a tuple means that the tuples around it are made anew.
     """
+    count = len(plan.variables)
+    if not also and max(leaves, default=0) < count:  # the way of nearly every call
+        set_each(set_raw_value, [plan.variables[i] for i in leaves], values)
+        return
     writes, touched = list(also), []
     bare: list[Any] | None = None  # if one is inside a tuple, all as they will be
     for leaf, value in zip(leaves, values, strict=True):
-        number = leaf - len(plan.variables)
+        number = leaf - count
         if number < 0:
             writes.append(partial(set_raw_value, plan.variables[leaf], value))
             continue
@@ -216,8 +220,8 @@ def write_leaves(
             touched.append((guards, container))
     if bare is not None:
         for leaf, value in zip(leaves, values, strict=True):
-            if leaf >= len(plan.variables):
-                bare[leaf - len(plan.variables)] = value
+            if leaf >= count:
+                bare[leaf - count] = value
         writes += _new_tuples(plan, roots, bare)
     at_once(writes)
     for guards, container in touched:

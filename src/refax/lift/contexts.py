@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -30,13 +30,36 @@ from .write_back import give_structure
 
 
 @jax.tree_util.register_static
-class ContextGraphDef(NamedTuple):
-    """A GraphDef, and which objects of a context its records are. Static, like a GraphDef."""
+class ContextGraphDef(GraphDef):
+    """A GraphDef that knows which objects of a context its records are.
 
-    graphdef: GraphDef
-    numbers: tuple[int | None, ...]  # by record
-    elsewhere: frozenset[int]  # the leaves that an earlier split of the context has
-    returns: bool  # from inside an update context: it describes the objects outside
+    Args:
+        graphdef: the structure.
+        numbers: the number of the object, by record.
+        elsewhere: the leaves that an earlier split of the context has.
+        returns: from inside an update context: it describes the objects outside.
+    """
+
+    __slots__ = ("elsewhere", "numbers", "returns")
+
+    def __init__(
+        self,
+        graphdef: GraphDef,
+        numbers: tuple[int | None, ...],
+        elsewhere: frozenset[int],
+        returns: bool,
+    ):
+        super().__init__(graphdef.roots, graphdef.records, graphdef.arrays)
+        self.numbers, self.elsewhere, self.returns = numbers, elsewhere, returns
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ContextGraphDef) and (
+            (other.numbers, other.elsewhere, other.returns)
+            == (self.numbers, self.elsewhere, self.returns)
+            and super().__eq__(other) is True
+        )
+
+    __hash__ = GraphDef.__hash__
 
 
 class _Side:
@@ -95,8 +118,8 @@ class Context:
                 f"merge takes what `split` of a context returned, got "
                 f"{describe_value(graphdef)}.\nCure: nnx.merge takes a plain GraphDef."
             )
-        shape, numbers, elsewhere, returns = graphdef
-        side = self._outside if returns else self._inside
+        shape, numbers, elsewhere = graphdef, graphdef.numbers, graphdef.elsewhere
+        side = self._outside if graphdef.returns else self._inside
         known = [None if n is None else side.objects.get(n) for n in numbers]
         values = {path: x for tree in (state, *states) for path, x in iter_leaves(tree)}
         leaves: list[Any] = []
@@ -126,7 +149,7 @@ class Context:
 
     def unflatten(self, graphdef: ContextGraphDef, flat_state: Any, /, *flat_states: Any) -> Any:
         """As `merge`, of what `flatten` gives."""
-        paths = graphdef.graphdef.paths
+        paths = graphdef.paths
         present = [paths.leaves[i] for i in paths.order if i not in graphdef.elsewhere]
         states = [
             FlatState(zip(present, flat, strict=True)) if isinstance(flat, list) else flat

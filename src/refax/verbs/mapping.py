@@ -101,7 +101,8 @@ def recursive_map(f: Callable[[tuple, Any], Any], node: Any, *, graph: Switch = 
     """A copy of an object graph with `f(path, value)` in the place of every node and leaf.
 
     Children come before their parents, so `f` sees a node whose children are mapped already.
-    Shared nodes are mapped once.
+    Shared nodes are mapped once. A Variable that `f` returns as it is is that of `node`: copy the
+    whole with `nnx.clone` where the two are to be trained apart.
 
     Example:
         >>> from refax import nnx
@@ -112,7 +113,7 @@ def recursive_map(f: Callable[[tuple, Any], Any], node: Any, *, graph: Switch = 
         >>> swapped.layers[0].__name__
         'gelu'
     """
-    copied = clone(node)
+    copied = clone(node, variables=False)
     mapped: dict[Any, Any] = {}  # by id or path
     visited = list(iter_graph(copied))  # also keeps every object alive, so ids stay unique
     nodes = {id(v) for _, v in visited

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, le
 from typing import Any
 
 import jax
@@ -101,10 +101,10 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
         check_write(obj, "update")
     writes = [*also]
     for i, given in pending:
-        if i < count and isinstance(given, Variable):
-            metadata, before = given._metadata, variables[i]._metadata
-            if metadata is not before and metadata != before:
-                writes += metadata_writes(variables[i], metadata)
+        if isinstance(given, Variable) and i < count:
+            cell, metadata = variables[i], given._metadata
+            if metadata is not cell._metadata and metadata != cell._metadata:
+                writes += metadata_writes(cell, metadata)
     write_leaves(plan, (node,), [i for i, _ in pending], values, writes)
     for holder, name, value in added:
         cell = make_variable(type(value), value._value, value._metadata)
@@ -155,13 +155,17 @@ def _in_place_of(old: Any, given: Any, path: tuple, misfits: Misfits) -> Any:
     return new
 
 
-_form = attrgetter("shape", "dtype", "committed")
+_SHAPE, _DTYPE, _COMMITTED = map(attrgetter, ("shape", "dtype", "committed"))
 
 
 def _alike(old: list[Any], new: list[Any]) -> bool:
     """Whether all are arrays of the same forms, as they nearly always are: asked in C."""
     try:
-        return list(map(_form, old)) == list(map(_form, new))
+        return (
+            list(map(_SHAPE, old)) == list(map(_SHAPE, new))
+            and list(map(_DTYPE, old)) == list(map(_DTYPE, new))
+            and all(map(le, map(_COMMITTED, old), map(_COMMITTED, new)))
+        )
     except (AttributeError, TypeError):  # something else; a tracer
         return False
 
