@@ -69,10 +69,7 @@ def conformed(value: Any, like: Any, path: tuple) -> Any:
     if value is like:
         return value
     if type(value) in ARRAYS and value.dtype == getattr(like, "dtype", None):
-        if isinstance(value, Tracer) or value.committed:
-            return value
-        place = _place(like, value.shape)
-        return value if place is None else jax.device_put(value, place)
+        return placed(value, like)
     if isinstance(value, jax.Array) and _is_number(value.dtype) and _has_numbers(like):
         if not np.can_cast(_kind(value.dtype), _kind(like.dtype), "same_kind"):
             if isinstance(value, Tracer) or not value.is_fully_addressable:
@@ -83,6 +80,14 @@ def conformed(value: Any, like: Any, path: tuple) -> Any:
     if jax.tree.structure(like) != structure or jax.tree_util.all_leaves((value,)):
         return value
     return jax.tree.map(lambda x, y: conformed(x, y, path), value, like)
+
+
+def placed(value: Any, like: Any) -> Any:
+    """An array without a place of its own goes where `like` is."""
+    if not isinstance(value, jax.Array) or isinstance(value, Tracer) or value.committed:
+        return value
+    place = _place(like, value.shape)
+    return value if place is None else jax.device_put(value, place)
 
 
 def operand(value: Any, like: Any) -> Any:

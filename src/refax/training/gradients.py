@@ -24,12 +24,12 @@ _CURE = (
 )
 
 
-def gradients_like(params: State, grads: Any, wrt: Filter) -> State:
-    """The gradients as a State of the very structure of `params`.
+def gradients_like(params: State, grads: Any, wrt: Filter, model: Any = None) -> State:
+    """The gradients as a State of the very structure of `params`; others of the model are left out.
 
     Raises:
         TypeError: not a State, a Module or a nested dict.
-        ValueError: a path too few or too many, or another shape; the path is named.
+        ValueError: a path is missing, or not of the model; or another shape; the path is named.
     """
     if isinstance(grads, Pytree):
         grads = state_of(grads, wrt)
@@ -45,7 +45,9 @@ def gradients_like(params: State, grads: Any, wrt: Filter) -> State:
     given = {path: leaf for path, leaf in iter_leaves(grads) if leaf is not None}
     wanted = dict(iter_leaves(params))
     if given.keys() != wanted.keys():
-        raise ValueError(_other_paths(wanted, given))
+        others = {} if model is None else dict(iter_leaves(state_of(model)))
+        if wrong := _other_paths(wanted, given, {**wanted, **others}):
+            raise ValueError(wrong)
     for path, param in wanted.items():
         if not _same_shape(raw(param), raw(given[path])):
             raise ValueError(
@@ -67,13 +69,16 @@ def with_value(param: Any, value: Any) -> Any:
     return make_variable(type(param), value, param._metadata)
 
 
-def _other_paths(wanted: dict, given: dict) -> str:
+def _other_paths(wanted: dict, given: dict, known: dict) -> str:
     parts = []
     for text, paths in (
         ("has no gradient for {}", [p for p in wanted if p not in given]),
-        ("has a gradient for {}, which is not optimized", [p for p in given if p not in wanted]),
+        (
+            "has a gradient for {}, which the model does not have",
+            [p for p in given if p not in known],
+        ),
     ):
         if paths:
             more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
             parts.append(text.format(f"`{path_string(paths[0])}`{more}"))
-    return f"The State of gradients {' and '.join(parts)}.\n{_CURE}"
+    return f"The State of gradients {' and '.join(parts)}.\n{_CURE}" if parts else ""

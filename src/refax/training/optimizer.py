@@ -11,23 +11,31 @@ optax works on values as they are stored: the hooks of a Variable do not run in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import repeat
+from operator import is_
 from typing import Any, Generic, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from .._jax_compat import TRACE
 from ..graph.filters import Filter
 from ..graph.state import State, iter_leaves, map_state
 from ..lift.borders import tracer_in
+from ..objects.entering import entered, placed
 from ..objects.modes import Switch
 from ..objects.statics import frozen
+from ..objects.trace_errors import mutation_error
 from ..objects.type_names import M
-from ..objects.variable import Variable, make_variable, raw
+from ..objects.variable import Variable, make_variable, raw, set_raw_value
 from ..objects.variable_types import OptArray, OptState, OptVariable, Param, without_hooks
+from ..verbs.copying import clone
+from ..verbs.mapping import pure
 from ..verbs.pytree import Pytree
 from ..verbs.splitting import state as state_of
-from ..verbs.updating import update as update_node
+from ..verbs.updating import update_with
 from . import optimizer_errors as errors
 from .gradients import gradients_like, with_value
 from .placement import beside
@@ -66,10 +74,60 @@ def _is_variable(x: Any) -> bool:
     return isinstance(x, Variable)
 
 
-def _wrap(x: Any) -> Variable:
+def _is_kept(x: Any) -> bool:
+    return isinstance(x, OptState) and entered(x._value) is x._value
+
+
+def _wrap(x: Any) -> Any:
+    if _is_kept(x):
+        return x
     if isinstance(x, Variable):
-        return make_variable(OptVariable, x._value, x._metadata)
-    return OptArray(x)
+        kind = type(x) if isinstance(x, OptState) else OptVariable
+        return make_variable(kind, entered(x._value), x._metadata)
+    return to_opt_state(state_of(x)) if isinstance(x, Pytree) else OptArray(x)
+
+
+def _is_part(x: Any) -> bool:
+    return isinstance(x, (Variable, Pytree))
+
+
+def to_opt_state(tree: Any) -> Any:
+    """A state of optax with Variables for its arrays and numbers; what has them is kept.
+
+    Example:
+        >>> from refax import nnx
+        >>> import optax
+        >>> nnx.optimizer.to_opt_state(optax.ScaleByScheduleState(count=3)).count.value.dtype
+        dtype('int32')
+    """
+    return jax.tree.map(_wrap, tree, is_leaf=_is_part)
+
+
+def _fill_in(tree: Any) -> Any:
+    """`to_opt_state` within the dicts that are there, to which a user may hold a reference."""
+    if isinstance(tree, (dict, State)):
+        for key, item in list(tree.items()):
+            if (new := _fill_in(item)) is not item:
+                tree[key] = new
+        return tree
+    if _is_part(tree) or jax.tree_util.all_leaves((tree,)):
+        return _wrap(tree)
+    parts, structure = jax.tree.flatten(tree, is_leaf=lambda x: x is not tree)
+    new = list(map(_fill_in, parts))
+    return tree if all(map(is_, new, parts)) else structure.unflatten(new)
+
+
+def _like_before(new: Any, old: Any) -> Any:
+    """What is put in the place of an optimizer's state, made like what was there."""
+    before, structure = jax.tree.flatten(old, is_leaf=_is_part)
+    after, new_structure = jax.tree.flatten(new, is_leaf=_is_part)
+    if structure != new_structure:
+        return new
+    for i, (x, cell) in enumerate(zip(after, before, strict=True)):
+        if isinstance(cell, OptState) and not (_is_kept(x) or isinstance(x, Pytree)):
+            value = entered(raw(x), cell._value, ("opt_state",))
+            after[i] = with_value(cell, placed(value, cell._value))
+    return structure.unflatten(after)
 
 
 def _parameters(model: Any, wrt: Filter) -> tuple[State, State]:
@@ -93,6 +151,26 @@ def _like_parameters(tree: Any, params: State) -> Any:
         tree,
         is_leaf=lambda x: isinstance(x, (Variable, State)),
     )
+
+
+def _of_parameters(value_fn: Any, model: Any, params: State) -> Any:
+    """A function of the State of parameters from one of it, or of the model."""
+
+    def of_model(state: State, *args: Any, **kwargs: Any) -> Any:
+        at = clone(model)
+        update_with(at, (state,), ())
+        return value_fn(at, *args, **kwargs)
+
+    def of_either(state: State, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return value_fn(state, *args, **kwargs)
+        except (TypeError, AttributeError) as error:
+            try:
+                return of_model(state, *args, **kwargs)
+            except Exception:
+                raise error from None
+
+    return of_either
 
 
 class Optimizer(Pytree, Generic[M]):
@@ -143,20 +221,30 @@ class Optimizer(Pytree, Generic[M]):
             # optax.inject_hyperparams(…)(traced rate): the rate is in the state now.
             tx = tx._replace(init=errors.init_was_traced)
         self.tx = tx
-        self.opt_state = jax.tree.map(_wrap, opt_state, is_leaf=_is_variable)
+        self.opt_state = opt_state
 
-    def update(self, model: Any, grads: Any = None, **extra: Any) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "opt_state":  # also by a user, with anything that optax makes
+            value = to_opt_state(_like_before(value, vars(self).get("opt_state")))
+        super().__setattr__(name, value)
+
+    def update(self, model: Any, grads: Any = None, **extra: Any) -> Any:
         """Update the model's Variables and the optimizer's state, in place.
 
         Args:
             model: the model that the optimizer was made for (or one of the same structure).
-            grads: the gradients: a State as `nnx.grad` returns it, a Module, or a pure dict.
+            grads: the gradients: a State as `nnx.grad` returns it, a Module, or a pure dict. What
+                of the model is not optimized is left out.
             **extra: passed on to the transformation's `update`, such as `value=loss`; left out
-                where it takes none.
+                where it takes none. A `value_fn` may take the model or the State of parameters.
+
+        Returns:
+            What was added to the parameters: a State of arrays.
 
         Raises:
-            TypeError: called as `update(grads)`, the way of Flax 0.10.
-            ValueError: gradients of another structure or shape than the parameters, or an
+            TypeError: called as `update(grads)`, the way of Flax 0.10; or the transformation needs
+                more arguments.
+            ValueError: a gradient is missing or has another shape than the parameter, or an
                 optimizer of another model; the path is named.
         """
         if grads is None:
@@ -164,7 +252,13 @@ class Optimizer(Pytree, Generic[M]):
         if isinstance(model, State) and isinstance(grads, Pytree):
             raise TypeError(errors.SWAPPED)
         stored, params = _parameters(model, self.wrt)
-        grads = gradients_like(params, grads, self.wrt)
+        grads = gradients_like(params, grads, self.wrt, model)
+        if isinstance(extra.get("grad"), (State, Pytree)):
+            extra["grad"] = gradients_like(params, extra["grad"], self.wrt, model)
+        if "value_fn" in extra:
+            extra["value_fn"] = _of_parameters(extra["value_fn"], model, params)
+        if (filled := _fill_in(self.opt_state)) is not self.opt_state:
+            super().__setattr__("opt_state", filled)
         tx = self.tx
         if extra and isinstance(tx, optax.GradientTransformation):
             tx = optax.with_extra_args_support(tx)
@@ -172,23 +266,23 @@ class Optimizer(Pytree, Generic[M]):
         try:
             updates, after = tx.update(grads, before, params, **extra)
         except (TypeError, ValueError) as error:
-            errors.explain(error, self.opt_state, params)
+            errors.explain(error, self.opt_state, params, extra)
             raise
         new = optax.apply_updates(params, updates)
         if params is not stored:  # give the cells their hooks back
             new = _like_parameters(new, stored)
-        update_node(model, new)
-        self._set_opt_state(after)
-        self.step.value = self.step.value + jnp.uint32(1)
-
-    def _set_opt_state(self, after: Any) -> None:
-        cells, structure = jax.tree.flatten(self.opt_state, is_leaf=_is_variable)
-        values, new_structure = jax.tree.flatten(after, is_leaf=_is_variable)
-        if structure == new_structure:
-            for cell, value in zip(cells, values, strict=True):
-                cell.value = raw(value)
-        else:  # a transformation whose state changes its form
-            self.opt_state = jax.tree.map(_wrap, after, is_leaf=_is_variable)
+        cells, structure = jax.tree.flatten(self.opt_state, is_leaf=_is_part)
+        values, new_structure = jax.tree.flatten(after, is_leaf=_is_part)
+        same = structure == new_structure  # or a transformation whose state changes its form
+        cells = [*(cells if same else ()), self.step]
+        values = [*map(raw, values if same else ()), self.step.value + jnp.uint32(1)]
+        for cell in cells:
+            if cell._trace is not TRACE.value:
+                raise mutation_error(cell, "write the value of")
+        update_with(model, (new,), list(map(partial, repeat(set_raw_value), cells, values)))
+        if not same:
+            self.opt_state = after
+        return pure(updates)
 
 
 class ModelAndOptimizer(Optimizer[M]):
@@ -199,7 +293,7 @@ class ModelAndOptimizer(Optimizer[M]):
         >>> import jax.numpy as jnp, optax
         >>> state = nnx.ModelAndOptimizer(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), optax.sgd(0.1))
         >>> grads = nnx.grad(lambda m: m(jnp.ones((1, 2))).sum())(state.model)
-        >>> state.update(grads)
+        >>> updates = state.update(grads)
         >>> int(state.step.value)
         1
     """
@@ -208,8 +302,8 @@ class ModelAndOptimizer(Optimizer[M]):
         super().__init__(model, tx, wrt=wrt)
         self.model = model
 
-    def update(self, grads: Any, *more: Any, **extra: Any) -> None:  # type: ignore[override]
+    def update(self, grads: Any, *more: Any, **extra: Any) -> Any:  # type: ignore[override]
         """Update `self.model` and the optimizer's state with these gradients."""
         if more:
             raise TypeError(errors.MODEL_IS_HELD)
-        super().update(self.model, grads, **extra)
+        return super().update(self.model, grads, **extra)

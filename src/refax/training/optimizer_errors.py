@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -66,8 +67,16 @@ def no_parameters(model: Any, wrt: Any) -> ValueError:
     )
 
 
-def explain(error: Exception, opt_state: Any, params: State) -> None:
-    """Add to an error of the transformation where its state does not fit the parameters."""
+def explain(error: Exception, opt_state: Any, params: State, extra: dict) -> None:
+    """Tell an error of the transformation as one of the update: what is needed or unfit."""
+    if " keyword-only argument" in str(error) and " missing " in str(error):
+        names = re.findall(r"'(\w+)'", str(error))
+        call = ", ".join(f"{name}=..." for name in [*extra, *names])
+        raise TypeError(
+            f"Optimizer.update: the transformation needs {' and '.join(names)} besides the "
+            f"gradients.\nCure: optimizer.update(model, grads, {call}), with the loss as `value`, "
+            "the gradients again as `grad`, and the loss as a function of the model as `value_fn`."
+        ) from error
     for where in _misfits(opt_state, dict(iter_leaves(params))):
         error.add_note(
             f"Optimizer.update: the optimizer {where}.\nCure: make a new optimizer when parameters "
