@@ -55,6 +55,53 @@ def rows_of(table: str) -> list[dict[str, list[str]]]:
 X = jnp.ones((M, K))
 
 
+class Methods(nnx.Module):
+    """A model whose work is in methods of all names."""
+
+    def __init__(self, rngs):
+        self.parts = [Net(rngs)]
+        self.embed = nnx.Embed(3, N, rngs=rngs)
+
+    def encode(self, x, scale=2.0):
+        return self._encode(x) * scale
+
+    def _encode(self, x):
+        return self.parts[0].first(x, scale=3.0)
+
+    def __call__(self, x):
+        return self.encode(x), self.embed.attend(self.parts[0](x))
+
+
+def test_a_row_for_each_method_that_runs():
+    *rows, _ = rows_of(nnx.tabulate(Methods(nnx.Rngs(0)), X))
+    assert [row["path"][0] if row["path"] else "" for row in rows] == [
+        "", "encode", "parts/0/first", "parts/0/blocks/0", "parts/0/blocks/0/linear",
+        "parts/0/blocks/0/norm", "parts/0/blocks/0/dropout", "parts/0", "parts/0/blocks/1",
+        "parts/0/blocks/1/linear", "parts/0/blocks/1/norm", "parts/0/blocks/1/dropout",
+        "embed/attend",
+    ]  # fmt: skip
+    by_path = {row["path"][0]: row for row in rows[1:]}
+    assert by_path["embed/attend"]["type"] == ["Embed"]
+    assert by_path["embed/attend"]["outputs"] == [f"float32[{M},3]"]
+    assert by_path["parts/0/first"]["inputs"] == [f"float32[{M},{K}]", "scale: 3.0"]
+    assert by_path["encode"]["type"] == ["Methods"]
+    for method in ("encode", "_encode"):
+        rows = rows_of(nnx.tabulate(Methods(nnx.Rngs(0)), X, method=method))
+        assert rows[0]["path"] == [method] and rows[1]["path"] == ["parts/0/first"]
+
+
+def test_the_filter_that_programs_name_leaves_out_nothing_else():
+    plain = nnx.tabulate(Net(nnx.Rngs(0)), X)
+    assert nnx.tabulate(Net(nnx.Rngs(0)), X, row_filter=nnx.summary.filter_rng_streams) == plain
+
+
+def test_operations_of_each_method_are_counted():
+    table = nnx.tabulate(Methods(nnx.Rngs(0)), X, compute_flops=True, compute_vjp_flops=True)
+    [attend] = [row for row in rows_of(table) if row["path"] == ["embed/attend"]]
+    assert attend["flops"] == [f"{2 * M * N * 3:,}"]
+    assert int(attend["vjp_flops"][0].replace(",", "")) >= 3 * 2 * M * N * 3
+
+
 def test_a_row_for_each_call_in_order():
     *rows, totals = rows_of(nnx.tabulate(Net(nnx.Rngs(0)), X))
     assert [row["path"] for row in rows] == [

@@ -44,6 +44,44 @@ def test_shares_the_parameters_of_the_linear() -> None:
     np.testing.assert_array_equal(new(X), old(X))
 
 
+@pytest.mark.parametrize(
+    ("features", "axis", "shape"),
+    [(((6,), (2, 5)), -1, (3, 6)), (((2, 3), (4,)), (-2, -1), (5, 2, 3)),
+     (((2, 3), 4), (2, 0), (3, 5, 2)), ((6, 5), -1, (6,))],
+)  # fmt: skip
+@pytest.mark.parametrize("own", [False, True])
+def test_around_a_linear_general(features: Any, axis: Any, shape: Any, own: bool) -> None:
+    options = {"dot_general_cls": lambda: jax.lax.dot_general} if own else {}
+    old = nnx.LinearGeneral(*features, axis=axis, rngs=nnx.Rngs(0), **options)
+    new = nnx.LoRALinear(old, rank=2, rngs=nnx.Rngs(1))
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    np.testing.assert_array_equal(new(x), old(x))
+    assert new.kernel is old.kernel and new.bias is old.bias
+    new.lora.lora_b.value = jnp.ones_like(new.lora.lora_b.value)
+    actual = new(x)
+    # The change is that of a kernel changed by A·B, of its shape.
+    change = new.lora.lora_a.value @ new.lora.lora_b.value
+    old.kernel.value = old.kernel.value + change.reshape(old.kernel.shape)
+    np.testing.assert_allclose(actual, old(x), rtol=1e-5, atol=1e-5)
+
+
+def test_all_projections_of_an_attention() -> None:
+    attention = nnx.MultiHeadAttention(2, 6, rngs=nnx.Rngs(0))
+    before, x = attention(X[None]), X[None]
+    for name in ("query", "key", "value", "out"):
+        projection = nnx.LoRALinear(getattr(attention, name), rank=2, rngs=nnx.Rngs(1))
+        setattr(attention, name, projection)
+    np.testing.assert_array_equal(attention(x), before)
+    grads = nnx.grad(lambda m: m(x).sum(), argnums=nnx.DiffState(0, nnx.LoRAParam))(attention)
+    assert grads["query"]["lora"]["lora_b"].shape == (2, 6) and len(jax.tree.leaves(grads)) == 8
+
+
+def test_a_kernel_for_each_index_has_no_one_adapter() -> None:
+    old = nnx.LinearGeneral(6, 5, batch_axis={0: 3}, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"LoRALinear: this LinearGeneral has batch_axis=\{0: 3\}"):
+        nnx.LoRALinear(old, rank=2, rngs=nnx.Rngs(1))
+
+
 def test_every_linear_of_a_model_replaced_by_assignment() -> None:
     class Model(nnx.Module):
         def __init__(self, rngs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which Modules a call of a model calls, with which shapes: one abstract trace, nothing computed.
+"""Which methods of Modules a call of a model calls, with which shapes: one abstract trace.
 
 The Modules inside the trace get hooks, each of which knows the path of its Module, so that they are
 also met inside scan, vmap, jit, remat and cond. What such a transform traces twice is recorded
@@ -21,15 +21,16 @@ from ..objects.watch import is_array
 from ..transforms.eval_shape import eval_shape
 from ..verbs.layouts import leaves_of
 from ..verbs.module import Module
-from .hooks import Hook, callable_modules, hooked, remove_hooks
+from .hooks import Hook, hooked, methods_of, modules_of, remove_hooks
 
 
 @dataclass(eq=False)
 class Call:
-    """One call of a Module, with a `jax.ShapeDtypeStruct` in the place of every array."""
+    """One call of a method, with a `jax.ShapeDtypeStruct` in the place of every array."""
 
     path: tuple
     type: str
+    method: str
     args: tuple
     kwargs: dict[str, Any]
     outputs: Any = None
@@ -42,21 +43,21 @@ class _Recorder:
         self.keep_modules = keep_modules
         self._open: list[Call] = []
 
-    def before(self, path: tuple, module: Module, args: tuple, kwargs: dict) -> None:
-        call = Call(path, type(module).__name__, *abstract((args, kwargs)))
+    def before(self, path: tuple, method: str, module: Module, args: tuple, kwargs: dict) -> None:
+        call = Call(path, type(module).__name__, method, *abstract((args, kwargs)))
         if self.keep_modules:
             call.module = abstract(module)
             remove_hooks(call.module)
         self.calls.append(call)
         self._open.append(call)
 
-    def after(self, path: tuple, module: Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def after(self, method: str, module: Module, args: tuple, kwargs: dict, output: Any) -> None:
         self._open.pop().outputs = abstract(output)
 
     def hooks(self, path: tuple) -> list[Hook]:
         return [
-            Hook(functools.partial(self.before, path), before=True),
-            Hook(functools.partial(self.after, path), before=False),
+            Hook(functools.partial(self.before, path), before=True, every_method=True),
+            Hook(self.after, before=False, every_method=True),
         ]
 
 
@@ -102,20 +103,20 @@ def trace_calls(
 
     def run(model: Any, values: list[Any]) -> None:
         args, kwargs = put(values)
-        modules = callable_modules(model)
+        modules = modules_of(model)
         with hooked((m, hook) for path, m in modules for hook in recorder.hooks(path)):
-            if method == "__call__":
-                model(*args, **kwargs)
-            else:
-                recorder.before((), model, args, kwargs)
-                output = getattr(model, method)(*args, **kwargs)
-                recorder.after((), model, args, kwargs, output)
+            has_hooks = method in methods_of(type(model).__base__ or type(model))
+            if not has_hooks:  # a private method
+                recorder.before((), method, model, args, kwargs)
+            output = getattr(model, method)(*args, **kwargs)
+            if not has_hooks:
+                recorder.after(method, model, args, kwargs, output)
 
     eval_shape(run, model, values)
     distinct: dict[Any, Call] = {}
     for call in recorder.calls:
         distinct.setdefault(
-            (call.path, *map(describe, (call.args, call.kwargs, call.outputs))), call
+            (call.path, call.method, *map(describe, (call.args, call.kwargs, call.outputs))), call
         )
     return list(distinct.values())
 

@@ -21,21 +21,21 @@ from .calls import Call, describe, traceable
 class FlopCounter(dict[Any, int | None]):
     """Counts each distinct call once: 200 equal blocks are lowered as one."""
 
-    def count(self, call: Call, method: str, *, vjp: bool) -> int | None:
+    def count(self, call: Call, *, vjp: bool) -> int | None:
         """The operations of the call (and of its vjp, if asked); None where XLA does not tell."""
         shapes = tuple(map(describe, jax.tree.leaves(state(call.module))))
-        key = (graphdef(call.module), shapes, describe((call.args, call.kwargs)), method, vjp)
+        key = (graphdef(call.module), shapes, describe((call.args, call.kwargs)), call.method, vjp)
         if key not in self:
-            self[key] = _count(call, method, vjp)
+            self[key] = _count(call, vjp)
         return self[key]
 
 
-def _count(call: Call, method: str, vjp: bool) -> int | None:
+def _count(call: Call, vjp: bool) -> int | None:
     values, put = traceable((call.args, call.kwargs))
 
     def forward(module: Any, values: list[Any]) -> Any:
         args, kwargs = put(values)
-        return getattr(module, method)(*args, **kwargs)
+        return getattr(module, call.method)(*args, **kwargs)
 
     function = _with_vjp(forward) if vjp else _arrays_of(forward)
     try:

@@ -9,6 +9,8 @@ last hook that is removed takes the attribute and the class along.
 
 Hooks are compared by identity, not by what they do: two recorders that append to two lists are two
 hooks, also while both lists are empty.
+
+A hook on every method runs for each public method, `__call__` among them, and gets its name.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from ..graph.filters import Filter, to_predicate
 from ..objects.node import new_pytree
@@ -29,13 +31,20 @@ _HOOKS = "_refax_hooks"
 
 
 class Hook:
-    """A function, and whether it runs before the call."""
+    """A function, whether it runs before the call, and whether it does for every method."""
 
-    __slots__ = ("before", "function")
+    __slots__ = ("before", "every_method", "function")
 
-    def __init__(self, function: Callable, before: bool):
+    def __init__(self, function: Callable, before: bool, every_method: bool = False):
         self.function = function
         self.before = before
+        self.every_method = every_method
+
+    def run(self, method: str, *call: Any) -> Any:
+        """What the function says of a call: (module, args, kwargs[, output])."""
+        if self.every_method:
+            return self.function(method, *call)
+        return self.function(*call) if method == "__call__" else None
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", repr(self.function))
@@ -75,6 +84,10 @@ def add_hook(module: Module, hook: Hook) -> HookHandle:
             f"A forward hook needs a Module with a `__call__`, got {type(module).__name__}.\n"
             "Cure: hook the layer that is called."
         )
+    return _put(module, hook)
+
+
+def _put(module: Module, hook: Hook) -> HookHandle:
     _set_hooks(module, [*hooks_of(module), hook])
     return HookHandle(module, hook)
 
@@ -96,21 +109,7 @@ def _set_hooks(module: Module, hooks: list[Hook]) -> None:
 
 @functools.cache
 def _hooked_class(cls: Any) -> type:
-    """The subclass of `cls` whose call runs the hooks."""
-    call = cls.__call__
-
-    @functools.wraps(call)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        hooks = hooks_of(self)
-        for hook in hooks:
-            if hook.before and (changed := hook.function(self, args, kwargs)) is not None:
-                args, kwargs = changed
-        output = call(self, *args, **kwargs)
-        for hook in hooks:
-            if not hook.before:
-                changed = hook.function(self, args, kwargs, output)
-                output = output if changed is None else changed
-        return output
+    """The subclass of `cls` whose public methods run the hooks."""
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         return _new_hooked, (cls,), self.__getstate__()
@@ -120,10 +119,41 @@ def _hooked_class(cls: Any) -> type:
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
-        "__call__": __call__,
         "__reduce_ex__": __reduce_ex__,
     }
+    body |= {name: _hooked_method(cls, name) for name in methods_of(cls)}
     return types.new_class(cls.__name__, (cls,), exec_body=lambda space: space.update(body))
+
+
+def methods_of(cls: type) -> list[str]:
+    """The methods of a class itself and of what it is made from, but not those of every Module."""
+    found: dict[str, bool] = {}
+    for base in reversed([b for b in cls.__mro__ if b not in Module.__mro__]):
+        for name, value in vars(base).items():
+            is_bound = hasattr(value, "__get__")  # and no function that is kept as it is
+            of_objects = not isinstance(value, (staticmethod, classmethod, type))
+            if name == "__call__" or not name.startswith("_"):
+                found[name] = callable(value) and is_bound and of_objects
+    return [name for name, is_method in found.items() if is_method]
+
+
+def _hooked_method(cls: Any, name: str) -> Callable[..., Any]:
+    method = getattr(cls, name)
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hooks = hooks_of(self)
+        for hook in hooks:
+            if hook.before and (changed := hook.run(name, self, args, kwargs)) is not None:
+                args, kwargs = changed
+        output = method(self, *args, **kwargs)
+        for hook in hooks:
+            if not hook.before:
+                changed = hook.run(name, self, args, kwargs, output)
+                output = output if changed is None else changed
+        return output
+
+    return call
 
 
 def _new_hooked(cls: type) -> Any:
@@ -204,18 +234,16 @@ def forward_hooks(
         Sequential (3,)
     """
     hooks = [Hook(f, before) for f, before in ((pre, True), (fn, False)) if f is not None]
-    with hooked(((m, hook) for _, m in callable_modules(model, filter) for hook in hooks)):
+    modules = [m for _, m in modules_of(model, filter) if is_callable_module(m)]
+    with hooked((m, hook) for m in modules for hook in hooks):
         yield
 
 
-def callable_modules(model: Any, filter: Filter = ...) -> list[tuple[tuple, Module]]:
-    """(path, Module) of every Module below that can be called and that the filter matches."""
+def modules_of(model: Any, filter: Filter = ...) -> list[tuple[tuple, Module]]:
+    """(path, Module) of every Module below that the filter matches."""
     matches = to_predicate(filter)
-    return [
-        (path, cast(Module, value))
-        for path, value in iter_graph(model)
-        if is_callable_module(value) and matches(path, value)
-    ]
+    visited = iter_graph(model)
+    return [(path, m) for path, m in visited if isinstance(m, Module) and matches(path, m)]
 
 
 @contextlib.contextmanager
@@ -223,11 +251,11 @@ def hooked(pairs: Iterable[tuple[Module, Hook]]) -> Iterator[None]:
     """Each Module with its hook, for the length of a `with` block."""
     with contextlib.ExitStack() as stack:
         for module, hook in pairs:
-            stack.enter_context(add_hook(module, hook))
+            stack.enter_context(_put(module, hook))
         yield
 
 
 def remove_hooks(model: Any) -> None:
     """Take every hook off every Module below."""
-    for _, module in callable_modules(model):
+    for _, module in modules_of(model):
         _set_hooks(module, [])

@@ -1,4 +1,4 @@
-"""`tabulate`: a model as a table, a row for each Module that a call of it calls."""
+"""`tabulate`: a model as a table, a row for each method of a Module that a call of it calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CALL_COLUMNS = ("path", "type", "inputs", "outputs", "flops", "vjp_flops")
 
 @dataclass
 class Row:
-    """A row of the table: one call of one Module.
+    """A row of the table: one call of a method of one Module.
 
     `own` has, by the name of a Variable type, a line for each Variable of the Module itself;
     `totals` (elements, bytes) of all Variables at and below its path, each counted at one path.
@@ -31,6 +31,7 @@ class Row:
 
     path: tuple
     type: str
+    method: str
     inputs: str
     outputs: str
     flops: int | None = None
@@ -42,6 +43,11 @@ class Row:
 
 
 _MANY_ROWS = 100
+
+
+def filter_rng_streams(row: Row) -> bool:
+    """A `row_filter`: all rows but those of random streams, which have none here as it is."""
+    return row.type not in ("Rngs", "RngStream")
 
 
 def tabulate(
@@ -63,10 +69,11 @@ def tabulate(
     """A table of the Modules that `obj(*input_args, **input_kwargs)` calls, in the order of calls.
 
     It comes from one abstract trace: nothing is computed and `obj` stays as it is. A row has the
-    Module's path and type, the dtypes and shapes of its inputs and outputs, its own Variables by
-    type, and the size of all at and below its path. A Variable that is reached in several ways is
-    counted at its first path and marked as shared elsewhere. In a scan or vmap, inputs and outputs
-    are those of one step; Variables are shown as they are held, stacked.
+    Module's path, and the name of the method unless it is `__call__`; its type, the dtypes and
+    shapes of its inputs and outputs, its own Variables by type, and the size of all at and below
+    its path. A Variable that is reached in several ways is counted at its first path and marked as
+    shared elsewhere. In a scan or vmap, inputs and outputs are those of one step; Variables are
+    shown as they are held, stacked.
 
     Args:
         obj: the model; its arrays may be `jax.ShapeDtypeStruct`s.
@@ -111,13 +118,12 @@ def tabulate(
     variables = _VariablesByModule(obj, calls, to_predicate(variable_types))
     counter = FlopCounter()
     rows = []
-    for number, call in enumerate(calls):
+    for call in calls:
         row = variables.row(call)
-        called = method if number == 0 else "__call__"
         if compute_flops:
-            row.flops = counter.count(call, called, vjp=False)
+            row.flops = counter.count(call, vjp=False)
         if compute_vjp_flops:
-            row.vjp_flops = counter.count(call, called, vjp=True)
+            row.vjp_flops = counter.count(call, vjp=True)
         if (depth is None or row.depth <= depth) and (row_filter is None or row_filter(row)):
             rows.append(row)
     if len(rows) > _MANY_ROWS if collapse is None else collapse:
@@ -180,6 +186,7 @@ class _VariablesByModule:
         return Row(
             call.path,
             call.type,
+            call.method,
             "\n".join(inputs),
             describe(call.outputs),
             own=self.own.get(call.path, {}),
@@ -200,7 +207,7 @@ def _collapse(rows: list[Row]) -> list[Row]:
     for row in rows:
         pattern = tuple("#" if isinstance(key, int) else key for key in row.path)
         own = tuple((kind, *lines) for kind, lines in row.own.items())
-        looks = (row.type, row.inputs, row.outputs, row.flops, row.vjp_flops, own)
+        looks = (row.type, row.method, row.inputs, row.outputs, row.flops, row.vjp_flops, own)
         groups.setdefault((pattern, looks, tuple(row.totals.items())), []).append(row)
     for first, *others in groups.values():
         first.repeats += len(others)
@@ -221,7 +228,7 @@ def _size(total: tuple[int, int]) -> str:
 
 def _cell(row: Row, column: str) -> str:
     if column == "path":
-        return _name(row.path)
+        return _name(row.path if row.method == "__call__" else (*row.path, row.method))
     if column == "type":
         return row.type if row.repeats == 1 else f"{row.type} ×{row.repeats}"
     if column in ("inputs", "outputs"):

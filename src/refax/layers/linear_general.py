@@ -21,8 +21,9 @@ from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 _NO_BATCH: Mapping[int, int] = MappingProxyType({})
 
 
-def _sizes(sizes: int | Sequence[int]) -> tuple[int, ...]:
-    return (sizes,) if isinstance(sizes, int) else tuple(sizes)
+def sizes(given: int | Sequence[int]) -> tuple[int, ...]:
+    """As a tuple: an int is one size."""
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 def _drawn_as(flat: tuple[int, ...], init: Initializer) -> Initializer:
@@ -93,9 +94,9 @@ class LinearGeneral(Affine):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
     ):
         keep_options(self, locals())
-        self.in_features = _sizes(in_features)
-        self.out_features = _sizes(out_features)
-        self.axis = axes = _sizes(axis)
+        self.in_features = sizes(in_features)
+        self.out_features = sizes(out_features)
+        self.axis = axes = sizes(axis)
         self.batch_axis = batch = tuple(sorted(batch_axis.items()))
         if len(axes) != len(self.in_features):
             raise ValueError(
@@ -107,12 +108,12 @@ class LinearGeneral(Affine):
                 f"LinearGeneral: batch_axis={dict(batch)}, but batch axes must be the leading "
                 "ones: 0, 1, …, without a gap."
             )
-        sizes = tuple(n for _, n in batch)
-        copies, fan_out = math.prod(sizes), math.prod(self.out_features)
+        batch_sizes = tuple(n for _, n in batch)
+        copies, fan_out = math.prod(batch_sizes), math.prod(self.out_features)
         kernel_init = _drawn_as((copies * math.prod(self.in_features), fan_out), kernel_init)
         bias_init = _drawn_as((copies * fan_out,), bias_init)
-        shape = (*sizes, *self.in_features, *self.out_features)
-        bias_shape = (*sizes, *self.out_features) if use_bias else None
+        shape = (*batch_sizes, *self.in_features, *self.out_features)
+        bias_shape = (*batch_sizes, *self.out_features) if use_bias else None
         self._make_parameters(locals(), shape, bias_shape)
 
     def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
@@ -130,11 +131,11 @@ class LinearGeneral(Affine):
         contracted = tuple(range(len(batch), len(batch) + len(self.axis)))
         valid = all(-x.ndim <= axis < x.ndim for axis in self.axis)
         axes = tuple(axis % x.ndim for axis in self.axis) if valid else ()
-        sizes = kernel.shape[: len(batch) + len(self.axis)]
-        if not valid or tuple(x.shape[i] for i in (*batch, *axes)) != sizes:
+        expected = kernel.shape[: len(batch) + len(self.axis)]
+        if not valid or tuple(x.shape[i] for i in (*batch, *axes)) != expected:
             raise ValueError(
                 f"LinearGeneral: the input has the shape {x.shape}, but its axes "
-                f"{(*batch, *self.axis)} must have the sizes {sizes} "
+                f"{(*batch, *self.axis)} must have the sizes {expected} "
                 f"(in_features={self.in_features})."
             )
         dot_general = self.dot_general or DOT_GENERAL.now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .contractions import dot
 from .linear import Linear
+from .linear_general import LinearGeneral, sizes
 from .options import NO_METADATA, Initializer, Layer, PromoteDtype, check_last_axis, keep_options
 
 default_a_initializer = initializers.he_uniform()
@@ -107,14 +109,15 @@ def _add(y: jax.Array, change: jax.Array) -> jax.Array:
 class LoRALinear(Linear):
     """A Linear with a low-rank adapter: y = x·W + b + x·A·B.
 
-    Made from sizes, or around an existing Linear, whose parameters it then shares. B is zero at
-    first, so that the new layer gives what the old one gave.
+    Made from sizes, or around an existing Linear or LinearGeneral, whose parameters it then shares.
+    B is zero at first, so that the new layer gives what the old one gave.
 
-    Shapes: `(..., in_features)` → `(..., out_features)`.
-    Attributes: those of `nnx.Linear`, and `lora`, a `nnx.LoRA`.
+    Shapes: `(..., in_features)` → `(..., out_features)`; around a LinearGeneral its shapes, and
+    its axes of features are one for the adapter.
+    Attributes: those of the old layer, and `lora`, a `nnx.LoRA`.
 
     Args:
-        in_features: size of the input's last axis; or the Linear.
+        in_features: size of the input's last axis; or the layer.
         out_features: size of the output's last axis; not with a Linear.
         lora_rank: the rank of the adapter; `rank` is another spelling.
         lora_dtype, lora_param_dtype, lora_promote_dtype, a_initializer, b_initializer,
@@ -135,7 +138,7 @@ class LoRALinear(Linear):
 
     def __init__(
         self,
-        in_features: int | Linear,
+        in_features: int | Linear | LinearGeneral,
         out_features: int | None = None,
         *,
         lora_rank: int | None = None,
@@ -154,7 +157,7 @@ class LoRALinear(Linear):
         lora_rank = rank if lora_rank is None else lora_rank
         if lora_rank is None:
             raise TypeError("LoRALinear: the rank of the adapter is missing: lora_rank=8.")
-        if isinstance(in_features, Linear):
+        if isinstance(in_features, (Linear, LinearGeneral)):
             self._adopt(in_features, out_features, kwargs)
         elif out_features is None:
             raise TypeError(
@@ -164,9 +167,9 @@ class LoRALinear(Linear):
         else:
             super().__init__(in_features, out_features, rngs=rngs, **kwargs)
         self.lora = LoRA(
-            self.in_features,
+            math.prod(sizes(self.in_features)),
             lora_rank,
-            self.out_features,
+            math.prod(sizes(self.out_features)),
             dtype=lora_dtype,
             param_dtype=lora_param_dtype,
             a_initializer=a_initializer,
@@ -178,8 +181,8 @@ class LoRALinear(Linear):
             b_metadata=b_metadata,
         )
 
-    def _adopt(self, linear: Linear, out_features: int | None, kwargs: dict[str, Any]) -> None:
-        """Take over the attributes of a Linear: the same Variables, not copies."""
+    def _adopt(self, linear: Any, out_features: int | None, kwargs: dict[str, Any]) -> None:
+        """Take over the attributes of a layer: the same Variables, not copies."""
         if out_features is not None or kwargs:
             given = ["out_features"] * (out_features is not None) + list(kwargs)
             raise TypeError(
@@ -188,9 +191,26 @@ class LoRALinear(Linear):
             )
         if isinstance(linear, LoRALinear):
             raise TypeError("LoRALinear: this Linear has an adapter already, `.lora`.")
+        if getattr(linear, "batch_axis", ()):
+            raise TypeError(
+                f"LoRALinear: this LinearGeneral has batch_axis={dict(linear.batch_axis)}, a "
+                "kernel for each index there, and the adapter is one for all.\n"
+                "Cure: a LinearGeneral without batch_axis, or nnx.vmap over LoRALinear."
+            )
         for name, value in vars(linear).items():
             setattr(self, name, value)
+        if isinstance(linear, LinearGeneral):
+            # What the two kinds have different defaults of.
+            self.dot_general, self.dot_general_cls = linear.dot_general, linear.dot_general_cls
 
     def __call__(self, x: Any, out_sharding: Any = None) -> jax.Array:
         """y = x·W + b + x·A·B, in the dtype of x·W + b."""
-        return _add(super().__call__(x, out_sharding=out_sharding), self.lora(x))
+        if not isinstance(self.out_features, tuple):
+            return _add(super().__call__(x, out_sharding=out_sharding), self.lora(x))
+        layer: Any = self  # which has the attributes of a LinearGeneral
+        y = LinearGeneral.__call__(layer, x, out_sharding)
+        axes = len(layer.axis)
+        moved = jnp.moveaxis(dtypes.as_array(x), layer.axis, range(-axes, 0))
+        rest = moved.shape[: moved.ndim - axes]
+        change = self.lora(moved.reshape(*rest, -1))
+        return _add(y, change.reshape(*rest, *self.out_features))

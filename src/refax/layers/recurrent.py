@@ -6,7 +6,8 @@ step to step and comes out. Parameters are read: the compiled loop neither carri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,18 +15,20 @@ import jax.numpy as jnp
 
 from ..graph.filters import All, Filter
 from ..objects.errors import describe_value
-from ..objects.variable_types import RngState
+from ..objects.variable import Variable
+from ..objects.variable_types import Intermediate, RngState
 from ..transforms.carry import Carry
 from ..transforms.prefixes import StateAxes
 from ..transforms.scan import scan
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream, iter_streams
+from ..verbs.splitting import variables
 from .dropout import fork_stream
 from .dtypes import as_array
 from .options import keep_options
 from .recurrent_cells import RNNCellBase
 
-_ALL_CARRIED = StateAxes({...: Carry})
+_ALL_CARRIED = StateAxes({Intermediate: 0, ...: Carry})  # what is sown is stacked over time
 
 
 def _kept_stream(rngs: Rngs | RngStream | bool) -> RngStream | None:
@@ -83,7 +86,8 @@ class RNN(Module):
         keep_order: with `reverse`, y is in the order of the input; else in that of the steps.
         unroll: how many steps are one iteration of the compiled loop, as in `jax.lax.scan`.
         state_axes: filter → how such state of the RNN goes through `nnx.scan`: `nnx.Carry`, an
-            axis, or None for what all steps share. By default everything is carried.
+            axis, or None for what all steps share. By default all is carried but what the cell
+            sows, which is stacked over time.
         broadcast_rngs: which random streams all steps of a call share: then a Dropout drops the
             same units at each.
         rngs: gives the keys, where the cell draws its first carry; True for a stream with the
@@ -200,7 +204,8 @@ class RNN(Module):
             in_axes=(axes, Carry, (time_axis, batch_axes)),
             out_axes=(Carry, time_axis),
         )
-        (carry, last), y = loop(self, (carry, last), (x, valid))
+        with _sown_apart(self if self.state_axes is _ALL_CARRIED else ()):
+            (carry, last), y = loop(self, (carry, last), (x, valid))
         if reverse and keep_order != backwards:
             y = flip_sequences(y, seq_lengths, batch_axes, time_major)
         if not return_carry:
@@ -219,6 +224,29 @@ class RNN(Module):
         if valid is not None:
             last = jax.tree.map(lambda new, old: _where(valid, new, old), carry, last)
         return (carry, last), y
+
+
+@contextlib.contextmanager
+def _sown_apart(layer: Any) -> Iterator[None]:
+    """What was sown before the block, which has no axis of time, comes back before what it sows."""
+    sown = jax.tree.leaves(
+        variables(layer, Intermediate), is_leaf=lambda x: isinstance(x, Variable)
+    )
+    before = [variable.value for variable in sown]
+    for variable in sown:
+        if isinstance(variable.value, (dict, tuple)):
+            variable.value = type(variable.value)()
+    try:
+        yield
+    finally:
+        for variable, old in zip(sown, before, strict=True):
+            variable.value = _joined(old, variable.value)
+
+
+def _joined(old: Any, new: Any) -> Any:
+    if isinstance(old, dict):
+        return {**old, **{k: _joined(old[k], x) if k in old else x for k, x in new.items()}}
+    return (*old, *new) if isinstance(old, tuple) else new
 
 
 def _where(valid: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:

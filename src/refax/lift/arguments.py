@@ -5,17 +5,19 @@ without leaves that says which object stood there, and collects the objects them
 What is left is an ordinary pytree: JAX flattens it in C++ and compares slots as static data, so the
 same object in two places is part of what a program is compiled for. `put_back` is the inverse.
 
-A `State` is an ordinary pytree here, with value semantics, although it holds Variables.
+A `State` is an ordinary pytree here, with value semantics, although it holds Variables; but not if
+it holds those that `nnx.capture` records in, which stay themselves wherever they go.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import jax
@@ -23,6 +25,7 @@ import numpy as np
 
 from ..graph.state import State
 from ..objects.variable import Variable
+from ..objects.variable_metadata import SHARED
 from ..verbs.pytree import Pytree
 
 
@@ -46,12 +49,35 @@ _LEAF_TYPES: set[type] = {int, float, bool, complex, str, type(None), np.ndarray
 _OBJECTS = (Pytree, Variable)
 
 
+_CAPTURING: list[None] = []  # as long as there are captures
+
+
+@contextlib.contextmanager
+def capturing() -> Iterator[None]:
+    """For the length of the block, a State of what `nnx.capture` records in holds objects."""
+    _CAPTURING.append(None)
+    _LEAF_TYPES.discard(State)
+    try:
+        yield
+    finally:
+        _CAPTURING.pop()
+        if not _CAPTURING:
+            _LEAF_TYPES.add(State)
+
+
+def _records(state: State) -> bool:
+    variables = jax.tree.leaves(state, is_leaf=is_object)
+    return any(isinstance(x, Variable) and SHARED in x.raw_metadata for x in variables)
+
+
 def is_object(value: Any) -> bool:
     return isinstance(value, _OBJECTS)
 
 
 def stops(value: Any) -> bool:
-    return isinstance(value, (Pytree, Variable, State))
+    if isinstance(value, State):
+        return not (_CAPTURING and _records(value))
+    return isinstance(value, _OBJECTS)
 
 
 def take_apart(tree: Any, objects: list[Any], numbers: dict[int, int]) -> Any:

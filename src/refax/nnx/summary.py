@@ -1,3 +1,3 @@
 """`nnx.summary`: names only."""
 
-from ..inspect.tabulate import tabulate as tabulate
+from ..inspect.tabulate import filter_rng_streams as filter_rng_streams, tabulate as tabulate

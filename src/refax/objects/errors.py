@@ -42,6 +42,8 @@ _CONTAINERS = (tuple, list, set, frozenset, dict)
 
 def describe_value(value: Any) -> str:
     """A value's type with dtype and shape where it has them: `f32[3,4]`-like, short."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
         return f"{dtype}[{','.join(map(str, shape))}]"

@@ -36,7 +36,7 @@ from .outer_reads import outer_read
 from .representation import Form, Shown
 from .snapshots import UNREAD, Snapshot, taken, written
 from .trace_errors import known_name, mutation_error
-from .variable_metadata import GET_HOOK, SET_HOOK, A, VariableMetadata
+from .variable_metadata import GET_HOOK, SET_HOOK, SHARED, A, VariableMetadata
 from .watch import invalidate
 
 _SLOTS = ("_value", "_metadata", "_trace", "_watch", "_hooked")
@@ -406,7 +406,8 @@ jax.tree_util.register_dataclass(Variable, data_fields=["value"], meta_fields=["
 
 
 def _has_hooks(cls: type[Variable], metadata: Metadata) -> bool:
-    return cls._class_hooked or GET_HOOK in metadata or SET_HOOK in metadata
+    hooked = GET_HOOK in metadata or SET_HOOK in metadata or SHARED in metadata
+    return cls._class_hooked or hooked
 
 
 def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
@@ -435,6 +436,9 @@ def copies(variables: list[Any], snapshot: Snapshot | None = None) -> list[Any]:
     hooked = list(map(_hooked_of, variables))
     if any(hooked):  # or its reads are watched
         hooked = [_has_hooks(type(cell), cell._metadata) for cell in cells]
+        for i, variable in enumerate(variables):
+            if SHARED in variable._metadata and variable._trace is TRACE.value:
+                cells[i], hooked[i] = variable, True
     set_each(_set_hooked, cells, hooked)
     return cells
 

@@ -9,6 +9,7 @@ from .type_names import A
 
 EMPTY: Mapping[str, Any] = {}
 GET_HOOK, SET_HOOK = "on_get_value", "on_set_value"
+SHARED = "captured"  # metadata of a Variable that `nnx.capture` records in: it has no copies
 
 
 class VariableMetadata(Generic[A]):

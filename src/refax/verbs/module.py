@@ -148,13 +148,11 @@ class Module(Pytree):
             value: any pytree of arrays.
             reduce_fn: (what is there, value) → what is kept; by default a growing tuple.
             init_fn: () → what is there before the first call.
+
+        Returns:
+            Whether it was recorded; an `nnx.capture` records the types that it asks for only.
         """
-        attribute, cls, existing = _recording("sow", self, name, variable_type)
-        if existing is None:
-            setattr(self, attribute, cls(reduce_fn(init_fn(), value)))
-        else:
-            existing.value = reduce_fn(existing.value, value)
-        return True
+        return _record("sow", self, name, variable_type, value, reduce_fn, init_fn) is not None
 
     def perturb(
         self, name: str, value: Any, variable_type: type[Variable] | str = Perturbation
@@ -163,27 +161,53 @@ class Module(Pytree):
 
         The first call makes the Variable, with the shape and dtype of `value`.
         """
-        attribute, cls, existing = _recording("perturb", self, name, variable_type)
-        if existing is None:
-            existing = cls(jax.tree.map(jnp.zeros_like, value))
-            setattr(self, attribute, existing)
-        return jax.tree.map(jnp.add, value, existing.value)
+
+        def zeros() -> Any:
+            return jax.tree.map(jnp.zeros_like, value)
+
+        zero = _record("perturb", self, name, variable_type, value, lambda old, _: old, zeros)
+        return value if zero is None else jax.tree.map(jnp.add, value, zero)
 
 
-def _recording(
-    verb: str, module: Module, name: str, variable_type: type[Variable] | str
-) -> tuple[str, type[Variable], Variable | None]:
-    """The attribute to record in, the type of its Variable, and what is there already."""
+CAPTURES = "__captures__"  # the attribute in which `nnx.capture` puts Variables to record in
+
+
+def _record(
+    verb: str,
+    module: Module,
+    name: str,
+    variable_type: type[Variable] | str,
+    value: Any,
+    reduce_fn: Callable[[Any, Any], Any],
+    init_fn: Callable[[], Any],
+) -> Any:
+    """What is recorded under the name afterwards; None where it is not to be."""
     if isinstance(variable_type, str):
         variable_type = variable_type_from_name(variable_type, allow_register=True)
+    captures = vars(module).get(CAPTURES)
+    if captures is not None:
+        for cell in captures:
+            if type(cell) is variable_type:
+                known = cell.value
+                new = reduce_fn(known[name] if name in known else init_fn(), value)
+                cell.value = {**known, name: new}
+                return new
+        return None
     attribute = sown_attribute(module, name)
     existing = vars(module).get(attribute)
-    if existing is not None and not isinstance(existing, variable_type):
+    if existing is None:
+        existing = variable_type(reduce_fn(init_fn(), value))
+        setattr(module, attribute, existing)
+    elif isinstance(existing, variable_type):
+        new = reduce_fn(existing.value, value)
+        if new is not existing.value:
+            existing.value = new
+    else:
         raise ValueError(
             f"{verb}: `{type(module).__name__}.{name}` is a {type(existing).__name__}, not a "
             f"{variable_type.__name__}.\nCure: {verb} under another name."
         )
-    return attribute, variable_type, existing
+    return existing.value
 
 
 def iter_modules(module: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Module]]:
