@@ -11,7 +11,11 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from jax.core import Tracer
+
 from .entering import kept_in_place, operand
+from .errors import describe_value
+from .trace_errors import known_name
 
 _BINARY = (
     "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and or xor".split()
@@ -22,7 +26,6 @@ _UNARY = {
     "pos": operator.pos,
     "abs": abs,
     "invert": operator.invert,
-    "bool": bool,
     "int": int,
     "float": float,
     "complex": complex,
@@ -65,7 +68,20 @@ def add_operators(cls: type) -> None:
         binary(name, getattr(operator, name))
     for name, unary in _UNARY.items():
         define(name, lambda self, *args, unary=unary: unary(self.value, *args))
+    define("bool", _truth)
     define("contains", lambda self, item: other_value(item) in self.value)
     define("format", lambda self, spec: format(self.value, spec) if spec else repr(self))
     # Comparison is elementwise, so identity is what a Variable can be hashed by.
     cls.__hash__ = object.__hash__  # type: ignore[method-assign,assignment]
+
+
+def _truth(self: Any) -> bool:
+    value: Any = self.value
+    if getattr(value, "size", 1) == 1 or isinstance(value, Tracer):
+        return bool(value)
+    name = known_name(self)
+    raise ValueError(
+        f"The truth of {type(self).__name__}{f' `{name}`' if name else ''} "
+        f"({describe_value(value)}) is ambiguous: it has several entries, or none.\n"
+        "Cure: `variable.value.any()` or `.all()`; whether there is one: `variable is not None`."
+    )

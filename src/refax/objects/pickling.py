@@ -9,6 +9,7 @@ cloudpickle takes it.
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import functools
 import importlib
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _MODULES = ("jax.nn", "jax.numpy", "jax.lax", "jax.numpy.linalg", "jax.random", "optax")
 _OTHERS = ("cloudpickle", "dill", "copy")  # they ask for the same, and take functions
@@ -84,3 +86,38 @@ def _by_another_pickler() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def copy_leaf(leaf: Any) -> Any:
+    """A leaf of a value with a buffer of its own."""
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else copy.deepcopy(leaf)
+
+
+class _PackedKey:
+    """A typed random key as pickle can take it: the raw words and the name of its generator."""
+
+    __slots__ = ("data", "impl")
+
+    def __init__(self, key: jax.Array):
+        self.data = np.asarray(jax.random.key_data(key))
+        self.impl = str(jax.random.key_impl(key))
+
+    def __reduce__(self) -> Any:
+        return (_unpack_key, (self.data, self.impl))
+
+
+def _unpack_key(data: np.ndarray, impl: str) -> jax.Array:
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
+
+
+def pack_leaf(leaf: Any) -> Any:
+    """A leaf of a value as `pickle` can take it."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return _PackedKey(leaf)
+    return leaf
+
+
+# -- types ---------------------------------------------------------------------------------------
+
+
+# -- names ---------------------------------------------------------------------------------------

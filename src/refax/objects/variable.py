@@ -23,19 +23,18 @@ from typing import Any, Generic
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from .._jax_compat import TRACE
 from .at_once import Write, at_once, set_each
 from .entering import ARRAYS, entered, kept_in_place
-from .errors import describe_value
 from .metadata import EMPTY, Metadata
 from .modes import OF_VARIABLES as MODES
 from .operators import add_operators
 from .outer_reads import outer_read
+from .pickling import copy_leaf, pack_leaf
 from .representation import Form, Shown
 from .snapshots import UNREAD, Snapshot, taken, written
-from .trace_errors import known_name, mutation_error
+from .trace_errors import mutation_error
 from .variable_metadata import GET_HOOK, SET_HOOK, SHARED, A, VariableMetadata
 from .watch import invalidate
 
@@ -342,7 +341,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         return new
 
     def __reduce__(self) -> Any:
-        return (make_variable, (type(self), jax.tree.map(_pack_leaf, _take(self)), self._metadata))
+        return (make_variable, (type(self), jax.tree.map(pack_leaf, _take(self)), self._metadata))
 
     # -- standing in for an array --------------------------------------------------------------
 
@@ -373,8 +372,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         items = [("value", _take(self)), *self._metadata.items()]
         return Form(type(self).__name__ + "(", items, values=(self._value,))
 
-    # Written out for readers of types; `add_operators` gives every operator.
-    def __iter__(self) -> Iterator[Any]: ...  # pragma: no cover - replaced below
+    def __iter__(self) -> Iterator[Any]: ...  # replaced below
 
 
 # The slot descriptors, called as functions, are the fast way past `__setattr__`.
@@ -387,21 +385,6 @@ _set_hooked = Variable.__dict__["_hooked"].__set__
 _set_plans = Variable.__dict__["_plans"].__set__
 
 add_operators(Variable)
-
-
-def _truth(self: Variable) -> bool:
-    value: Any = self.value
-    if getattr(value, "size", 1) == 1 or isinstance(value, Tracer):
-        return bool(value)
-    name = known_name(self)
-    raise ValueError(
-        f"The truth of {type(self).__name__}{f' `{name}`' if name else ''} "
-        f"({describe_value(value)}) is ambiguous: it has several entries, or none.\n"
-        "Cure: `variable.value.any()` or `.all()`; whether there is one: `variable is not None`."
-    )
-
-
-Variable.__bool__ = _truth  # type: ignore[attr-defined]
 jax.tree_util.register_dataclass(Variable, data_fields=["value"], meta_fields=["raw_metadata"])
 
 
@@ -519,36 +502,3 @@ def metadata_writes(self: Variable, metadata: Metadata) -> list[Write]:
 
 def replace_metadata(self: Variable, metadata: Metadata) -> None:
     at_once(metadata_writes(self, metadata))
-
-
-def copy_leaf(leaf: Any) -> Any:
-    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else copy.deepcopy(leaf)
-
-
-class _PackedKey:
-    """A typed random key as pickle can take it: the raw words and the name of its generator."""
-
-    __slots__ = ("data", "impl")
-
-    def __init__(self, key: jax.Array):
-        self.data = np.asarray(jax.random.key_data(key))
-        self.impl = str(jax.random.key_impl(key))
-
-    def __reduce__(self) -> Any:
-        return (_unpack_key, (self.data, self.impl))
-
-
-def _unpack_key(data: np.ndarray, impl: str) -> jax.Array:
-    return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
-
-
-def _pack_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return _PackedKey(leaf)
-    return leaf
-
-
-# -- types ---------------------------------------------------------------------------------------
-
-
-# -- names ---------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from ..graph.state import State
 from ..graph.walk import walk
 from ..objects.modes import Switch
 from ..objects.node import Node
+from ..objects.pickling import copy_leaf
 from ..objects.statics import static_value
-from ..objects.variable import Variable, copy_leaf, set_raw_value
+from ..objects.variable import Variable, set_raw_value
 from .layouts import N, copies_of, plan_of
 
 
