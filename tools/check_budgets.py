@@ -200,9 +200,10 @@ def check_size(modules: dict[str, Module]) -> Iterator[Violation]:
                 f"{len(module.lines)} lines, a file may have {MAX_FILE_LINES}",
                 "split it: one noun or one family of verbs a file",
             )
-    total = sum(module.code_lines for module in modules.values() if module.floor_name != "nnx")
+    counted = [module for module in modules.values() if module.floor_name != "nnx"]
+    total = sum(module.code_lines for module in counted)
     if total > MAX_TOTAL_LINES:
-        largest = max(modules.values(), key=lambda module: len(module.lines))
+        largest = max(counted, key=lambda module: len(module.lines))
         yield Violation(
             largest.shown,
             len(largest.lines),

@@ -7,8 +7,8 @@ one cell, and the graph verbs and transforms keep it so.
 A cell may be written only in the trace that created it or that it entered as an argument
 (`_trace`); anything else would leave a tracer behind in an object of the outside.
 
-The four working fields are slots, read and written without any property by the code that moves
-whole models (`raw_value`/`set_raw_value` below); the public `value` adds the hooks and the check.
+The working fields are slots, read and written past every property by the code that moves whole
+models (`raw_value`/`set_raw_value` below); the public `value` adds the hooks and the check.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     raw_metadata = property(lambda self: self._metadata, doc="The metadata, as one object.")
 
     def get_value(self, *, index: Any = ...) -> A:
-        """The value, or a part of it. A subclass may override this: every read asks it then."""
+        """The value, or a part; a subclass may override this: every read asks it then."""
         value: Any = self._read() if self._hooked else self._value
         return value if index is ... else value[index]
 
@@ -197,10 +197,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def get_metadata(
         self, name: str | None = None, *default: Any, exclude_required: bool | None = None
     ) -> Any:
-        """All metadata as a dict, or the entry `name` (with a default, if one is given).
-
-        No entry is required in refax, so `exclude_required` leaves none out.
-        """
+        """All metadata as a dict, or the entry `name` (with a default); none is required."""
         if name is None:
             return dict(self._metadata)
         return self._metadata.get(name, *default) if default else self._metadata[name]
@@ -389,8 +386,7 @@ jax.tree_util.register_dataclass(Variable, data_fields=["value"], meta_fields=["
 
 
 def _has_hooks(cls: type[Variable], metadata: Metadata) -> bool:
-    hooked = GET_HOOK in metadata or SET_HOOK in metadata or SHARED in metadata
-    return cls._class_hooked or hooked
+    return cls._class_hooked or any(name in metadata for name in (GET_HOOK, SET_HOOK, SHARED))
 
 
 def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
