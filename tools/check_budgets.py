@@ -6,9 +6,9 @@ Each violation is one line: where, what, and the cure. The exit status is 1 if t
 
 What is checked (the floors are told in CONTRIBUTING.md):
 
-- lines: those of code in the whole package (docstrings, comments and blank lines apart, and the face
-  `nnx/`, which holds names only); of each file, all. The package is over its budget, which is told;
-  what fails is more than a bound that only goes down;
+- lines: those of code in the whole package (docstrings, comments and blank lines apart, and `nnx/`,
+  which holds names only); of each file, all. The package is over its budget, which is told; what
+  fails is more than a bound that only goes down;
 - floors: a module imports only from its own folder and from floors below, also inside functions;
 - no two modules import each other, at module level, inside functions or for annotations;
 - JAX's private and experimental modules only in `_jax_compat.py`; peers nowhere but in
