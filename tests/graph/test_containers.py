@@ -74,7 +74,8 @@ def test_list_and_dict_of_nnx():
     assert type(copied.layers) is nnx.List and type(copied.parts) is nnx.Dict
     with pytest.raises(AttributeError, match=r"no entry 'missing'"):
         _ = model.parts.missing
-    assert repr(nnx.List([1])) == "List([1])" and repr(nnx.Dict(a=1)) == "Dict({'a': 1})"
+    assert repr(nnx.List([1])) == "List([\n  1\n])"
+    assert repr(nnx.Dict(a=1)) == "Dict({\n  'a': 1\n})"
 
 
 @jax.tree_util.register_dataclass

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ..objects.containers import Dict, List
 from ..objects.marks import class_marks
 from ..objects.node import Node
 from ..objects.statics import compared, is_plain_static, static_key
@@ -25,8 +24,7 @@ from .graphdef import DICT, ITSELF, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE,
 from .guards import STATIC, Guard
 from .state import State
 
-_LISTS = frozenset({list, List})
-_DICTS = frozenset({dict, Dict, OrderedDict, defaultdict})
+_DICTS = frozenset({dict, OrderedDict, defaultdict})
 _FUNCTION_LIKE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, np.dtype)
 
 
@@ -100,7 +98,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
         cls = type(value)
         if is_plain_static(value, cls):
             return (cls, value)
-        if isinstance(value, (Variable, Node)) or cls in _LISTS or cls in _DICTS or cls is State:
+        if isinstance(value, (Variable, Node)) or cls is list or cls in _DICTS or cls is State:
             return reference(value)
         if is_array(value):
             return array(value, container, key)
@@ -154,7 +152,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             if cls._refax_hides_writes:
                 guard(attributes, tuple(attributes), tuple(attributes.values()))
             records.append((OBJECT, cls, tuple(attributes), children, used))
-        elif cls in _LISTS:
+        elif cls is list:
             items = tuple(value)
             guard(value, None, items)
             records.append((LIST, cls, tuple([child(x, value, i) for i, x in enumerate(items)])))
@@ -196,7 +194,7 @@ def _holds_objects(value: Any) -> bool:
 
 def _is_graph_part(value: Any) -> bool:
     cls = type(value)
-    return isinstance(value, (Node, Variable, State)) or cls in _LISTS or cls in _DICTS
+    return isinstance(value, (Node, Variable, State)) or cls is list or cls in _DICTS
 
 
 def _marked(value: Any, mark: str | None, child: Any, static: Any, container: Any, key: Any) -> Any:

@@ -59,7 +59,7 @@ from ..lift.contexts import (
     update_context as update_context, UpdateContext as UpdateContext)
 from ..lift.tree_states import from_tree as from_tree, NodeStates as NodeStates, to_tree as to_tree
 from ..objects.array_refs import array_ref as array_ref, ArrayRef as ArrayRef
-from ..objects.containers import Dict as Dict, List as List
+from ..verbs.containers import Dict as Dict, List as List
 from ..objects.errors import (
     GraphError as GraphError, StructureError as StructureError,
     TraceContextError as TraceContextError, UnhashableStaticError as UnhashableStaticError)

@@ -58,6 +58,10 @@ class Node(Shown):
         return new_pytree(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, self._refax_prepare(name, value))
+
+    def _refax_prepare(self, name: Any, value: Any) -> Any:
+        """What is to stand under a key of `vars`, after the checks; plans are told of a change."""
         if self._refax_trace is not TRACE.value:
             raise mutation_error(self, f"set the attribute `{name}` of")
         cls = type(value)
@@ -69,13 +73,17 @@ class Node(Shown):
             attributes = self.__dict__
             if name not in attributes or not keeps_structure(attributes[name], value):
                 self._refax_changed()
-        object.__setattr__(self, name, value)
+        return value
 
     def __delattr__(self, name: str) -> None:
-        if self._refax_trace is not TRACE.value:
-            raise mutation_error(self, f"delete the attribute `{name}` of")
-        self._refax_changed()
+        self._refax_change(f"delete the attribute `{name}` of")
         object.__delattr__(self, name)
+
+    def _refax_change(self, action: str) -> None:
+        """The check before a change of structure, of which plans are told."""
+        if self._refax_trace is not TRACE.value:
+            raise mutation_error(self, action)
+        self._refax_changed()
 
     def _refax_changed(self) -> None:
         if self._refax_watch is not None:

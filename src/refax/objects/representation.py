@@ -170,7 +170,7 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bo
     i = 0
     while i < len(items):
         key, child = items[i]
-        alike = _alike(value, i) if collapse and isinstance(value, (list, tuple)) else 1
+        alike = _alike(items, i) if collapse and key is None else 1
         label = "" if key is None else (key if sep == "=" else repr(key)) + sep
         step = f"[{i}]" if key is None else f"[{key!r}]" if sep == ": " else f".{key}"
         below = _lines(child, seen, (path + step).lstrip("."), depth + 1, collapse)
@@ -186,15 +186,15 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bo
     return [*lines, end]
 
 
-def _alike(items: list | tuple, start: int) -> int:
+def _alike(items: list[tuple[Any, Any]], start: int) -> int:
     """How many objects from `start` on have the structure, shapes and dtypes of the first."""
-    if not isinstance(items[start], Shown):
+    if not isinstance(items[start][1], Shown):
         return 1
-    first = _structure(items[start])
-    end = start + 1
-    while end < len(items) and isinstance(items[end], Shown) and _structure(items[end]) == first:
-        end += 1
-    return end - start
+    first = _structure(items[start][1])
+    for number, (_, item) in enumerate(items[start:]):
+        if not isinstance(item, Shown) or _structure(item) != first:
+            return number
+    return len(items) - start
 
 
 def _structure(root: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
+from operator import setitem
 from typing import Any
 
 import jax
@@ -12,7 +13,6 @@ import numpy as np
 from ..graph.filters import to_predicate
 from ..graph.state import State
 from ..graph.walk import key_name, one_level_with_keys
-from ..objects.containers import Dict, List
 from ..objects.mappings import sorted_keys
 from ..objects.modes import Switch
 from ..objects.node import Node
@@ -20,7 +20,7 @@ from ..objects.variable import Variable
 from ..objects.variable_types import BatchStat, Param, RngCount, RngKey
 from ..objects.watch import is_array
 
-_CONTAINERS = frozenset({list, List, tuple, dict, Dict, OrderedDict, defaultdict})
+_CONTAINERS = frozenset({list, tuple, dict, OrderedDict, defaultdict})
 
 
 # Attributes of these types are passed over at once: most of what a module has is of them.
@@ -52,7 +52,7 @@ def pytrees_below(root: Any) -> list[Node]:
 def iter_children_of(value: Any) -> list[tuple[Any, Any]]:
     """The (key, child) pairs one level below, in sorted order of names; [] for a leaf."""
     if isinstance(value, Node):
-        return sorted(value.__dict__.items())
+        value = value.__dict__
     if isinstance(value, Variable) or is_array(value):
         return []
     if isinstance(value, (list, tuple)):
@@ -81,10 +81,9 @@ def is_mutable(value: Any) -> bool:
 
 def set_child(holder: Any, key: Any, value: Any) -> None:
     """Put `value` one level below."""
-    if isinstance(holder, Node):
-        setattr(holder, key, value)
-    else:
-        holder[key] = value
+    by_name = isinstance(holder, Node) and isinstance(key, str)
+    put: Callable[..., None] = setattr if by_name else setitem
+    put(holder, key, value)
 
 
 def iter_graph(node: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Any]]:

@@ -8,7 +8,7 @@ found again by `get_path`, which also takes `blocks[3].attn` and the path itself
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from ..graph.filters import Filter, to_predicate
@@ -97,7 +97,7 @@ def _step(value: Any, part: Any) -> Any:
     """The key of `value` that a part stands for; raises KeyError if there is none."""
     keys = [key for key, _ in iter_children_of(value)]
     text = str(part).strip("[]")
-    if isinstance(value, (list, tuple)) and text.startswith("-") and text[1:].isdecimal():
+    if isinstance(value, Sequence) and text.startswith("-") and text[1:].isdecimal():
         return keys[int(text)]
     return find_key(keys, part)
 

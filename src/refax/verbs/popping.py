@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from operator import delitem
 from typing import Any
 
 from ..graph.filters import Filter, first_match, to_predicate
@@ -68,19 +70,22 @@ def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     places += [(paths[i], leaves[i]) for i in range(count, len(paths)) if matches[i] is not None]
     holders = [(get_path(node, path[:-1]), path) for path, _ in places]
     for holder, path in holders:
-        if not isinstance(holder, (Node, State, dict)):
+        if isinstance(holder, Sequence) and not _by_name(holder, path[-1]):
             raise ValueError(
                 f"nnx.pop: `{path_string(path)}` stands in a {type(holder).__name__}, where taking "
                 "it out would move its neighbours.\n"
                 "Cure: keep what is popped in attributes or dicts."
             )
     for holder, path in holders:
-        if isinstance(holder, Node):
-            delattr(holder, path[-1])
-        else:
-            del holder[path[-1]]
+        take: Callable[..., None] = delattr if _by_name(holder, path[-1]) else delitem
+        take(holder, path[-1])
     groups: list[list[tuple[tuple, Any]]] = [[] for _ in filters]
     for i in plan.graphdef.paths.order:
         if (match := matches[i]) is not None:
             groups[match].append((sown_path(paths[i]), leaves[i]))
     return one_or_all(state_over(nest(g)) for g in groups)
+
+
+def _by_name(holder: Any, key: Any) -> bool:
+    """Whether a key is an attribute's name, not an item's (`nnx.List` has both)."""
+    return isinstance(holder, Node) and isinstance(key, str)
