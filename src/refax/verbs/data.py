@@ -9,7 +9,6 @@ import jax
 from .._jax_compat import TRACE
 from ..graph.filters import Filter, to_predicate
 from ..graph.state import State
-from ..objects.containers import Dict, List
 from ..objects.errors import StructureError, describe_value
 from ..objects.marks import class_marks
 from ..objects.node import Node
@@ -35,7 +34,7 @@ def is_data(value: Any, /) -> bool:
         ... ]
         [True, True, True, False, False, False]
     """
-    return isinstance(value, (Node, Variable, State, List, Dict)) or is_array(value)
+    return isinstance(value, (Node, Variable, State)) or is_array(value)
 
 
 is_data_type = is_data

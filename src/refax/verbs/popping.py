@@ -70,7 +70,8 @@ def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     places += [(paths[i], leaves[i]) for i in range(count, len(paths)) if matches[i] is not None]
     holders = [(get_path(node, path[:-1]), path) for path, _ in places]
     for holder, path in holders:
-        if isinstance(holder, Sequence) and not _by_name(holder, path[-1]):
+        of_list = isinstance(holder, Sequence) and not _by_name(holder, path[-1])
+        if of_list or not isinstance(holder, (Node, State, dict)):
             raise ValueError(
                 f"nnx.pop: `{path_string(path)}` stands in a {type(holder).__name__}, where taking "
                 "it out would move its neighbours.\n"
