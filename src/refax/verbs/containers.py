@@ -23,7 +23,7 @@ from .module import Module
 T = TypeVar("T")
 
 
-class List(Module, MutableSequence[T]):
+class List(MutableSequence[T], Module):
     """A list of modules, Variables or anything else, as a Module.
 
     Has the methods of a `list`; slices and iteration give plain lists and items, `==` compares with
@@ -148,7 +148,7 @@ class List(Module, MutableSequence[T]):
         return subtree_renderer(list(self), path=path)
 
 
-class Dict(Module, MutableMapping[str, T]):
+class Dict(MutableMapping[str, T], Module):
     """A dict as a Module, with access by attribute: `blocks.first` is `blocks['first']`.
 
     Has the methods of a `dict`; `==` compares with dicts by content. An entry under the name of a
