@@ -59,7 +59,6 @@ from ..lift.contexts import (
     update_context as update_context, UpdateContext as UpdateContext)
 from ..lift.tree_states import from_tree as from_tree, NodeStates as NodeStates, to_tree as to_tree
 from ..objects.array_refs import array_ref as array_ref, ArrayRef as ArrayRef
-from ..verbs.containers import Dict as Dict, List as List
 from ..objects.errors import (
     GraphError as GraphError, StructureError as StructureError,
     TraceContextError as TraceContextError, UnhashableStaticError as UnhashableStaticError)
@@ -109,6 +108,7 @@ from ..transforms.scan import scan as scan
 from ..transforms.shard_map import shard_map as shard_map
 from ..transforms.vjp import jvp as jvp, vjp as vjp
 from ..transforms.vmap import pmap as pmap, vmap as vmap
+from ..verbs.containers import Dict as Dict, List as List
 from ..verbs.copying import clone as clone
 from ..verbs.data import (
     check_pytree as check_pytree, has_data as has_data, is_data as is_data,
