@@ -37,11 +37,11 @@ def test_links_of_the_readme_lead_somewhere():
 
 def test_names_of_the_readme_are_there():
     rows = re.findall(
-        r"^\| (objects|transforms|layers|training|looking) \|(.*)\|$",
+        r"^\| (objects|transforms|layers|training|weights|looking) \|(.*)\|$",
         README.read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    assert len(rows) == 5
+    assert len(rows) == 6
     for _, names in rows:
         for name in re.findall(r"`(\w+)`", names):
             assert name == "repr" or hasattr(nnx, name), f"the README says that {name} is there"

@@ -107,3 +107,13 @@ def test_with_partitioning():
     assert v.mesh is mesh and v.out_sharding == ("data",)
     boxed = init(jax.random.key(0), (8, 4))
     assert isinstance(boxed, nnx.VariableMetadata)
+
+
+def test_annotations_that_are_shardings_and_specs():
+    mesh = mesh_of(8)
+    spec = P(None, "data")
+    for given in (jax.sharding.NamedSharding(mesh, spec), spec, (None, "data"), [None, "data"]):
+        init = nnx.with_partitioning(nnx.initializers.ones_init(), given)
+        linear = nnx.Linear(2, 8, kernel_init=init, rngs=nnx.Rngs(0))
+        assert nnx.get_partition_spec(nnx.state(linear)).kernel.value == spec
+        assert nnx.get_partition_spec(nnx.Param(jnp.ones((2, 8)), out_sharding=given)).value == spec

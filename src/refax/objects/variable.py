@@ -160,7 +160,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         """Store a value as it is, past hooks."""
         if self._trace is not TRACE.value:
             check_write(self, "write the value of")
-        set_raw_value(self, value)
+        set_raw_value(self, entered(value, self._value, self))
 
     def __getitem__(self, index: Any) -> Any:
         if self._own_get:

@@ -64,7 +64,9 @@ def with_partitioning(
     """An initializer whose Variable is annotated with these axis names."""
     if mesh is not None:
         metadata["mesh"] = mesh
-    return with_metadata(initializer, out_sharding=tuple(sharding), **metadata)
+    if not isinstance(sharding, jax.sharding.Sharding):
+        sharding = tuple(sharding)
+    return with_metadata(initializer, out_sharding=sharding, **metadata)
 
 
 def get_var_pspec(v: Any) -> PartitionSpec:
