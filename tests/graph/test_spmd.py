@@ -117,3 +117,41 @@ def test_annotations_that_are_shardings_and_specs():
         linear = nnx.Linear(2, 8, kernel_init=init, rngs=nnx.Rngs(0))
         assert nnx.get_partition_spec(nnx.state(linear)).kernel.value == spec
         assert nnx.get_partition_spec(nnx.Param(jnp.ones((2, 8)), out_sharding=given)).value == spec
+
+
+def annotations(*names):
+    """The same annotation in every form that has one."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    return [names, list(names), P(*names), NamedSharding(mesh, P(*names))]
+
+
+@pytest.mark.parametrize("form", range(4), ids=["tuple", "list", "spec", "sharding"])
+@pytest.mark.parametrize("key", ["sharding", "sharding_names", "out_sharding"])
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_axis_names_are_kept_in_step_in_every_form_of_an_annotation(form, key, axis):
+    annotation = annotations(None, "model")[form]
+    metadata = {nnx.PARTITION_NAME: "data"}
+
+    def make(rngs):
+        return nnx.Linear(4, 8, kernel_metadata={key: annotation}, use_bias=False, rngs=rngs)
+
+    def inside(layer):
+        assert nnx.get_partition_spec(layer.kernel).value == P(None, "model")
+
+    keys = nnx.Rngs(0).fork(splits=2)
+    stack = nnx.vmap(make, out_axes=axis, transform_metadata=metadata)(keys)
+    expected = [None, "model"]
+    expected.insert(axis if axis >= 0 else 3 + axis, "data")
+    assert nnx.get_partition_spec(stack.kernel).value == P(*expected)
+    nnx.vmap(inside, in_axes=axis, out_axes=None, transform_metadata=metadata)(stack)
+    assert nnx.get_partition_spec(stack.kernel).value == P(*expected)
+
+
+def test_a_spec_may_leave_out_axes_that_a_new_one_stands_behind():
+    def make(rngs):
+        return nnx.Param(rngs.normal((8, 4)), sharding=P("model"))
+
+    metadata = {nnx.PARTITION_NAME: "data"}
+    keys = nnx.Rngs(0).fork(splits=2)
+    stack = nnx.vmap(make, out_axes=2, transform_metadata=metadata)(keys)
+    assert nnx.get_partition_spec(stack).value == P("model", None, "data")

@@ -138,6 +138,60 @@ def test_embed_of_one_row_gives_that_row_for_any_index(indices: Any) -> None:
     np.testing.assert_array_equal(jax.jit(lambda e, i: e(i))(embed, jnp.array(indices)), expected)
 
 
+MAKERS = [
+    "constant", "delta_orthogonal", "glorot_normal", "glorot_uniform", "he_normal", "he_uniform",
+    "kaiming_normal", "kaiming_uniform", "lecun_normal", "lecun_uniform", "normal", "ones_init",
+    "orthogonal", "truncated_normal", "uniform", "variance_scaling", "xavier_normal",
+    "xavier_uniform", "zeros_init",
+]  # fmt: skip
+ARGUMENTS = {"constant": (2.0,), "variance_scaling": (1.0, "fan_in", "normal")}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("shape", [5, np.int32(5), (5,), [3, 4], (1, 3, 4)], ids=str)
+def test_initializers_take_what_those_of_jax_do_and_a_number_for_a_shape(
+    name: str, shape: Any
+) -> None:
+    key, arguments = jax.random.key(0), ARGUMENTS.get(name, ())
+    plain = {
+        "ones_init": lambda: jax_initializers.ones,
+        "zeros_init": lambda: jax_initializers.zeros,
+    }
+    theirs = plain.get(name) or getattr(jax_initializers, name)
+    as_tuple = (5,) if np.ndim(shape) == 0 else tuple(shape)
+    try:
+        expected = theirs(*arguments)(key, as_tuple)
+    except ValueError:
+        with pytest.raises(ValueError):
+            getattr(nnx.initializers, name)(*arguments)(key, shape)
+        return
+    actual = getattr(nnx.initializers, name)(*arguments)(key, shape)
+    assert actual.shape == as_tuple and actual.dtype == expected.dtype
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_an_initializer_keeps_the_dtype_that_it_was_made_with() -> None:
+    for make in (nnx.initializers.uniform, nnx.initializers.truncated_normal):
+        init = make(1.0, jnp.bfloat16)
+        assert init(jax.random.key(0), (3,)).dtype == jnp.bfloat16
+        assert init(jax.random.key(0), (3,), jnp.float32).dtype == jnp.float32
+
+
+def test_shapes_and_axes_that_programs_read() -> None:
+    rngs = nnx.Rngs(0)
+    einsum = nnx.Einsum("...i,io->...o", (2, 3), (3,), rngs=rngs)
+    assert (einsum.kernel_shape, einsum.bias_shape) == ((2, 3), (3,))
+    assert nnx.Einsum("...i,io->...o", (2, 3), rngs=rngs).bias_shape is None
+    assert nnx.Conv(2, 4, (3, 3), feature_group_count=2, rngs=rngs).kernel_shape == (3, 3, 1, 4)
+    transposed = nnx.ConvTranspose(2, 4, 3, transpose_kernel=True, rngs=rngs)
+    assert transposed.kernel_shape == (3, 4, 2)
+    assert nnx.GroupNorm(4, 2, rngs=rngs).feature_axis == -1
+    linear = nnx.Linear(2, 3, rngs=rngs)
+    assert nnx.WeightNorm(linear, rngs=rngs).scale_init is nnx.initializers.ones
+    halves = nnx.initializers.constant(0.5)
+    assert nnx.WeightNorm(linear, scale_init=halves, rngs=rngs).scale_init is halves
+
+
 # -- Sequential ----------------------------------------------------------------------------------
 
 

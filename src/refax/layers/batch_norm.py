@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import BatchStat
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .contractions import placed
 from .normalization import Normalization, scale_and_shift
 from .options import NO_METADATA, Initializer, PromoteDtype, resolve_flag
 from .standardize import Averaging, standardize
@@ -134,7 +135,12 @@ class BatchNorm(Normalization):
             self.use_running_average = use_running_average
 
     def __call__(
-        self, x: Any, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+        self,
+        x: Any,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        out_sharding: Any = None,
     ) -> jax.Array:
         """Normalize x (..., num_features); in training, move the running averages too.
 
@@ -142,6 +148,7 @@ class BatchNorm(Normalization):
             x: the input.
             use_running_average: overrules the attribute.
             mask: booleans that broadcast to x: which elements count for mean and variance.
+            out_sharding: the sharding of the result, on a mesh with explicit axes.
 
         Raises:
             ValueError: x has another number of features.
@@ -153,10 +160,11 @@ class BatchNorm(Normalization):
         x, scale, bias, dtype = self._arrays(x, mean, var)
         features = self._find_feature_axes(x, self.axis)
         if running:
-            return _normalize_running(x, scale, bias, mean, var, self.epsilon, features, dtype)
+            y = _normalize_running(x, scale, bias, mean, var, self.epsilon, features, dtype)
+            return placed(y, out_sharding)
         how = self._averaging(tuple(i for i in range(x.ndim) if i not in features))
         how = how._replace(statistics=True)
         y, self.mean.value, self.var.value = _normalize_batch(
             x, mask, scale, bias, mean, var, self.momentum, how, features, dtype
         )
-        return y
+        return placed(y, out_sharding)

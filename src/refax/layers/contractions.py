@@ -49,6 +49,11 @@ def einsum(equation: str, x: jax.Array, y: jax.Array, **options: Any) -> jax.Arr
     return jnp.einsum(equation, x, y, **options)
 
 
+def placed(y: jax.Array, out_sharding: Any) -> jax.Array:
+    """`y` sharded as was asked: what was added to a product (a bias) may have had another."""
+    return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+
+
 def last_axes(x: jax.Array, ndim: int, batch: int = 0) -> jax.Array:
     """`x` for a sum with an array of `ndim` axes: after its first `batch` axes, its last ones."""
     how = jax.config.jax_numpy_rank_promotion  # pyright: ignore[reportAttributeAccessIssue]

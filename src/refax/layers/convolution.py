@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes
-from .contractions import last_axes
+from .contractions import last_axes, placed
 from .linear import Affine, Options, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
 from .windows import NAMED, Padding, Pads, PerAxis, canonical_padding, per_axis
@@ -118,6 +119,7 @@ def _apply(
     kernel: jax.Array,
     bias: jax.Array | None,
     mask: jax.Array | None,
+    out_sharding: Any,
 ) -> jax.Array:
     batch = x.shape[: x.ndim - kernel.ndim + 1]
     if mask is not None:
@@ -127,7 +129,17 @@ def _apply(
     y = how(x, kernel)
     if bias is not None:
         y = y + last_axes(bias, y.ndim)
-    return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
+    y = y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
+    return placed(y, out_sharding)
+
+
+def _of_one_batch_axis(out_sharding: Any, batch: int) -> Any:
+    """The sharding of the same output with its batch axes as one."""
+    if out_sharding is None or batch == 1:
+        return out_sharding
+    entries = list(getattr(out_sharding, "spec", out_sharding))
+    names = (e if isinstance(e, tuple) else (e,) for e in entries[:batch] if e is not None)
+    return PartitionSpec(sum(names, ()) or None, *entries[batch:])
 
 
 class Convolution(Affine):
@@ -152,11 +164,13 @@ class Convolution(Affine):
             )
         self._make_parameters(arguments, shape, (self.out_features,) if self.use_bias else None)
 
-    def _call(self, inputs: Any, how: _Strided | _FractionallyStrided) -> jax.Array:
+    def _call(
+        self, inputs: Any, how: _Strided | _FractionallyStrided, out_sharding: Any = None
+    ) -> jax.Array:
         x, kernel, bias = self._promoted(inputs)
         self._check_shapes(x, kernel, len(self.kernel_size), self.in_features)
         mask = None if self.mask is None else dtypes.as_array(self.mask)
-        return _apply(how, x, kernel, bias, mask)
+        return _apply(how, x, kernel, bias, mask, out_sharding)
 
 
 class Conv(Convolution):
@@ -244,16 +258,17 @@ class Conv(Convolution):
         Raises:
             ValueError: x has too few axes, or its last axis has another size.
         """
+        axes = len(self.kernel_size)
         how = _Strided(
             self.strides,
             self.padding,
             self.input_dilation,
             self.kernel_dilation,
             self.feature_group_count,
-            self._options(out_sharding),
+            self._options(_of_one_batch_axis(out_sharding, np.ndim(inputs) - axes - 1)),
             self.conv_general_dilated,
         )
-        return self._call(inputs, how)
+        return self._call(inputs, how, out_sharding)
 
 
 class ConvTranspose(Convolution):

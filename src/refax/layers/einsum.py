@@ -151,4 +151,6 @@ class Einsum(Affine):
         sizes = _check_sizes(equation, x.shape, kernel.shape)
         product = contractions.einsum if self.einsum_op is jnp.einsum else self.einsum_op
         y = product(equation, x, kernel, **self._options(out_sharding))
-        return y if bias is None else _with_bias(equation, sizes, y, bias)
+        if bias is None:
+            return y
+        return contractions.placed(_with_bias(equation, sizes, y, bias), out_sharding)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .contractions import placed
 from .normalization import Axes, Normalization, normalize, positive_axes
 from .options import NO_METADATA, Initializer, PromoteDtype
 
@@ -49,6 +50,7 @@ class GroupNorm(Normalization):
     """
 
     reduction_axes: Axes | None = None
+    feature_axis: int = -1
 
     def __init__(
         self,
@@ -75,12 +77,15 @@ class GroupNorm(Normalization):
         self.num_groups, self.group_size = _groups(num_features, num_groups, group_size)
         self._keep(locals())
 
-    def __call__(self, x: Any, *, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Any, *, mask: jax.Array | None = None, out_sharding: Any = None
+    ) -> jax.Array:
         """Normalize x (batch, ..., num_features).
 
         Args:
             x: the input.
             mask: booleans that broadcast to x: which elements count for mean and variance.
+            out_sharding: the sharding of the result, on a mesh with explicit axes.
 
         Raises:
             ValueError: x has another number of features.
@@ -97,7 +102,8 @@ class GroupNorm(Normalization):
                 )
         how = self._averaging((*axes[:-1], x.ndim))  # of a group: the axis after that of the groups
         groups = self.num_groups, self.group_size
-        return normalize(x, mask, scale, bias, how, features, dtype, groups)
+        y = normalize(x, mask, scale, bias, how, features, dtype, groups)
+        return placed(y, out_sharding)
 
 
 def _groups(features: int, number: int | None, size: int | None) -> tuple[int, int]:
@@ -165,12 +171,15 @@ class InstanceNorm(Normalization):
     ):
         self._keep(locals())
 
-    def __call__(self, x: Any, *, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Any, *, mask: jax.Array | None = None, out_sharding: Any = None
+    ) -> jax.Array:
         """Normalize x (batch, ..., num_features).
 
         Args:
             x: the input.
             mask: booleans that broadcast to x: which elements count for mean and variance.
+            out_sharding: the sharding of the result, on a mesh with explicit axes.
 
         Raises:
             ValueError: x has another number of features; or its first axis is a feature axis.
@@ -184,4 +193,4 @@ class InstanceNorm(Normalization):
                 "axis, x[None]."
             )
         how = self._averaging(tuple(i for i in range(1, x.ndim) if i not in features))
-        return normalize(x, mask, scale, bias, how, features, dtype)
+        return placed(normalize(x, mask, scale, bias, how, features, dtype), out_sharding)

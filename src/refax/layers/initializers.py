@@ -3,8 +3,7 @@
 Two differences show only in the time that a large model takes to construct. Most run as one
 compiled program per shape and dtype, where JAX runs several; and a maker called twice with the same
 arguments gives the same function, so that it is compiled once. The numbers are the same to the bit:
-`normal` and `variance_scaling` are JAX's own, because XLA would merge their constant factors and
-round differently.
+`normal` and `variance_scaling` run as JAX's do, operation by operation.
 
     >>> from refax import nnx
     >>> import jax
@@ -22,9 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.nn import initializers as jax_initializers
-from jax.nn.initializers import normal as normal
-from jax.nn.initializers import variance_scaling as variance_scaling
 
+from ..objects.errors import describe_value
 from .options import Initializer as Initializer
 
 # What the programs of initializers call, which a library may have replaced.
@@ -33,33 +31,44 @@ _CODE_OF = operator.attrgetter("__code__")
 _CODE = list(map(_CODE_OF, _DRAWS))
 
 
-def _compiled(initializer: Initializer) -> Initializer:
+def _initializer(name: str, initializer: Initializer, compiles: bool = True) -> Initializer:
     # `inline`: inside a trace the operations appear as if they had been called one by one.
-    compiled = jax.jit(initializer, static_argnums=(1, 2), inline=True)
+    compiled = jax.jit(initializer, static_argnums=(1, 2), inline=True) if compiles else initializer
 
     @functools.wraps(initializer)
     def initialize(key: Any, shape: Any, dtype: Any = None, *options: Any, **more: Any) -> Any:
-        shape = (operator.index(shape),) if np.ndim(shape) == 0 else tuple(shape)
         given = () if dtype is None else (dtype,)
-        if options or more or [*map(_CODE_OF, _DRAWS)] != _CODE:  # such as JAX's `out_sharding`
-            return initializer(key, shape, *given, *options, **more)
-        return compiled(key, shape, *given)
+        try:
+            shape = (operator.index(shape),) if np.ndim(shape) == 0 else tuple(shape)
+            if options or more or [*map(_CODE_OF, _DRAWS)] != _CODE:  # such as `out_sharding`
+                return initializer(key, shape, *given, *options, **more)
+            return compiled(key, shape, *given)
+        except (TypeError, ValueError) as e:
+            kind = TypeError if isinstance(e, TypeError) else ValueError
+            raise kind(
+                f"initializers.{name}: it makes nothing of key={describe_value(key)}, shape="
+                f"{shape!r}, dtype={dtype!r}: {e}\n"
+                "Cure: init(key, shape, dtype), with a random key, sizes that are not negative (an "
+                "int or a tuple) and a dtype."
+            ) from e
 
     initialize.__module__ = __name__  # where pickle finds `zeros` and `ones`
     return initialize
 
 
-def _maker(make: Callable[..., Initializer]) -> Callable[..., Initializer]:
+def _maker(make: Callable[..., Initializer], compiles: bool = True) -> Callable[..., Initializer]:
+    name = make.__name__
+
     @functools.lru_cache(maxsize=1024, typed=True)
     def cached(*args: Any, **kwargs: Any) -> Initializer:
-        return _compiled(make(*args, **kwargs))
+        return _initializer(name, make(*args, **kwargs), compiles)
 
     @functools.wraps(make)
     def maker(*args: Any, **kwargs: Any) -> Initializer:
         try:
             return cached(*args, **kwargs)
         except TypeError:  # an argument that cannot be hashed, or a wrong one
-            return make(*args, **kwargs)
+            return _initializer(name, make(*args, **kwargs), compiles=False)
 
     maker.__module__ = __name__
     return maker
@@ -81,8 +90,12 @@ uniform = _maker(jax_initializers.uniform)
 xavier_normal = _maker(jax_initializers.xavier_normal)
 xavier_uniform = _maker(jax_initializers.xavier_uniform)
 
-zeros = _compiled(jax_initializers.zeros)
-ones = _compiled(jax_initializers.ones)
+# XLA would merge their constant factors, and round differently.
+normal = _maker(jax_initializers.normal, compiles=False)
+variance_scaling = _maker(jax_initializers.variance_scaling, compiles=False)
+
+zeros = _initializer("zeros", jax_initializers.zeros)
+ones = _initializer("ones", jax_initializers.ones)
 
 
 def zeros_init() -> Initializer:

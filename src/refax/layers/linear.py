@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .contractions import fastest, last_axes
+from .contractions import fastest, last_axes, placed
 from .options import (
     NO_METADATA,
     Initializer,
@@ -43,6 +43,14 @@ class Affine(Layer):
     preferred_element_type: DTypeLike | None = None
     kernel: Param
     bias: Param | None
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        return self.kernel.shape
+
+    @property
+    def bias_shape(self) -> tuple[int, ...] | None:
+        return None if self.bias is None else self.bias.shape
 
     def _make_parameters(
         self,
@@ -93,7 +101,9 @@ class Affine(Layer):
         x, kernel, bias = arrays
         y = fastest(dot_general)(x, kernel, dimensions, **self._options(out_sharding))
         # The bias has the batch axes, then the features.
-        return y if bias is None else y + last_axes(bias, y.ndim, len(dimensions[1][0]))
+        if bias is None:
+            return y
+        return placed(y + last_axes(bias, y.ndim, len(dimensions[1][0])), out_sharding)
 
 
 class Linear(Affine):

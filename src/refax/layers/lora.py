@@ -15,7 +15,7 @@ from ..objects.variable import Variable
 from ..objects.variable_types import LoRAParam
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .contractions import dot
+from .contractions import dot, placed
 from .linear import Linear
 from .linear_general import LinearGeneral, sizes
 from .options import NO_METADATA, Initializer, Layer, PromoteDtype, check_last_axis, keep_options
@@ -98,12 +98,12 @@ class LoRA(Layer):
         change = dot(dot(given, a), b)
         if self.base_module is None:
             return change
-        return _add(self.base_module(x, **kwargs), change)
+        return _add(self.base_module(x, **kwargs), change, kwargs.get("out_sharding"))
 
 
-def _add(y: jax.Array, change: jax.Array) -> jax.Array:
+def _add(y: jax.Array, change: jax.Array, out_sharding: Any = None) -> jax.Array:
     # In the dtype of y: an adapter must not change the precision of the model around it.
-    return y + dtypes.cast(change, y.dtype)
+    return placed(y + dtypes.cast(change, y.dtype), out_sharding)
 
 
 class LoRALinear(Linear):
@@ -206,11 +206,11 @@ class LoRALinear(Linear):
     def __call__(self, x: Any, out_sharding: Any = None) -> jax.Array:
         """y = x·W + b + x·A·B, in the dtype of x·W + b."""
         if not isinstance(self.out_features, tuple):
-            return _add(super().__call__(x, out_sharding=out_sharding), self.lora(x))
+            return _add(super().__call__(x, out_sharding), self.lora(x), out_sharding)
         layer: Any = self  # which has the attributes of a LinearGeneral
         y = LinearGeneral.__call__(layer, x, out_sharding)
         axes = len(layer.axis)
         moved = jnp.moveaxis(dtypes.as_array(x), layer.axis, range(-axes, 0))
         rest = moved.shape[: moved.ndim - axes]
         change = self.lora(moved.reshape(*rest, -1))
-        return _add(y, change.reshape(*rest, *self.out_features))
+        return _add(y, change.reshape(*rest, *self.out_features), out_sharding)

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .contractions import last_axes
+from .contractions import last_axes, placed
 from .options import (
     NO_METADATA,
     Initializer,
@@ -128,11 +128,13 @@ class _FeatureNormalization(Normalization):
     reduction_axes: Axes = -1
     feature_axes: Axes = -1
 
-    def _normalize(self, x: Any, mask: jax.Array | None, center: bool) -> jax.Array:
+    def _normalize(
+        self, x: Any, mask: jax.Array | None, out_sharding: Any, *, center: bool
+    ) -> jax.Array:
         x, scale, bias, dtype = self._arrays(x)
         features = self._find_feature_axes(x, self.feature_axes)
         how = self._averaging(positive_axes(self.reduction_axes, x.ndim), center)
-        return normalize(x, mask, scale, bias, how, features, dtype)
+        return placed(normalize(x, mask, scale, bias, how, features, dtype), out_sharding)
 
 
 class LayerNorm(_FeatureNormalization):
@@ -190,17 +192,20 @@ class LayerNorm(_FeatureNormalization):
     ):
         self._keep(locals())
 
-    def __call__(self, x: Any, *, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Any, *, mask: jax.Array | None = None, out_sharding: Any = None
+    ) -> jax.Array:
         """Normalize x (..., num_features).
 
         Args:
             x: the input.
             mask: booleans that broadcast to x: which elements count for mean and variance.
+            out_sharding: the sharding of the result, on a mesh with explicit axes.
 
         Raises:
             ValueError: x has another number of features.
         """
-        return self._normalize(x, mask, center=True)
+        return self._normalize(x, mask, out_sharding, center=True)
 
 
 class RMSNorm(_FeatureNormalization):
@@ -243,10 +248,14 @@ class RMSNorm(_FeatureNormalization):
     ):
         self._keep(locals())
 
-    def __call__(self, x: Any, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Any, mask: jax.Array | None = None, *, out_sharding: Any = None
+    ) -> jax.Array:
         """Normalize x (..., num_features); `mask`: which elements count for the mean.
+
+        `out_sharding` is the sharding of the result, on a mesh with explicit axes.
 
         Raises:
             ValueError: x has another number of features.
         """
-        return self._normalize(x, mask, center=False)
+        return self._normalize(x, mask, out_sharding, center=False)

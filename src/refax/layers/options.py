@@ -44,7 +44,8 @@ def keep_options(layer: Module, arguments: Mapping[str, Any]) -> None:
     """
     defaults = type(layer)
     for name, value in arguments.items():
-        if not name.startswith("_") and getattr(defaults, name, value) is not value:
+        default = value if name.startswith("_") else getattr(defaults, name, value)
+        if default is not value and not isinstance(default, property):
             setattr(layer, name, value)
 
 

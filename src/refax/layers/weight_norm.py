@@ -114,6 +114,7 @@ class WeightNorm(Layer):
 
     feature_axes: Axes | None = -1
     use_scale: bool = True
+    scale_init = staticmethod(initializers.ones)
     epsilon: float = 1e-12
     variable_filter: Filter = KERNELS
 

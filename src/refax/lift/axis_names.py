@@ -7,8 +7,10 @@ with every other key, `{"nickname": 'B'}`, for metadata that has an entry for ea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..graph.graphdef import GraphDef
 from ..objects.variable import Variable, replace_metadata
@@ -42,13 +44,13 @@ class AxisName:
         for leaf, (variable, axis) in enumerate(zip(variables, axes, strict=True)):
             for key, name in self.names if isinstance(axis, int) else ():
                 names = variable._metadata.get(key)
-                if isinstance(names, tuple):
+                if isinstance(names, _ANNOTATIONS):
+                    names, form = _entries(names)
                     if not -len(names) <= axis < len(names) or names[axis] != name:
                         path = graphdef.paths.leaves[leaf][len(graphdef.roots) > 1 :]
                         raise errors.axis_name_mismatch(path, variable, key, axis, name)
-                    kept = list(names)
-                    del kept[axis]
-                    _annotate(variable, key, kept)
+                    del names[axis]
+                    _annotate(variable, key, form(names))
                 if key == _SHARDING:
                     variable.remove_axis(axis, name)
 
@@ -57,10 +59,11 @@ class AxisName:
         for variable, axis in zip(variables, axes, strict=True):
             for key, name in self.names if isinstance(axis, int) else ():
                 names = variable._metadata.get(key)
-                if isinstance(names, tuple):
-                    longer = list(names)
-                    longer.insert(axis if axis >= 0 else len(names) + 1 + axis, name)
-                    _annotate(variable, key, longer)
+                if isinstance(names, _ANNOTATIONS):
+                    names, form = _entries(names)
+                    names += [None] * (axis - len(names))  # which a spec may leave out
+                    names.insert(axis if axis >= 0 else len(names) + 1 + axis, name)
+                    _annotate(variable, key, form(names))
                 if key == _SHARDING:
                     variable.add_axis(axis, name)
 
@@ -68,5 +71,17 @@ class AxisName:
 _SHARDING = "sharding"
 
 
-def _annotate(variable: Variable, key: str, names: Sequence[Any]) -> None:
-    replace_metadata(variable, variable._metadata.with_items(**{key: tuple(names)}))
+_ANNOTATIONS = (tuple, list, PartitionSpec, NamedSharding)
+
+
+def _entries(annotation: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """An entry for each axis, and how to make an annotation of that kind from entries."""
+    if isinstance(annotation, NamedSharding):
+        return list(annotation.spec), lambda e: NamedSharding(annotation.mesh, PartitionSpec(*e))
+    if isinstance(annotation, PartitionSpec):
+        return list(annotation), lambda e: PartitionSpec(*e)
+    return list(annotation), tuple
+
+
+def _annotate(variable: Variable, key: str, annotation: Any) -> None:
+    replace_metadata(variable, variable._metadata.with_items(**{key: annotation}))

@@ -59,9 +59,9 @@ def logical_axis_rules(rules: Rules) -> Iterator[None]:
 
 
 def with_partitioning(
-    initializer: Callable[..., Any], sharding: Sequence[Any], mesh: Any = None, **metadata: Any
+    initializer: Callable[..., Any], sharding: Any, mesh: Any = None, **metadata: Any
 ) -> Callable[..., Any]:
-    """An initializer whose Variable is annotated with these axis names."""
+    """An initializer whose Variable is annotated with these axis names, a spec or a sharding."""
     if mesh is not None:
         metadata["mesh"] = mesh
     if not isinstance(sharding, jax.sharding.Sharding):
