@@ -25,6 +25,9 @@ COPIES = {
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
     "pickle of the parts": lambda m: nnx.merge(*pickle.loads(pickle.dumps(nnx.split(m)))),
     "tree.map": lambda m: jax.tree.map(lambda x: x, m),
+}
+SHARING = {
+    "clone": lambda m: nnx.clone(m, variables=False),
     "recursive_map": lambda m: nnx.recursive_map(lambda path, x: x, m),
 }
 
@@ -39,9 +42,10 @@ def test_copies_are_isomorphic_and_share_nothing(copy_of, root):
     assert hash(nnx.graphdef(new)) == hash(nnx.graphdef(root))
 
 
+@pytest.mark.parametrize("copy_of", SHARING.values(), ids=SHARING.keys())
 @given(root=graphs.graphs)
-def test_a_clone_without_variables_shares_exactly_those(root):
-    new = nnx.clone(root, variables=False)
+def test_copies_that_share_exactly_the_variables(copy_of, root):
+    new = copy_of(root)
     assert graphs.difference(root, new) == ""
     ours, theirs = graphs.objects_of(root), graphs.objects_of(new)
     for a, b in zip(ours, theirs, strict=True):

@@ -85,7 +85,7 @@ def test_a_model_of_many_blocks_shows_one_of_each_kind():
     ]
     assert any(line.startswith("  head=Block(") for line in lines)
     elements = 98 * (8 * 8 + 2 * 8) + 2 * (6 * 6 + 2 * 6) + 3 * 3 + 2 * 3
-    assert lines[0] == f"Node( # Param: {elements:,} ({elements * 8 / 1000:.1f} KB)"
+    assert lines[0] == f"Node( # Param: {elements:,} ({elements * 4 / 1000:.1f} KB)"
     assert "more of this structure" not in repr(model.blocks[0])
 
 

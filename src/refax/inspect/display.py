@@ -16,8 +16,8 @@ def display(*objects: Any) -> None:
     Example:
         >>> from refax import nnx
         >>> nnx.display(nnx.Variable(1.0))
-        Variable(
-          value=1.0
+        Variable( # 1 (4 B)
+          value=Array(1., dtype=float32)
         )
     """
     if _in_notebook() and importlib.util.find_spec("treescope") is not None:

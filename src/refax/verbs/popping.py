@@ -48,7 +48,7 @@ def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
         >>> model = Model()
         >>> model(1.0)
         >>> nnx.pop(model, nnx.Intermediate)["x"].value
-        (1.0,)
+        (Array(1., dtype=float32),)
     """
     if not filters:
         raise ValueError(
