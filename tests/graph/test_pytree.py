@@ -1,5 +1,7 @@
 """Modules as JAX pytrees: value semantics in `jax.tree`, plain `jax.jit`, `grad`, `vmap`, …."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -243,3 +245,15 @@ def test_mixed_with_refax_transforms():
     grads = step(model, jnp.ones((3, 2)))
     assert isinstance(grads, nnx.State) and paths_of(grads) == [("scale",)]
     assert model.count == 1
+
+
+def test_fields_of_a_dataclass_say_what_is_static():
+    @dataclasses.dataclass
+    class Item(nnx.Pytree):
+        count: int = dataclasses.field(metadata={"static": False})
+        name: str = dataclasses.field(metadata={"static": True})
+        other: str = dataclasses.field(default="x", metadata={"note": "none of ours"})
+
+    item = Item(10, "a")
+    assert jax.tree.leaves(item) == [10]
+    assert jax.tree.map(lambda x: x + 1, item).count == 11

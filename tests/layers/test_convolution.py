@@ -438,3 +438,12 @@ def test_pooling_layers_are_the_functions(name):
 def test_average_pooling_layer_can_leave_padding_out():
     layer = nnx.AvgPool((2, 2), padding="SAME", count_include_pad=False)
     np.testing.assert_allclose(layer(jnp.ones((3, 3, 1))), jnp.ones((3, 3, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["valid", "same", "Causal"])
+def test_names_of_padding_in_any_case(name):
+    x = jnp.arange(6.0).reshape(1, 6, 1)
+    small, large = (
+        nnx.Conv(1, 1, (3,), padding=padding, rngs=nnx.Rngs(0)) for padding in (name, name.upper())
+    )
+    assert (small(x) == large(x)).all()

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from refax import nnx
 from tests import strategies as graphs
-from tests.models import Count, Dense, Node
+from tests.models import Count, Dense, Node, Uncomparable
 from tests.transforms.changes import tracers_in
 
 X = jnp.ones(3)
@@ -162,7 +162,9 @@ LATE = {
     "vjp: an object": lambda m: nnx.vjp(after(change, lambda m: m), m),
     "jit: result is no array": lambda m: nnx.jit(after(change, lambda m: object()))(m),
     "remat: result is no array": lambda m: nnx.remat(after(change, lambda m: object()))(m),
-    "unhashable static": lambda m: nnx.jit(lambda m: (change(m), setattr(m, "bad", {1, 2})))(m),
+    "uncomparable static": lambda m: nnx.jit(
+        lambda m: (change(m), setattr(m, "bad", Uncomparable()))
+    )(m),
     "inner call was fine": lambda m: nnx.jit(
         lambda m: (nnx.jit(change)(m), nnx.vmap(values)(m), 1 / 0)
     )(m),

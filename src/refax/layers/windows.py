@@ -31,11 +31,11 @@ def canonical_padding(
         ValueError: it is neither of them, nor an int, nor as many ints or pairs as axes.
     """
     if isinstance(padding, str):
-        if padding not in named:
+        if padding.upper() not in named:
             raise ValueError(
                 f"{owner}: padding={padding!r} is none of {', '.join(map(repr, named))}."
             )
-        return padding
+        return padding.upper()
     entries = (padding,) * axes if isinstance(padding, int) else tuple(padding)
     pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in entries]
     if len(pairs) != axes or any(len(pair) != 2 for pair in pairs):

@@ -71,6 +71,8 @@ def _find_class_marks(cls: type) -> dict[str, str]:
         for field in dataclasses.fields(cls):
             if "refax" in field.metadata:
                 marks[field.name] = field.metadata["refax"]
+            elif isinstance(static := field.metadata.get("static"), bool):
+                marks[field.name] = "static" if static else "data"
     return marks
 
 
