@@ -269,7 +269,10 @@ def test_with_the_weights_of_the_peer_it_gives_the_same(case: Case, peer: Any) -
     rng = np.random.default_rng(1)
     state = peer.to_pure_dict(peer.state(model, peer.Not(peer.RngState)))
     # As JAX arrays: a NumPy kernel that both share would be masked in place by the peer.
-    state = jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), np.float32), state)
+    state = jax.tree.map(
+        lambda x: x if x.dtype == bool else jnp.asarray(rng.uniform(0.5, 1.5, x.shape), np.float32),
+        state,
+    )
     nnx.update(layer, state)
     peer.update(model, state)
     inputs = inputs_of(case, seed=2)

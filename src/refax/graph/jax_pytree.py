@@ -11,8 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
+from .._jax_compat import TRACE, describe_current_trace
+from ..objects.errors import path_string
 from ..objects.mappings import sorted_keys
+from ..objects.snapshots import Snapshot
+from ..objects.variable import Variable, set_trace
 from .graphdef import GraphDef
 from .plan import Plan, plan_for
 from .rebuild import rebuild
@@ -61,7 +66,26 @@ def _flatten_with_keys(node: Any) -> tuple[tuple, tuple]:
 def _unflatten(aux: tuple, children: Iterable[Any]) -> Any:
     graphdef, keys = aux
     tree = dict(zip(keys, children, strict=True))
-    return rebuild(graphdef, nested_leaves(graphdef, tree))[0]
+    objects = rebuild(graphdef, nested_leaves(graphdef, tree))
+    if TRACE.value is not _TOP:
+        _note_writes(graphdef, objects)
+    return objects[0]
+
+
+_TOP = TRACE.value
+
+
+def _note_writes(graphdef: GraphDef, objects: Sequence[Any]) -> None:
+    """What plain JAX rebuilt in a trace is a copy: a write that is not read again is lost."""
+    cells = [x for x in objects if isinstance(x, Variable)]
+    if not any(isinstance(cell._value, Tracer) for cell in cells):
+        return
+    name = type(objects[0]).__name__
+    paths = graphdef.paths.leaves
+    places = {id(cell): path_string(path, name) for cell, path in zip(cells, paths)}
+    snapshot = Snapshot(TRACE.value, describe_current_trace(), places)
+    for cell in cells:
+        set_trace(cell, snapshot)
 
 
 def register(cls: type) -> None:

@@ -21,7 +21,7 @@ from ..graph.walk import Walk
 from ..objects.errors import TraceContextError, describe_value, path_string
 from ..objects.node import Node
 from ..objects.trace_errors import where
-from ..objects.variable import Variable
+from ..objects.variable import Variable, trace_of
 from .arguments import is_slot
 from .closures import reached
 
@@ -60,7 +60,8 @@ def check_border(
 
     if not captured:
         for i, obj in enumerate(now.objects):
-            own = getattr(obj, "_refax_trace" if isinstance(obj, Node) else "_trace", TRACE.value)
+            own = trace_of(obj) if isinstance(obj, Variable) else TRACE.value
+            own = obj._refax_trace if isinstance(obj, Node) else own
             if id(obj) not in known and isinstance(obj, (Node, Variable)):
                 if own is not TRACE.value:
                     raise _captured(function, obj, place(now.graphdef.paths.nodes[i]))

@@ -70,7 +70,8 @@ from ..objects.modes import (
     use_mutable_arrays as use_mutable_arrays, use_refs as use_refs,
     using_eager_sharding as using_eager_sharding, using_hijax as using_hijax,
     using_refs as using_refs, var_defaults as var_defaults)
-from ..objects.snapshots import SnapshotWarning as SnapshotWarning
+from ..objects.snapshots import (
+    LostWriteWarning as LostWriteWarning, SnapshotWarning as SnapshotWarning)
 from ..objects.type_names import A as A, F as F, Initializer as Initializer, M as M
 from ..objects.variable import Variable as Variable
 from ..objects.variable_metadata import (

@@ -27,13 +27,23 @@ class SnapshotWarning(UserWarning):
     """A Variable of a State was written, and the State was dropped without being read again."""
 
 
+class LostWriteWarning(SnapshotWarning):
+    """A function under plain JAX wrote a Variable of an argument, and the argument was dropped."""
+
+
 class Snapshot:
-    """One State that was taken of an object; stands in its Variables in the place of the trace."""
+    """One State that was taken of an object; stands in its Variables in the place of the trace.
 
-    __slots__ = ("settled", "trace")
+    Or an object that plain JAX rebuilt in a trace, for `function`, with `places` of its Variables
+    by their ids: what is written there is as lost, unless the object leaves the function.
+    """
 
-    def __init__(self, trace: Any):
+    __slots__ = ("function", "places", "settled", "trace")
+
+    def __init__(self, trace: Any, function: str = "", places: dict[int, str] | None = None):
         self.trace = trace
+        self.function = function
+        self.places = places or {}
         self.settled = False  # a verb has taken what was written, or the warning was given
 
 
@@ -46,12 +56,15 @@ class _Write:
         self.reference = weakref.ref(variable, functools.partial(_dropped, id(variable)))
         self.snapshot = snapshot
         self.path, self.line = _users_line()
-        self.text = f"{type(variable).__name__} ({describe_value(variable._value)})"
+        place = snapshot.places.get(id(variable), "")
+        named = f"{type(variable).__name__} `{place}`" if place else type(variable).__name__
+        self.text = f"{named} ({describe_value(variable._value)})"
 
 
 # By id of the Variable; nearly always empty, so that asking whether it is costs nothing.
 UNREAD: dict[int, _Write] = {}
 _GIVEN: dict[Any, Any] = {}  # what Python knows of the warnings that it has shown
+_FUNCTIONS: set[str] = set()  # those that a LostWriteWarning was given for
 
 
 def written(variable: Any, snapshot: Snapshot) -> None:
@@ -77,8 +90,28 @@ def _dropped(key: int, reference: Any) -> None:
 
 
 def _tell(write: _Write) -> None:
-    if not write.snapshot.settled:
-        write.snapshot.settled = True
+    snapshot = write.snapshot
+    if snapshot.settled:
+        return
+    snapshot.settled = True
+    if snapshot.function:
+        if snapshot.function not in _FUNCTIONS:
+            _FUNCTIONS.add(snapshot.function)
+            function = snapshot.function
+            texts = {w.text for w in UNREAD.values() if w.snapshot.function == function}
+            lost = sorted({write.text, *texts}, key=lambda t: (not t.startswith("Param"), t))
+            more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            warnings.warn_explicit(
+                f"{function}, writes {', '.join(lost[:3])}{more} in its arguments, and drops "
+                "it. Plain JAX gives a function copies of its arguments, so nothing of this reaches the "
+                "caller's objects.\n"
+                "Cure: nnx.jit (nnx.grad, nnx.vmap, …) in the place of JAX's, which brings changes "
+                "back; or return the object.",
+                LostWriteWarning,
+                write.path,
+                write.line,
+            )
+    else:
         warnings.warn_explicit(
             f"A {write.text} of a State was written, and the State was dropped without being read "
             "again. What nnx.state and nnx.split give is a snapshot, with copies of the Variables, "

@@ -376,7 +376,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 raw_value: Callable[[Variable], Any] = Variable.__dict__["_value"].__get__
 set_raw_value: Callable[[Variable, Any], None] = Variable.__dict__["_value"].__set__
 _set_metadata = Variable.__dict__["_metadata"].__set__
-_set_trace = Variable.__dict__["_trace"].__set__
+set_trace = Variable.__dict__["_trace"].__set__
 set_watch: Callable[[Variable, Any], None] = Variable.__dict__["_watch"].__set__
 _set_hooked = Variable.__dict__["_hooked"].__set__
 _set_plans = Variable.__dict__["_plans"].__set__
@@ -394,7 +394,7 @@ def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
     self = object.__new__(cls)
     set_raw_value(self, value)
     _set_metadata(self, metadata)
-    _set_trace(self, TRACE.value)
+    set_trace(self, TRACE.value)
     set_watch(self, None)
     _set_plans(self, None)
     _set_hooked(self, cls._class_hooked or (metadata is not EMPTY and _has_hooks(cls, metadata)))
@@ -409,7 +409,7 @@ def copies(variables: list[Any], snapshot: Snapshot | None = None) -> list[Any]:
     cells = list(map(_new, map(type, variables)))
     set_each(set_raw_value, cells, map(_value_of, variables))
     set_each(_set_metadata, cells, map(_metadata_of, variables))
-    set_each(_set_trace, cells, repeat(snapshot or TRACE.value))
+    set_each(set_trace, cells, repeat(snapshot or TRACE.value))
     set_each(set_watch, cells, repeat(None))
     set_each(_set_plans, cells, repeat(None))
     hooked = list(map(_hooked_of, variables))
@@ -442,7 +442,7 @@ def check_write(self: Variable, action: str) -> None:
     snapshot = self._trace
     if type(snapshot) is not Snapshot or snapshot.trace is not TRACE.value:
         raise mutation_error(self, action)
-    _set_trace(self, snapshot.trace)
+    set_trace(self, snapshot.trace)
     if not snapshot.settled:
         _set_hooked(self, True)
         written(self, snapshot)
@@ -450,7 +450,7 @@ def check_write(self: Variable, action: str) -> None:
 
 def _was_read(self: Any) -> None:
     if (write := UNREAD.pop(id(self), None)) is not None:
-        _set_trace(self, write.snapshot)  # the next write is noted again
+        set_trace(self, write.snapshot)  # the next write is noted again
         _set_hooked(self, _has_hooks(type(self), self._metadata))
 
 
@@ -465,7 +465,7 @@ def own_cell(self: Variable) -> Variable:
     """The Variable itself, at home in an object from now on, though it came in a snapshot."""
     if UNREAD:
         taken((self,))
-    _set_trace(self, trace_of(self))
+    set_trace(self, trace_of(self))
     return self
 
 

@@ -27,9 +27,8 @@ from ..lift.borders import tracer_in
 from ..objects.entering import entered, placed
 from ..objects.modes import Switch
 from ..objects.statics import frozen
-from ..objects.trace_errors import mutation_error
 from ..objects.type_names import M
-from ..objects.variable import Variable, make_variable, raw, set_raw_value
+from ..objects.variable import Variable, check_write, make_variable, raw, set_raw_value
 from ..objects.variable_types import OptArray, OptState, OptVariable, Param, without_hooks
 from ..verbs.copying import clone
 from ..verbs.mapping import pure
@@ -278,7 +277,7 @@ class Optimizer(Pytree, Generic[M]):
         values = [*map(raw, values if same else ()), self.step.value + jnp.uint32(1)]
         for cell in cells:
             if cell._trace is not TRACE.value:
-                raise mutation_error(cell, "write the value of")
+                check_write(cell, "write the value of")
         update_with(model, (new,), list(map(partial, repeat(set_raw_value), cells, values)))
         if not same:
             self.opt_state = after
