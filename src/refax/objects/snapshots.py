@@ -103,7 +103,7 @@ def _tell(write: _Write) -> None:
             more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             warnings.warn_explicit(
                 f"{function}, writes {', '.join(lost[:3])}{more} in its arguments, and drops "
-                "it. Plain JAX gives a function copies of its arguments, so nothing of this reaches the "
+                "it. Plain JAX gives a function copies of its arguments, so nothing reaches the "
                 "caller's objects.\n"
                 "Cure: nnx.jit (nnx.grad, nnx.vmap, …) in the place of JAX's, which brings changes "
                 "back; or return the object.",
