@@ -24,6 +24,7 @@ from ..graph.rebuild import (
     mapping_of,
     write_leaves,
 )
+from ..graph.state import State
 from ..graph.walk import walk
 from ..objects.at_once import Write, at_once, set_each
 from ..objects.errors import path_string
@@ -135,7 +136,7 @@ def _has_slot(tree: Any) -> bool:
         return any(map(_has_slot, tree))
     if cls is dict:
         return any(map(_has_slot, tree.values()))
-    return not is_array_like(tree)
+    return cls is not State and not is_array_like(tree)
 
 
 def is_array_like(value: Any) -> bool:

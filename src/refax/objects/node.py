@@ -17,6 +17,7 @@ from typing import Any
 
 from .._jax_compat import TRACE
 from . import pickling
+from .at_once import Write
 from .errors import slots_of_a_node
 from .marks import Mark
 from .representation import Form, Shown
@@ -102,6 +103,13 @@ class Node(Shown):
 
     def _refax_form(self) -> Form:
         return Form(type(self).__name__ + "(", vars(self).items())
+
+
+def attribute_write(obj: Node, name: str, value: Any) -> Write:
+    """What sets an attribute, for `at_once`, after the checks."""
+    if type(obj).__setattr__ is not Node.__setattr__:
+        return functools.partial(setattr, obj, name, value)
+    return functools.partial(object.__setattr__, obj, name, obj._refax_prepare(name, value))
 
 
 # The slot descriptors, called as functions, go past `__setattr__` and its checks.

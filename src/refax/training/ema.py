@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from .._jax_compat import TRACE
 from ..graph.filters import Filter
 from ..graph.plan import plan_for
 from ..graph.rebuild import rebuild
 from ..graph.state import iter_leaves, map_state
+from ..objects.at_once import set_each
 from ..objects.errors import describe_value, path_string
 from ..objects.modes import Switch
-from ..objects.variable import Variable, make_variable, set_raw_value
+from ..objects.variable import Variable, check_write, make_variable, set_raw_value
 from ..objects.variable_types import OptState
 from ..verbs.pytree import Pytree
 from ..verbs.splitting import state as state_of
@@ -116,8 +118,8 @@ class EMA(Pytree):
         weight: Any = self._weight.value
         weight = weight + rate * (1 - weight)
         share = rate / weight
-        self.step.value = self.step.value + jnp.uint32(1)  # refuses an EMA of an outer trace
-        self._weight.value = weight
+        written: list[Any] = [self.step, self._weight]
+        values: list[Any] = [self.step.value + jnp.uint32(1), weight]
         for path, cell in cells.items():
             new = given[path]._value
             if _is_inexact(cell):
@@ -125,7 +127,12 @@ class EMA(Pytree):
                 average = cell._value.astype(wide)
                 average += share.astype(wide) * (new.astype(wide) - average)
                 new = average.astype(cell._value.dtype)
-            set_raw_value(cell, new)
+            written.append(cell)
+            values.append(new)
+        for cell in written:
+            if cell._trace is not TRACE.value:
+                check_write(cell, "write the value of")
+        set_each(set_raw_value, written, values)
 
     def apply_to(self, model: M) -> M:
         """A model like this one that has the averages as its Variables, now and after updates.

@@ -278,9 +278,12 @@ class Optimizer(Pytree, Generic[M]):
         for cell in cells:
             if cell._trace is not TRACE.value:
                 check_write(cell, "write the value of")
-        update_with(model, (new,), list(map(partial, repeat(set_raw_value), cells, values)))
+        writes = list(map(partial, repeat(set_raw_value), cells, values))
         if not same:
-            self.opt_state = after
+            state = to_opt_state(_like_before(after, self.opt_state))
+            state = self._refax_prepare("opt_state", state)
+            writes.append(partial(object.__setattr__, self, "opt_state", state))
+        update_with(model, (new,), writes)
         return pure(updates)
 
 

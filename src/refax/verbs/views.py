@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..graph.filters import All, Filter, Predicate, matches_any, to_predicate
+from ..objects.at_once import Write, at_once
 from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
-from ..objects.node import Node
+from ..objects.node import Node, attribute_write
 from .copying import clone
 from .iteration import iter_graph, pytrees_below, visit
 from .layouts import N
@@ -149,6 +150,7 @@ def assign(
         objects = [v for path, v in places if matches(path, v)]
     remaining = set(attributes)
     of_class: dict[type, set[str]] = {}
+    writes: list[Write] = []
     for obj in objects:
         own, cls = obj.__dict__, type(obj)
         if cls not in of_class:
@@ -158,7 +160,7 @@ def assign(
             if name in own or name in inherited:
                 remaining.discard(name)
                 if name not in own or own[name] is not value:
-                    setattr(obj, name, value)
+                    writes.append(attribute_write(obj, name, value))
     if remaining and raise_if_not_found:
         known = {
             name: path_string(path)
@@ -168,6 +170,7 @@ def assign(
         }
         cure = "set it in the module's __init__"
         raise _not_found(verb, "has the attribute", node, remaining, known, cure)
+    at_once(writes)
 
 
 def _any(filters: Iterable[Filter]) -> Predicate:
