@@ -1,7 +1,8 @@
 # `make demo` and `make test` need Python >= 3.11 and make, nothing else: each sets up a virtual
 # environment from requirements.lock at its first run and reuses it afterwards.
 #
-#   make test                      lint, types, budgets, every test      SLOW=0: without slow tests
+#   make test                      lint, types, budgets, the tests
+#   make test-long                 the same with the tests that take long
 #   make demo                      train a small language model          ARGS="…": its options
 #   make bench                     measure refax beside its peers        ARGS="…": its options
 #   make fuzz                      random programs, new ones until Ctrl-C
@@ -12,12 +13,11 @@
 PYTHON ?= python3
 VENV ?= .venv$(addprefix -,$(lastword $(notdir $(filter-out python3,$(PYTHON)))))
 JOBS ?= 2
-SLOW ?= 1
 ARGS ?=
 
 RUN = "$(VENV)/bin/python"
 .NOTPARALLEL:
-.PHONY: help setup test fuzz demo bench lint types budgets format lock clean
+.PHONY: help setup test test-long fuzz demo bench lint types budgets format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -30,7 +30,10 @@ setup:
 
 # One pytest run, last, so that its summary is the last line printed.
 test: lint types budgets
-	@$(RUN) -m pytest -n $(JOBS) $(if $(filter 0,$(SLOW)),-m "not slow") --doctest-modules tests src/refax $(ARGS)
+	@$(RUN) -m pytest -n $(JOBS) -m "not slow" --doctest-modules tests src/refax $(ARGS)
+
+test-long: lint types budgets
+	@$(RUN) -m pytest -n $(JOBS) --doctest-modules tests src/refax $(ARGS)
 
 fuzz: setup
 	@while REFAX_FUZZ=1000 $(RUN) -m pytest -q tests/fuzz $(ARGS); do :; done
