@@ -407,7 +407,7 @@ def test_metadata_is_kept_in_boxes():
     updates = jax.jit(lambda v: model.apply(v, X, mutable=["params"])[1])(variables)
     assert updates["params"]["w"].metadata == params["w"].metadata
     variable = params["w"].to_nnx_variable()
-    assert isinstance(variable, nnx.Param) and variable.sharding == ("in", "out")
+    assert isinstance(variable, nnx.Param) and variable.out_sharding == ("in", "out")
     bare = bridge.to_linen(Sharded, metadata_fn=None).init(KEY, X)
     jax.tree.map(np.testing.assert_array_equal, bare, unboxed)
 
@@ -440,7 +440,7 @@ def test_there_and_back():
     np.testing.assert_allclose(model(X), expected(X), rtol=1e-5)
     np.testing.assert_allclose(model.encode(X), expected.encode(X), rtol=1e-5)
     sharded = bridge.ToNNX(bridge.to_linen(Sharded), rngs=nnx.Rngs(0)).lazy_init(X)
-    assert sharded.w.sharding == ("in", "out") and sharded.b.note == "kept"
+    assert sharded.w.out_sharding == ("in", "out") and sharded.b.note == "kept"
     sharded(X)
 
 
