@@ -4,7 +4,6 @@ The environment is set before anything imports jax; a user's own settings win.
 """
 
 import os
-import warnings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -17,7 +16,6 @@ import hypothesis
 import jax
 import pytest
 
-from refax import nnx
 from refax.objects import variable_types
 
 # A first example may compile, so no deadline; in CI the same examples are tried at every run.
@@ -42,9 +40,3 @@ def strict_numerics() -> Iterator[None]:
     """
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
-
-
-@pytest.fixture(autouse=True)
-def lost_writes() -> None:
-    """Many tests call a model under plain JAX and want its result only; the warning has its own."""
-    warnings.filterwarnings("ignore", category=nnx.LostWriteWarning)
