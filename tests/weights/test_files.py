@@ -125,6 +125,29 @@ def test_a_file_without_metadata_and_with_gaps_in_its_order(tmp_path):
     assert target["a"].value == 7 and (target["b"].value == jnp.array([1.5, 2.5])).all()
 
 
+def test_a_variable_of_several_arrays_alone_and_tied(tmp_path):
+    class Model(nnx.Module):
+        def __init__(self, start, tied):
+            self.a = nnx.Param({"w": jnp.full(2, start), "b": jnp.full(3, 2 * start)})
+            self.z = self.a if tied else nnx.Param(jax.tree.map(jnp.zeros_like, self.a.value))
+
+    nnx.save(tmp_path / "m", Model(1.0, tied=True))
+    info = nnx.inspect_file(tmp_path / "m")
+    assert list(info.tensors) == ["a.b", "a.w"]
+    assert info.aliases == {"z.b": "a.b", "z.w": "a.w"}
+    for tied in (True, False):
+        model = Model(0.0, tied)
+        nnx.load(tmp_path / "m", model)
+        for variable in (model.a, model.z):
+            assert variable.value["w"].tolist() == [1, 1]
+            assert variable.value["b"].tolist() == [2, 2, 2]
+
+    nnx.save(tmp_path / "v", Model(1.0, tied=True).a)
+    assert nnx.inspect_file(tmp_path / "v").aliases == {}
+    nnx.load(tmp_path / "v", alone := Model(0.0, tied=True).a)
+    assert alone.value["b"].tolist() == [2, 2, 2]
+
+
 def test_tied_arrays_are_written_once_and_read_untied(tmp_path):
     class Model(nnx.Module):
         def __init__(self, tied, rngs):

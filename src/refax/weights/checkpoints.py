@@ -12,6 +12,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,8 @@ class Checkpoints:
             raise errors.neither_min_nor_max(which)
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if name:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[name], reverse=which == "min", n=1
-                )
-            )
+            of, lowest = itemgetter(name), which == "min"
+            policies += [checkpoint_managers.BestN(get_metric_fn=of, reverse=lowest, n=1)]
         self.folder = Path(folder).absolute()
         self._best = name
         self._asynchronous = asynchronous
@@ -182,8 +180,8 @@ class Checkpoints:
             step = steps[-1] if steps else None
         if step is None or step not in steps:
             raise errors.no_step(self.folder, step, steps)
-        places = Places(objects, ..., "Checkpoints.restore")
-        known = {tuple(map(str, place.path)): place for place in places.by_name.values()}
+        places = Places(objects, ..., "Checkpoints.restore").by_name.values()
+        known = {tuple(map(str, place.path)): place for place in places}
         try:
             arrays, notes = self._read(step, known)
         except errors.WeightsFileError as error:
@@ -208,9 +206,7 @@ class Checkpoints:
                 return jnp.copy(array)  # orbax reads it where it is, which a donated step reuses
         return array
 
-    def _read(
-        self, step: int, known: Mapping[tuple, Place]
-    ) -> tuple[dict[tuple, Any], dict[str, Any]]:
+    def _read(self, step: int, known: Mapping[tuple, Place]) -> tuple[dict[tuple, Any], dict]:
         """The arrays of a step by path, checked, and its notes."""
         args = self._orbax.args
         read = self._manager.restore(step, args=args.Composite(notes=args.JsonRestore()))
@@ -221,15 +217,10 @@ class Checkpoints:
         if own["version"] > _VERSION:
             raise errors.newer(self.folder, own["version"], _VERSION)
         tree = self._manager.item_metadata(step)["state"].tree
-        restore = jax.tree_util.tree_map_with_path(
-            lambda path, _: self._how(known.get(_keys(path))), tree
-        )
-        read = self._manager.restore(
-            step, args=args.Composite(state=args.PyTreeRestore(restore_args=restore))
-        )
-        arrays: dict[tuple, Any] = {
-            _keys(path): array for path, array in jax.tree_util.tree_leaves_with_path(read["state"])
-        }
+        how = jax.tree_util.tree_map_with_path(lambda p, _: self._how(known.get(_keys(p))), tree)
+        state = args.Composite(state=args.PyTreeRestore(restore_args=how))
+        read = jax.tree_util.tree_leaves_with_path(self._manager.restore(step, args=state)["state"])
+        arrays: dict[tuple, Any] = {_keys(path): array for path, array in read}
         found = {"/".join(path): fingerprint(array) for path, array in arrays.items()}
         wrong = [name for name, number in own["fingerprints"].items() if found.get(name) != number]
         if wrong or len(found) != len(own["fingerprints"]):
@@ -244,7 +235,7 @@ class Checkpoints:
         old = place.value if place is not None else None
         sharding = getattr(old, "sharding", None)
         committed = getattr(old, "committed", isinstance(old, jax.ShapeDtypeStruct))
-        if old is None or sharding is None or not committed or _is_key(old):
+        if sharding is None or not committed or _is_key(old):
             return self._orbax.RestoreArgs(restore_type=np.ndarray)
         return self._orbax.ArrayRestoreArgs(sharding=sharding)
 

@@ -17,13 +17,14 @@ checksums, which are put in at the end. A reader reads only what it is asked for
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,27 +38,11 @@ _ZEROS = "0" * 8
 _MARK = '"refax.header":"'
 
 # The dtypes of the format that have the same name for NumPy (with ml_dtypes, which JAX brings).
-_DTYPES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "U16": "uint16",
-    "I16": "int16",
-    "U32": "uint32",
-    "I32": "int32",
-    "U64": "uint64",
-    "I64": "int64",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "C64": "complex64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-}
+_DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "C64": "complex64"}
+_DTYPES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
+_DTYPES |= {"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"}
+for _letter, _kind in (("U", "uint"), ("I", "int"), ("F", "float")):
+    _DTYPES |= {f"{_letter}{bits}": f"{_kind}{bits}" for bits in (8, 16, 32, 64)}
 _CODES = {name: code for code, name in _DTYPES.items()}
 _BITS = {1: "U8", 2: "U16", 4: "U32", 8: "U64"}
 
@@ -80,8 +65,13 @@ def _as_stored(dtype: np.dtype) -> tuple[str, tuple[int, ...]]:
     return _BITS[dtype.itemsize], ()
 
 
-def _pieces(size: int) -> int:
-    return -(-size // PIECE)
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which must not exist; it is on the disk at the end of the `with` block."""
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -102,7 +92,7 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
             dtypes[name] = dtype.name
         shape = [*array.shape, *more]
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [at, at + size]}
-        checksums[name] = _ZEROS * _pieces(size)
+        checksums[name] = _ZEROS * -(-size // PIECE)
         at += size
 
     def head() -> bytes:
@@ -113,7 +103,7 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
         text = json.dumps(whole, separators=(",", ":"), ensure_ascii=True).encode()
         return text + b" " * (-len(text) % 8)  # the data begins at a multiple of eight
 
-    with open(path, "xb") as file:
+    with new_file(path) as file:
         text = head()
         file.write(len(text).to_bytes(8, "little") + text)
         for name, array in tensors.items():
@@ -128,8 +118,6 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
         digits = f"{zlib.crc32(text):08x}".encode()
         file.seek(8)
         file.write(text.replace(f"{_MARK}{_ZEROS}".encode(), _MARK.encode() + digits))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class Reader:
@@ -137,38 +125,26 @@ class Reader:
 
     Raises:
         WeightsFileError: it is no such file, it is damaged or cut short, or it is newer.
-        OSError: it cannot be opened.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by `close`
-        try:
-            self._read_header()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _read_header(self) -> None:
+    def __init__(self, path: Path, file: BinaryIO):
         from safetensors import SafetensorError, safe_open
 
-        end = os.fstat(self._file.fileno()).st_size
-        first = self._file.read(8)
-        size = int.from_bytes(first, "little")
-        if len(first) < 8 or not 2 <= size <= _MAX_HEADER or 8 + size > end:
-            start = self._file.read(1)
-            if end >= 9 and start == b"{":
-                raise errors.damaged(self.path, f"the header is cut short at {end:,} bytes")
-            raise errors.foreign(self.path, "it does not begin with a header")
-        text = self._file.read(size)
+        self.path = path
+        self._file = file
+        end = os.fstat(file.fileno()).st_size
+        size = int.from_bytes(file.read(8), "little")
+        if (start := file.read(1)) != b"{":
+            raise errors.foreign(path, "it does not begin with a header")
+        if not 2 <= size <= min(_MAX_HEADER, end - 8):
+            raise errors.damaged(path, f"the header is cut short at {end:,} bytes")
+        text = start + file.read(size - 1)
         try:
-            with safe_open(self.path, framework="np"):
+            with safe_open(path, framework="np"):
                 pass  # checks dtypes, shapes and places against each other and the file's size
             header = json.loads(text)
         except (SafetensorError, ValueError) as error:
-            if text[:1] != b"{":
-                raise errors.foreign(self.path, "it does not begin with a header") from None
-            raise errors.damaged(self.path, str(error)) from None
+            raise errors.damaged(path, str(error)) from None
         own = header.pop("__metadata__", None) or {}
         self.metadata: dict[str, str] = {k: v for k, v in own.items() if k[:6] != "refax."}
         self.own: dict[str, str] = {k: v for k, v in own.items() if k[:6] == "refax."}
@@ -213,17 +189,21 @@ class Reader:
         tensor = self.tensors[name]
         bounds = [s.indices(n)[:2] for s, n in zip(index, tensor.shape)]
         bounds += [(0, n) for n in tensor.shape[len(bounds) :]]
-        shape = tuple(max(0, b - a) for a, b in bounds)
-        out = np.empty(shape, tensor.dtype)
+        out = np.empty(tuple(max(0, b - a) for a, b in bounds), tensor.dtype)
         flat = out.reshape(-1).view(np.uint8)
-        at = 0
-        runs = list(_runs(tensor, bounds)) if out.size else []
-        window = _Window(self, name, tensor)
-        for start, stop in runs:
-            at = window.copy(start, stop, flat, at)
+        at, number, piece = 0, -1, b""
+        for start, stop in _runs(tensor, bounds) if out.size else ():
+            while start < stop:
+                if number != start // PIECE:  # neighbouring runs often stand in one
+                    number = start // PIECE
+                    piece = self._piece(name, tensor, number)
+                inside = start - number * PIECE
+                size = min(stop - start, len(piece) - inside)
+                flat[at : at + size] = np.frombuffer(piece, np.uint8, size, inside)
+                start, at = start + size, at + size
         return out
 
-    def piece(self, name: str, tensor: Tensor, number: int) -> bytes:
+    def _piece(self, name: str, tensor: Tensor, number: int) -> bytes:
         """Piece `number` of a tensor, checked."""
         start = tensor.start + number * PIECE
         size = min(PIECE, tensor.stop - start)
@@ -231,61 +211,31 @@ class Reader:
         if len(data) != size:
             raise errors.damaged_tensor(self.path, name, "is cut short")
         expected = self._checksums.get(name)
-        if expected is not None:
-            if f"{zlib.crc32(data):08x}" != expected[8 * number : 8 * number + 8]:
-                raise errors.damaged_tensor(
-                    self.path,
-                    name,
-                    f"is not as it was written: bytes {start:,} to {start + size:,}",
-                )
+        if expected is not None and f"{zlib.crc32(data):08x}" != expected[8 * number :][:8]:
+            where = f"bytes {start:,} to {start + size:,}"
+            raise errors.damaged_tensor(self.path, name, f"is not as it was written: {where}")
         return data
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Window:
-    """The piece of a tensor that was read last: neighbouring runs often stand in one."""
-
-    def __init__(self, reader: Reader, name: str, tensor: Tensor):
-        self._reader, self._name, self._tensor = reader, name, tensor
-        self._number = -1
-        self._data = b""
-
-    def copy(self, start: int, stop: int, target: np.ndarray, at: int) -> int:
-        """Copy bytes of the tensor to `target` from `at` on; returns where they end there."""
-        while start < stop:
-            number = start // PIECE
-            if number != self._number:
-                self._data = self._reader.piece(self._name, self._tensor, number)
-                self._number = number
-            inside = start - number * PIECE
-            size = min(stop - start, len(self._data) - inside)
-            target[at : at + size] = np.frombuffer(self._data, np.uint8, size, inside)
-            start, at = start + size, at + size
-        return at
 
 
 def _runs(tensor: Tensor, bounds: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The byte ranges, within a tensor, of a box of it."""
-    axes = len(bounds)
-    while axes and bounds[axes - 1] == (0, tensor.shape[axes - 1]):
+    axes, shape = len(bounds), tensor.shape
+    while axes and bounds[axes - 1] == (0, shape[axes - 1]):
         axes -= 1  # whole in the last axes: they are one run
-    inner = math.prod(tensor.shape[axes:]) * tensor.dtype.itemsize
+    inner = math.prod(shape[axes:]) * tensor.dtype.itemsize
     if not axes:
         yield 0, inner
         return
     first, last = bounds[axes - 1]
-    strides = [inner * math.prod(tensor.shape[i + 1 : axes]) for i in range(axes)]
-    for outer in np.ndindex(*(b - a for a, b in bounds[: axes - 1])):
-        base = sum((a + i) * s for (a, _), i, s in zip(bounds, outer, strides))
-        yield base + first * inner, base + last * inner
+    for outer in itertools.product(*itertools.starmap(range, bounds[: axes - 1])):
+        row = 0
+        for i, n in zip(outer, shape[: axes - 1], strict=True):
+            row = row * n + i
+        base = row * shape[axes - 1]
+        yield (base + first) * inner, (base + last) * inner
 
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[Reader]:
-    reader = Reader(path)
-    try:
-        yield reader
-    finally:
-        reader.close()
+    with open(path, "rb", buffering=0) as file:
+        yield Reader(path, file)

@@ -14,13 +14,12 @@ renaming of the index is what makes a new version valid, whatever stops the prog
 from __future__ import annotations
 
 import contextlib
-import functools
 import glob
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,15 +30,12 @@ from jax.core import Tracer
 
 from ..graph.filters import Filter
 from ..objects.representation import bytes_text
-from ..objects.variable import Variable
-from ..verbs.names import PathError, get_path
+from ..verbs.names import dotted_name
 from ..verbs.spmd import named_sharding_of
 from . import file_errors as errors
-from .file_format import Reader, write_file
+from .file_format import Reader, new_file, open_file, write_file
 from .places import Place, Places, all_names
 from .state_dict import Loaded, Rename, Transform, load_into
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class FileInfo(NamedTuple):
@@ -131,32 +127,23 @@ def save(
     if keys:
         texts["refax.keys"] = json.dumps(keys)
         arrays |= {name: jax.random.key_data(arrays[name]) for name in keys}
-    first = {id(places.leaves[p.leaf]): p.name for p in places.by_name.values()}
-    aliases = {
-        name: first[id(variable)]
-        for name, variable in all_names(obj)
-        if first.get(id(variable), name) != name
-    }
+    aliases = _aliases(places)
     if aliases:
         texts["refax.aliases"] = json.dumps(aliases)
     parts = _parts(arrays, _bytes(max_file_size))
-    old = _files_of_index(path)
-    with _temporary(path) as put:
-        if len(parts) == 1:
-            put(path, functools.partial(write_file, tensors=parts[0], metadata=texts))
-        else:
-            names = _part_names(path, len(parts))
-            weight_map = {}
-            for file_name, part in zip(names, parts, strict=True):
-                write = functools.partial(write_file, tensors=part, metadata=texts)
-                put(path.with_name(file_name), write)
-                weight_map.update(dict.fromkeys(part, file_name))
+    index, old = _index_of(path), _files_of_index(path)
+    new = {path: parts[0]} if len(parts) == 1 else dict(zip(_part_paths(path, len(parts)), parts))
+    with _temporary(path) as temporary:
+        for file, part in new.items():
+            write_file(temporary(file), part, texts)
+        if len(parts) > 1:
             size = sum(array.nbytes for array in arrays.values())
-            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-            text = json.dumps(index, indent=2) + "\n"
-            put(_index_of(path), functools.partial(_write_text, text=text))
-    kept = {path} if len(parts) == 1 else {_index_of(path), *map(path.with_name, names)}
-    for file in {path, _index_of(path), *old} - kept:  # the version before
+            weight_map = {name: file.name for file, part in new.items() for name in part}
+            content = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            with new_file(temporary(index)) as file:
+                file.write(json.dumps(content, indent=2).encode() + b"\n")
+    kept = {*new} if len(parts) == 1 else {*new, index}
+    for file in {path, index, *old} - kept:  # the version before
         file.unlink(missing_ok=True)
 
 
@@ -189,26 +176,19 @@ def load(
         ValueError: names or shapes do not fit.
         OSError: the file cannot be read.
     """
-    with _open(Path(path), "load") as files:
-        mapping: dict[str, Any] = dict(files.tensors)
-        for alias, name in files.aliases.items():
-            if alias not in mapping and name in mapping and _leads_to_variable(obj, alias):
+    with _open(Path(path), "load") as file:
+        places = Places(obj, filter, "load")
+        mapping: dict[str, Any] = dict(file.tensors)
+        for alias, name in file.aliases.items():
+            if alias not in mapping and name in mapping and places.find(alias) is not None:
                 mapping[alias] = mapping[name]
 
-        def sharding_of(place: Place) -> Any:
+        def on_mesh(place: Place) -> Any:
             return named_sharding_of(places.leaves[place.leaf], mesh)
 
-        places = Places(obj, filter, "load")
+        sharding_of = None if mesh is None else on_mesh
         return load_into(
-            obj,
-            mapping,
-            strict,
-            rename,
-            transform,
-            dtype,
-            filter,
-            "load",
-            sharding_of=None if mesh is None else sharding_of,
+            obj, mapping, strict, rename, transform, dtype, filter, "load", sharding_of=sharding_of
         )
 
 
@@ -218,13 +198,9 @@ def inspect_file(path: str | os.PathLike[str]) -> FileInfo:
     Raises:
         WeightsFileError, OSError: as `nnx.load`.
     """
-    with _open(Path(path), "inspect_file") as files:
-        tensors = {
-            name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in files.tensors.items()
-        }
-        size = sum(t.stop - t.start for r in files.readers for t in r.tensors.values())
-        paths = [reader.path for reader in files.readers]
-        return FileInfo(tensors, files.metadata, files.aliases, paths, size)
+    with _open(Path(path), "inspect_file") as file:
+        forms = {name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in file.tensors.items()}
+        return file._replace(tensors=forms)
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -248,41 +224,35 @@ class _Lazy:
         return jax.random.wrap_key_data(jnp.asarray(data), impl=self._generator)
 
 
-class _Files(NamedTuple):
-    readers: list[Reader]
-    tensors: dict[str, _Lazy]
-    metadata: dict[str, str]
-    aliases: dict[str, str]
-
-
 @contextlib.contextmanager
-def _open(path: Path, verb: str) -> Iterator[_Files]:
+def _open(path: Path, verb: str) -> Iterator[FileInfo]:
+    """What stands in a file, or in the files of an index, with tensors that can be read."""
     if path.is_dir():
         raise errors.folder(path, verb)
     index = path if path.name.endswith(".json") else _index_of(path)
+    is_index = path == index or (index.exists() and not path.exists())
+    weight_map = _weight_map(index) if is_index else {}
     with contextlib.ExitStack() as stack:
-        if path != index and (path.exists() or not index.exists()):
-            readers = [stack.enter_context(contextlib.closing(Reader(path)))]
-            where = dict.fromkeys(readers[0].tensors, readers[0])
-        else:
-            opened: dict[str, Reader] = {}
-            where = {}
-            for name, file_name in _weight_map(index).items():
-                if file_name not in opened:
-                    file = index.with_name(file_name)
-                    opened[file_name] = stack.enter_context(contextlib.closing(Reader(file)))
-                if name not in opened[file_name].tensors:
-                    raise errors.not_in_file(index, name, file_name)
-                where[name] = opened[file_name]
-            readers = list(opened.values())
+        readers = {
+            name: stack.enter_context(open_file(index.with_name(name)))
+            for name in (dict.fromkeys(weight_map.values()) if is_index else [path.name])
+        }
+        where = weight_map or {name: f for f, reader in readers.items() for name in reader.tensors}
         metadata: dict[str, str] = {}
-        own: dict[str, dict[str, str]] = {"refax.keys": {}, "refax.aliases": {}}
-        for reader in readers:
+        keys: dict[str, str] = {}
+        aliases: dict[str, str] = {}
+        for reader in readers.values():
             metadata |= reader.metadata
-            for key, entries in own.items():
-                entries |= json.loads(reader.own.get(key, "{}"))
-        tensors = {n: _Lazy(r, n, own["refax.keys"].get(n)) for n, r in where.items()}
-        yield _Files(readers, tensors, metadata, own["refax.aliases"])
+            keys |= json.loads(reader.own.get("refax.keys", "{}"))
+            aliases |= json.loads(reader.own.get("refax.aliases", "{}"))
+        tensors: dict[str, Any] = {}
+        for name, file in where.items():
+            if name not in readers[file].tensors:
+                raise errors.not_in_file(index, name, file)
+            tensors[name] = _Lazy(readers[file], name, keys.get(name))
+        files = [reader.path for reader in readers.values()]
+        size = sum(t.stop - t.start for r in readers.values() for t in r.tensors.values())
+        yield FileInfo(tensors, metadata, aliases, files, size)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -294,13 +264,6 @@ def _weight_map(index: Path) -> dict[str, str]:
         return weight_map
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.damaged(index, f"this is no index of safetensors files ({error})") from None
-
-
-def _leads_to_variable(obj: Any, name: str) -> bool:
-    try:
-        return isinstance(get_path(obj, name), Variable)
-    except PathError:
-        return False
 
 
 # -- writing --------------------------------------------------------------------------------------
@@ -322,9 +285,8 @@ def _files_of_index(path: Path) -> list[Path]:
 
 
 def _bytes(size: int | str) -> int:
-    match = re.fullmatch(r"\s*([\d_.]+)\s*([KMGT]?B?)\s*", str(size).upper())
-    unit = (match[2] if match[2] in _UNITS else match[2] + "B") if match else ""
-    number = float(match[1]) * _UNITS[unit] if match else 0
+    match = re.fullmatch(r"\s*([\d_.]+)\s*([KMGT]?)B?\s*", str(size).upper())
+    number = float(match[1]) * 1000 ** " KMGT".index(match[2]) if match else 0
     if number <= 0:
         raise errors.no_size(size)
     return int(number)
@@ -342,43 +304,52 @@ def _parts(arrays: Mapping[str, Any], limit: int) -> list[dict[str, Any]]:
     return parts
 
 
-def _part_names(path: Path, count: int) -> list[str]:
+def _part_paths(path: Path, count: int) -> list[Path]:
     """Hugging Face's names; with something of their own where such files exist already."""
-    names = [f"{path.stem}-{i + 1:05}-of-{count:05}{path.suffix}" for i in range(count)]
-    if any(path.with_name(name).exists() for name in names):
-        mark = secrets.token_hex(4)
-        names = [f"{path.stem}-{mark}-{i + 1:05}-of-{count:05}{path.suffix}" for i in range(count)]
-    return names
+
+    def named(mark: str) -> list[Path]:
+        numbers = [f"{i + 1:05}-of-{count:05}" for i in range(count)]
+        return [path.with_name(f"{path.stem}-{mark}{n}{path.suffix}") for n in numbers]
+
+    paths = named("")
+    return named(f"{secrets.token_hex(4)}-") if any(p.exists() for p in paths) else paths
 
 
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _aliases(places: Places) -> dict[str, str]:
+    """The other names of tied arrays, with the first one of each."""
+    of_variable: dict[int, list[tuple[str, str]]] = {}
+    for place in places.by_name.values():
+        first = dotted_name(places.plan.graphdef.paths.leaves[place.leaf])
+        of_variable.setdefault(id(places.leaves[place.leaf]), []).append((first, place.name))
+    return {
+        other + name.removeprefix(first): name
+        for other, variable in all_names(places.obj)
+        for first, name in of_variable.get(id(variable), ())
+        if first not in ("", other)
+    }
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Any]:
-    """`put(target, write)` writes to a temporary file; at the end all are renamed, in order."""
+def _temporary(path: Path) -> Iterator[Callable[[Path], Path]]:
+    """What gives a temporary file for each target; at the end all are renamed, in order."""
     written: list[tuple[Path, Path]] = []
 
-    def put(target: Path, write: Any) -> None:
+    def temporary(target: Path) -> Path:
         name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
         written.append((path.with_name(name), target))
-        write(path.with_name(name))
+        return path.with_name(name)
 
     for debris in path.parent.glob(f".{glob.escape(path.name)}.*-*.tmp"):
         if not _is_running(debris.name.split(".")[-2].partition("-")[0]):  # it was killed
             debris.unlink(missing_ok=True)
     try:
-        yield put
-        for temporary, target in written:
-            os.replace(temporary, target)
+        yield temporary
+        for source, target in written:
+            os.replace(source, target)
         _sync_folder(path.parent)
     finally:
-        for temporary, _ in written:
-            temporary.unlink(missing_ok=True)
+        for source, _ in written:
+            source.unlink(missing_ok=True)
 
 
 def _is_running(process: str) -> bool:

@@ -16,9 +16,8 @@ def _weighted_sum(bits: jax.Array) -> jax.Array:
     """The sum of all words, each times an odd number of its own: a flipped bit always shows."""
     place, stride = jnp.zeros((), jnp.uint32), 1
     for axis in reversed(range(bits.ndim)):
-        place = place + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(
-            stride % 2**32
-        )
+        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        place = place + index * jnp.uint32(stride % 2**32)
         stride *= bits.shape[axis]
     return (bits.astype(jnp.uint32) * (2 * place + 1)).sum(dtype=jnp.uint32)
 
