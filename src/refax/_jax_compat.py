@@ -6,6 +6,7 @@ that drops one costs speed or a nicer message, never `import refax`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,41 @@ def describe_current_trace() -> str:
     if innermost == "EvalTrace":
         return "no function"
     return f"a function under {names.get(innermost, innermost)}"
+
+
+def rebuilds_arguments() -> bool:
+    """Whether what asks is rebuilt by JAX as an argument of a function that it traces.
+
+    JAX rebuilds results too, and users their own trees. The module that asks tells them apart, so a
+    JAX that has renamed its modules gives False for all.
+    """
+    frame: Any = sys._getframe(2)
+    while frame.f_globals.get("__name__") in ("jax._src.tree_util", "jax._src.flattree"):
+        frame = frame.f_back
+    module = frame.f_globals.get("__name__", "")
+    return module.startswith(_REBUILDING) or frame.f_code.co_name in ("_fun", "f_wrapped")
+
+
+_REBUILDING = tuple(
+    f"jax._src.{name}"
+    for name in (
+        "api_util",
+        "interpreters.partial_eval",
+        "interpreters.ad",
+        "interpreters.batching",
+    )
+)
+
+
+def only_asked() -> bool:
+    """Whether the trace that runs is to compute nothing: `eval_shape` and `make_jaxpr`."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in ("eval_shape", "make_jaxpr", "make_jaxpr_f"):
+            if frame.f_globals.get("__name__", "").startswith("jax."):
+                return True
+        frame = frame.f_back
+    return False
 
 
 def is_mapped_here(value: object) -> bool:

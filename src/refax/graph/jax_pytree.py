@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-from jax.core import Tracer
 
-from .._jax_compat import TRACE, describe_current_trace
+from .._jax_compat import TRACE, rebuilds_arguments
 from ..objects.errors import path_string
 from ..objects.mappings import sorted_keys
-from ..objects.snapshots import Snapshot
+from ..objects.snapshots import Rebuilt
 from ..objects.variable import Variable, set_trace
+from ..objects.variable_types import BatchStat, Cache, Intermediate, RngState
 from .graphdef import GraphDef
 from .plan import Plan, plan_for
 from .rebuild import rebuild
@@ -67,25 +67,28 @@ def _unflatten(aux: tuple, children: Iterable[Any]) -> Any:
     graphdef, keys = aux
     tree = dict(zip(keys, children, strict=True))
     objects = rebuild(graphdef, nested_leaves(graphdef, tree))
-    if TRACE.value is not _TOP:
+    if TRACE.value is not _TOP and rebuilds_arguments():
         _note_writes(graphdef, objects)
     return objects[0]
 
 
 _TOP = TRACE.value
+# What a forward pass writes by the way; under plain JAX one often wants its result only.
+_BY_THE_WAY = (RngState, BatchStat, Cache, Intermediate)
 
 
 def _note_writes(graphdef: GraphDef, objects: Sequence[Any]) -> None:
-    """What plain JAX rebuilt in a trace is a copy: a write that is not read again is lost."""
-    cells = [x for x in objects if isinstance(x, Variable)]
-    if not any(isinstance(cell._value, Tracer) for cell in cells):
-        return
-    name = type(objects[0]).__name__
-    paths = graphdef.paths.leaves
-    places = {id(cell): path_string(path, name) for cell, path in zip(cells, paths)}
-    snapshot = Snapshot(TRACE.value, describe_current_trace(), places)
+    """An argument that plain JAX rebuilt is a copy: a write that is not read again is lost."""
+    name, cells = type(objects[0]).__name__, [x for x in objects if isinstance(x, Variable)]
+    numbers = {id(cell): i for i, cell in enumerate(cells)}
+
+    def place(variable: Variable) -> str:
+        return path_string(graphdef.paths.leaves[numbers[id(variable)]], name)
+
+    snapshot = Rebuilt(TRACE.value, place)
     for cell in cells:
-        set_trace(cell, snapshot)
+        if not isinstance(cell, _BY_THE_WAY):
+            set_trace(cell, snapshot)
 
 
 def register(cls: type) -> None:

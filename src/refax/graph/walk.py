@@ -17,7 +17,7 @@ import numpy as np
 from ..objects.marks import class_marks
 from ..objects.node import Node
 from ..objects.statics import compared, is_plain_static, static_key
-from ..objects.variable import Variable, trace_of
+from ..objects.variable import Variable
 from ..objects.watch import is_array
 from . import errors
 from .graphdef import DICT, ITSELF, LEAF, LIST, OBJECT, PYTREE, TUPLE, VARIABLE, GraphDef
@@ -52,9 +52,9 @@ class Walk(NamedTuple):
         return values
 
     def trace(self) -> Any:
-        """The one trace that every object belongs to; None if there are several."""
+        """The one trace that every object belongs to; None if there are several, or snapshots."""
         nodes = [o._refax_trace for o in self.objects if isinstance(o, Node)]
-        traces = {id(t): t for t in (*map(trace_of, self.variables), *nodes)}
+        traces = {id(t): t for t in (*[v._trace for v in self.variables], *nodes)}
         return next(iter(traces.values())) if len(traces) == 1 else None
 
     def leaves(self: Any) -> list[Any]:

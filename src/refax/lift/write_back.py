@@ -28,8 +28,16 @@ from ..graph.state import State
 from ..graph.walk import walk
 from ..objects.at_once import Write, at_once, set_each
 from ..objects.errors import path_string
+from ..objects.snapshots import Rebuilt
 from ..objects.trace_errors import mutation_error
-from ..objects.variable import Variable, make_variable, metadata_writes, set_raw_value, trace_of
+from ..objects.variable import (
+    Variable,
+    check_write,
+    make_variable,
+    metadata_writes,
+    set_raw_value,
+    trace_of,
+)
 from .arguments import Slot, put_back
 from .inside import Change, NewGraph
 
@@ -115,6 +123,8 @@ def check_trace(graphdef: GraphDef, objects: Sequence[Any], actions: Mapping[int
             root, *below = path if len(roots) > 1 else (0, *path)
             place = path_string(below, roots[root])
             raise mutation_error(objects[i], action, place)
+        if cell and isinstance(obj._trace, Rebuilt):
+            check_write(obj, action)  # which notes it
 
 
 def _differing(obj: Any, record: tuple, children: Sequence[Any]) -> str:

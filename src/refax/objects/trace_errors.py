@@ -25,7 +25,7 @@ def where(function: Any) -> str:
     return f"`{getattr(function, '__qualname__', type(function).__name__)}`{at}"
 
 
-def _traced_function() -> str:
+def traced_function() -> str:
     """The function that is traced: JAX knows refax's wrapper, the stack knows the user's."""
     told = describe_current_trace()
     if _TRACED.items and _HERE in told:
@@ -77,7 +77,7 @@ def mutation_error(obj: Any, action: str, place: str = "") -> TraceContextError:
     raw = getattr(obj, "_value", None)
     size = f" ({describe_value(raw)})" if raw is not None else ""
     return TraceContextError(
-        f"Cannot {action} {named}{size} from inside {_traced_function()}: the object belongs "
+        f"Cannot {action} {named}{size} from inside {traced_function()}: the object belongs "
         "to another trace level.\n"
         "It was created, or entered as an argument, outside of the function that is now traced, "
         "so the change would leave a tracer behind in it.\n"

@@ -429,7 +429,7 @@ _value_of, _metadata_of, _hooked_of = map(attrgetter, ("_value", "_metadata", "_
 def trace_of(self: Variable) -> Any:
     """The trace that a Variable belongs to."""
     trace = self._trace
-    return trace.trace if type(trace) is Snapshot else trace
+    return trace.trace if isinstance(trace, Snapshot) else trace
 
 
 def check_write(self: Variable, action: str) -> None:
@@ -440,7 +440,7 @@ def check_write(self: Variable, action: str) -> None:
             Variable of a snapshot, which is noted.
     """
     snapshot = self._trace
-    if type(snapshot) is not Snapshot or snapshot.trace is not TRACE.value:
+    if not isinstance(snapshot, Snapshot) or snapshot.trace is not TRACE.value:
         raise mutation_error(self, action)
     set_trace(self, snapshot.trace)
     if not snapshot.settled:
