@@ -256,6 +256,14 @@ def leaves_out(change: Change, before: GraphDef) -> Sequence[Sequence[int | None
     return [[group[i] for i in range(len(group))] for group in groups]
 
 
+def values_out(
+    change: Change, before: GraphDef, grouped: Sequence[Sequence[Any]]
+) -> dict[int | None, Any]:
+    """The values that go out, by the leaf that came in which each is for."""
+    groups = zip(leaves_out(change, before), grouped, strict=False)
+    return {leaf: x for leaves, values in groups for leaf, x in zip(leaves, values, strict=True)}
+
+
 def _leaf_of_record(
     after: GraphDef, origins: Sequence[int | None], before: GraphDef
 ) -> dict[int, int]:

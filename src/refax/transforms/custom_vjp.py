@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Generic
 
 import jax
-import jax.numpy as jnp
 
 from ..lift.arguments import set_unbound, unbind
 from ..lift.call import Call, enter, leave, pure_function
 from ..lift.errors import PrefixError
-from ..lift.inside import Change, Static, leaves_out
+from ..lift.inside import Change, Static, values_out
 from ..objects.errors import describe_value
 from ..objects.type_names import A
 from ..objects.variable_types import Param
@@ -146,30 +144,25 @@ class CustomVjp(Generic[A]):
 
             return of_inputs
 
-        def apart(result: Any, grouped: list, change: Static) -> Any:
+        def apart(result: Any, grouped: list, static: Static) -> Any:
             value, residuals = result
-            return (value, grouped, change), residuals
+            return (value, grouped, static), residuals
 
         written = self._written(call, pure, fwd, diff, inputs)
         as_users_get_them = gradient_builder(call, wrt)
-        types = jax.tree.map(jax.typeof, (diff, inputs))
-
-        def forward(diff: Any, inputs: Any) -> Any:
-            return pure(fwd, force=written, returned=apart)(diff, inputs)
+        types = jax.tree.map(jax.typeof, diff)
 
         def backward(residuals: Any, cotangent: Any) -> Any:
-            value_g, grouped_g, change = cotangent
+            value_g, grouped_g, static = cotangent
             given = value_g
             if call.roots:
-                inputs_g = _cotangents(call, grouped_g, change.change, types[0])
-                given = (tuple(as_users_get_them(inputs_g)), value_g)
-            flat, structure = residuals
-            statics = [args[n] for n in sorted(nondiff)]
-            out = bwd(*statics, structure.treedef.unflatten(flat), given)
-            gradients = self._gradients(call, out, wrt, types[0], shift)
-            return gradients, [_no_gradient(t) for t in types[1]]
+                inputs_g = _cotangents(call, grouped_g, static.change, types)
+                given = (as_users_get_them(inputs_g), value_g)
+            out = bwd([args[n] for n in sorted(nondiff)], residuals, given)
+            return self._gradients(call, out, wrt, types, shift), None
 
         transformed = jax.custom_vjp(pure(self._function, force=written))
+        forward = pure(fwd, force=written, returned=apart)
         transformed.defvjp(forward, backward, **self._options)
         return leave(call, transformed(diff, inputs))
 
@@ -196,27 +189,31 @@ class CustomVjp(Generic[A]):
         return frozenset(leaf for x in looks for group in x.change.dirty for leaf in group)
 
     def _of_arguments(self, fwd: Callable, bwd: Callable) -> tuple[Callable, Callable]:
-        """The rules as functions of all arguments; a method's object is the first, and residual."""
-        of_fwd, of_bwd = (function for function, _ in map(unbind, (fwd, bwd)))
-        fwd_of_object, bwd_of_object = (unbind(rule)[1] is not None for rule in (fwd, bwd))
+        """The rules as JAX calls them: fwd of all arguments, residuals in a form for the border.
+
+        A method's object is the first argument, and goes to a bwd that is a method too.
+        """
+        (of_fwd, fwd_object), (of_bwd, bwd_object) = unbind(fwd), unbind(bwd)
+        bound = self._bound is not None
 
         @functools.wraps(fwd)
         def forward(*args: Any) -> Any:
-            if self._bound is None:
-                return fwd(*args)
-            pair = of_fwd(*args) if fwd_of_object else fwd(*args[1:])
-            if bwd_of_object and isinstance(pair, tuple) and len(pair) == 2:
-                return pair[0], (args[0], pair[1])
-            return pair
+            pair = of_fwd(*args) if bound and fwd_object is not None else fwd(*args[bound:])
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise TypeError(
+                    f"custom_vjp: fwd must return (value, residuals), got {describe_value(pair)}.\n"
+                    "Cure: return a tuple of two."
+                )
+            kept = args[:1] if bound and bwd_object is not None else ()
+            # Objects go through to the backward rule by value.
+            flat, structure = jax.tree.flatten((kept, pair[1]))
+            return pair[0], jax.tree_util.Partial(structure.unflatten, flat)
 
-        def backward(*args: Any) -> Any:
-            *statics, residuals, cotangent = args
-            if self._bound is None or not bwd_of_object:
-                return bwd(*args)
-            obj, residuals = residuals
-            return of_bwd(obj, *statics, residuals, cotangent)
+        def backward(statics: list[Any], residuals: Any, cotangent: Any) -> Any:
+            kept, residuals = residuals()
+            return (of_bwd if kept else bwd)(*kept, *statics, residuals, cotangent)
 
-        return _with_flat_residuals(forward), backward
+        return forward, backward
 
     def _gradients(self, call: Call, out: Any, wrt: list, types: Any, shift: int) -> Any:
         """What bwd returned, as JAX wants it."""
@@ -233,52 +230,16 @@ class CustomVjp(Generic[A]):
         return laid_out(wrt, out, types, how)
 
 
-def _with_flat_residuals(fwd: Callable) -> Callable:
-    """(value, flat residuals): objects go through to the backward rule by value."""
-
-    @functools.wraps(fwd)
-    def flattened(*args: Any) -> Any:
-        pair = fwd(*args)
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(
-                f"custom_vjp: fwd must return (value, residuals), got {describe_value(pair)}.\n"
-                "Cure: return a tuple of two."
-            )
-        value, residuals = pair
-        flat, structure = jax.tree.flatten(residuals)
-        return value, (flat, _Structure(structure))
-
-    return flattened
-
-
 # The functions at which a look is being taken: they need no derivative then.
 _LOOKING: ContextVar[frozenset[int]] = ContextVar("looking", default=frozenset())
 
 
 def _cotangents(call: Call, grouped: list, change: Change, types: Any) -> Any:
     """The cotangents of what the differentiated inputs were left as; zero where left alone."""
-    of_leaf: dict[int | None, Any] = {}
-    for leaves, values in zip(leaves_out(change, call.plan.graphdef), grouped, strict=False):
-        of_leaf.update(zip(leaves, values, strict=True))
+    of_leaf = values_out(change, call.plan.graphdef, grouped)
     assert call.groups is not None
     by_argument = [
-        [
-            of_leaf[leaf] if leaf in of_leaf else zeros(t)
-            for leaf, t in zip(group, avals, strict=True)
-        ]
+        [zeros(t) if (x := of_leaf.get(leaf)) is None else x for leaf, t in zip(group, avals)]
         for group, avals in zip(call.groups.members[1:], types[0], strict=True)
     ]
-    return by_argument, [zeros(tree) for tree in types[1]]
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Structure:
-    """A treedef on its way from the forward to the backward rule."""
-
-    treedef: Any
-
-
-def _no_gradient(aval: Any) -> Any:
-    """The gradient of what is not differentiated: zero, of the type that JAX wants."""
-    return zeros(aval) if jnp.issubdtype(aval.dtype, jnp.inexact) else None
+    return by_argument, zeros(types[1])

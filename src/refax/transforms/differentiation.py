@@ -75,14 +75,16 @@ def group_by_argument(call: Call, f: Callable, args: tuple, wrt: list) -> None:
 
 
 def prepare(
-    f: Callable, args: tuple, kwargs: dict[str, Any], differentiated: list, arrange: Callable
+    f: Callable, args: tuple, kwargs: dict[str, Any], differentiated: list, has_aux: bool
 ) -> tuple[Call, list[tuple[int, Any]], Any, Callable]:
     """(call, what is differentiated, its values and trees, the function of these).
+
+    The function returns (value, what `leave` takes), for JAX an aux; that returns the user's aux.
 
     Args:
         f: the user's function or method, of `args` and `kwargs`.
         differentiated: as `normalize_argnums` gives it.
-        arrange: (result, values by group, static) → what the function returns.
+        has_aux: whether it returns (value, aux).
     """
     function, bound = unbind(f)
     args = args if bound is None else (bound, *args)
@@ -90,12 +92,31 @@ def prepare(
     call = enter(args, kwargs)
     group_by_argument(call, function, args, wrt)
     diff, rest = separate(call, wrt)
+
+    def arrange(result: Any, grouped: list, static: Any) -> Any:
+        value, aux = _pair(result) if has_aux else (result, None)
+        if slot_numbers(value):
+            raise TypeError(
+                "The value of a differentiated function must be arrays, but it has an object in "
+                "it.\nCure: return the object's arrays (nnx.state), or the object as aux."
+            )
+        return value, (aux, grouped, static)
+
     pure = pure_function(function, call, returned=arrange)
 
     def of_diff(diff: Any) -> Any:
         return pure(*join(diff, rest, wrt))
 
     return call, wrt, diff, named_like(function, of_diff)
+
+
+def _pair(result: Any) -> Any:
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(
+            f"has_aux=True, but the function returned {describe_value(result)}.\n"
+            "Cure: return (loss, aux)."
+        )
+    return result
 
 
 def separate(call: Call, wrt: list) -> tuple[Any, Any]:
@@ -116,8 +137,10 @@ def join(diff: Any, rest: Any, wrt: list) -> tuple[list, Any]:
     return [kept, *diff[0]], (tuple(full), kwargs)
 
 
-def gradient_builder(call: Call, wrt: list) -> Callable[[Any], list[Any]]:
+def gradient_builder(call: Call, wrt: list, argnums: Any = ()) -> Callable[[Any], Any]:
     """How the derivatives of a call become what users get: one State for each object.
+
+    That is a tuple with one for each argument, or only one where `argnums` is not several.
 
     To be made before the call is left: gradients are of the objects as they came in.
 
@@ -129,7 +152,7 @@ def gradient_builder(call: Call, wrt: list) -> Callable[[Any], list[Any]]:
         for number, filter in wrt
     ]
 
-    def build(grads: Any) -> list[Any]:
+    def build(grads: Any) -> Any:
         assert call.groups is not None
         results = []
         for (number, states), values, tree in zip(frames, grads[0], grads[1], strict=True):
@@ -137,7 +160,7 @@ def gradient_builder(call: Call, wrt: list) -> Callable[[Any], list[Any]]:
             of_leaf = dict(zip(leaves, values, strict=True))
             objects = [states[i](of_leaf) if i in states else None for i in range(len(call.roots))]
             results.append(put_back(tree, objects))
-        return results
+        return tuple(results) if isinstance(argnums, Sequence) else results[0]
 
     return build
 

@@ -19,7 +19,7 @@ from ..lift.call import Call, root_places
 from ..lift.errors import PrefixError, argument_names
 from ..lift.places import place_under
 from ..objects.errors import describe_value, path_string, suggest
-from ..objects.variable import Variable
+from ..objects.variable import Variable, raw
 from ..verbs.pytree import Pytree
 from ..verbs.splitting import state
 from .forms import shown
@@ -60,20 +60,17 @@ def laid_out(wrt: list, given: Sequence[Any], types: Any, how: Given) -> Any:
         if not any(map(is_slot, slots)):
             trees.append(derivative)
             continue
-        if derivative is None and how.zero_if_missing:
-            pieces = [None if is_slot(s) else zeros(s) for s in slots]
-        else:
-            try:
-                pieces = structure.flatten_up_to(derivative)
-            except ValueError:
-                kinds = [type(root).__name__ for root in how.call.roots]
-                raise _wrong(how, number, derivative, shown(wanted, kinds)) from None
+        try:
+            left_out = derivative is None and how.zero_if_missing
+            pieces = [None] * len(slots) if left_out else structure.flatten_up_to(derivative)
+        except ValueError:
+            kinds = [type(root).__name__ for root in how.call.roots]
+            raise _wrong(how, number, derivative, shown(wanted, kinds)) from None
         for slot, piece in zip(slots, pieces, strict=True):
             if is_slot(slot) and piece is not None:
                 _collect(slot.number, piece, of_leaf, number, how)
-        trees.append(structure.unflatten(
-            [s if is_slot(s) else p for s, p in zip(slots, pieces, strict=True)]
-        ))  # fmt: skip
+        pairs = zip(slots, pieces, strict=True)
+        trees.append(structure.unflatten([s if is_slot(s) else p for s, p in pairs]))
     assert how.call.groups is not None
     members = how.call.groups.members[1:]
     grouped = [
@@ -90,30 +87,27 @@ def _collect(
     root, graphdef = how.call.roots[number], how.call.plan.graphdef
     leaves = dict(graphdef.all_paths(graphdef.roots[number]))
     if isinstance(root, Variable):
-        value = derivative.value if isinstance(derivative, Variable) else derivative
-        of_leaf[leaves[()]] = value
+        of_leaf[leaves[()]] = raw(derivative)
         return
     if isinstance(derivative, Pytree):
         derivative = state(derivative)
-    elif isinstance(derivative, Mapping) and not isinstance(derivative, State):
-        derivative = State(derivative)
-    if not isinstance(derivative, State):
+    if not isinstance(derivative, Mapping):
         raise _wrong(how, argument, derivative, f"a {type(root).__name__}")
-    for path, value in iter_leaves(derivative):
+    for path, value in iter_leaves(State(derivative)):
         if path not in leaves:
             near = suggest(path[-1], [p[-1] for p in leaves])
             raise PrefixError(
                 f"{how.giver} of `{how.argument(argument)}` has a value at `{path_string(path)}`, "
                 f"where the object has no Variable.{near}\n{_CURE}"
             )
-        of_leaf[leaves[path]] = value.value if isinstance(value, Variable) else value
+        of_leaf[leaves[path]] = raw(value)
 
 
 def _value(leaf: int, aval: Any, of_leaf: dict[int, Any], how: Given) -> Any:
     """The derivative of one leaf, checked."""
     if leaf not in of_leaf:
         if how.zero_if_missing:
-            return zeros(aval)
+            return None  # so JAX calls zero
         raise PrefixError(f"{how.giver} has no value for `{how.leaf(leaf)}`.\n{_CURE}")
     value = of_leaf[leaf]
     if jax.tree.map(_form, value) != jax.tree.map(_form, zeros(aval)):

@@ -14,7 +14,6 @@ import jax
 
 from ..lift.call import leave
 from ..lift.faults import execute
-from ..objects.errors import describe_value
 from .bound import decorator_or_function, lifted
 from .differentiation import gradient_builder, normalize_argnums, prepare
 from .prefixes import DiffState
@@ -55,21 +54,13 @@ def _runner(
     if reduce_axes:
         options["reduce_axes"] = reduce_axes
 
-    def arrange(result: Any, grouped: list, static: Any) -> Any:
-        if has_aux:
-            _check_aux(result)
-        loss, aux = result if has_aux else (result, None)
-        return loss, (aux, grouped, static)
-
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        call, wrt, diff, of_diff = prepare(f, args, kwargs, differentiated, arrange)
-        as_users_get_them = gradient_builder(call, wrt)
+        call, wrt, diff, of_diff = prepare(f, args, kwargs, differentiated, has_aux)
+        as_users_get_them = gradient_builder(call, wrt, argnums)
         program = jax.value_and_grad(of_diff, has_aux=True, **options)
         (loss, out), grads = execute(call, f, program, diff)
         aux = leave(call, out)
-        results = as_users_get_them(grads)
-        gradients = results[0] if not isinstance(argnums, Sequence) else tuple(results)
-        return ((loss, aux) if has_aux else loss), gradients
+        return ((loss, aux) if has_aux else loss), as_users_get_them(grads)
 
     return run
 
@@ -111,11 +102,3 @@ def grad(
         return (gradients, value[1]) if has_aux else gradients
 
     return lifted(f, run)
-
-
-def _check_aux(result: Any) -> None:
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(
-            f"has_aux=True, but the function returned {describe_value(result)}.\n"
-            "Cure: return (loss, aux)."
-        )

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from ..lift.arguments import slot_numbers, unbind
+from ..lift.arguments import unbind
 from ..lift.call import leave
 from ..lift.faults import execute
 from ..objects.modes import Switch
@@ -54,34 +54,21 @@ def vjp(
         options["reduce_axes"] = reduce_axes
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return _vjp(f, args, kwargs, argnums, has_aux, options)
+        given = range(len(args)) if argnums is None else argnums
+        call, wrt, diff, of_diff = prepare(f, args, kwargs, normalize_argnums(given), has_aux)
+        as_users_get_them = gradient_builder(call, wrt, given)
+        program = functools.partial(jax.vjp, of_diff, has_aux=True, **options)
+        value, pullback, out = execute(call, f, program, diff)
+        aux = leave(call, out)
+
+        def cotangents(ct: Any) -> Any:
+            return as_users_get_them(pullback(ct)[0])
+
+        return (value, cotangents, aux) if has_aux else (value, cotangents)
 
     if f is None:
         return lambda f: lifted(f, run)
     return run(f, primals, {}) if primals else lifted(f, run)
-
-
-def _vjp(
-    f: Callable,
-    primals: tuple,
-    kwargs: dict[str, Any],
-    argnums: Any,
-    has_aux: bool,
-    options: dict[str, Any],
-) -> Any:
-    given = range(len(primals)) if argnums is None else argnums
-    call, wrt, diff, of_diff = _prepare(f, primals, kwargs, given, has_aux)
-    as_users_get_them = gradient_builder(call, wrt)
-    program = functools.partial(jax.vjp, of_diff, has_aux=True, **options)
-    value, pullback, out = execute(call, f, program, diff)
-    aux = leave(call, out)
-
-    def cotangents(ct: Any) -> Any:
-        results = as_users_get_them(pullback(ct)[0])
-        single = argnums is not None and not isinstance(argnums, Sequence)
-        return results[0] if single else tuple(results)
-
-    return (value, cotangents, aux) if has_aux else (value, cotangents)
 
 
 def jvp(
@@ -113,43 +100,23 @@ def jvp(
         Array([[3.]], dtype=float32)
     """
 
-    def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        return _jvp(f, *args, **kwargs, has_aux=has_aux)
+    def at(f: Callable, primals: Any, tangents: Any) -> Any:
+        if len(primals) != len(tangents):
+            raise ValueError(
+                f"jvp got {len(primals)} primals, but {len(tangents)} tangents.\n"
+                "Cure: give one tangent for each primal."
+            )
+        differentiated = normalize_argnums(range(len(primals)))
+        call, wrt, diff, of_diff = prepare(f, tuple(primals), {}, differentiated, has_aux)
+        how = Given("jvp: the tangent", call, unbind(f)[0], zero_if_missing=False)
+        moving = laid_out(wrt, tangents, jax.tree.map(jax.typeof, diff), how)
+        program = functools.partial(jax.jvp, of_diff, has_aux=True)
+        value, moved, out = execute(call, f, program, (diff,), (moving,))
+        aux = leave(call, out)
+        return (value, moved, aux) if has_aux else (value, moved)
 
     if f is None:
         return lambda f: jvp(f, primals, tangents, has_aux)
     if primals is None:
-        return lifted(f, run)
-    return run(f, (primals, tangents), {})
-
-
-def _jvp(f: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, has_aux: bool) -> Any:
-    if len(primals) != len(tangents):
-        raise ValueError(
-            f"jvp got {len(primals)} primals, but {len(tangents)} tangents.\n"
-            "Cure: give one tangent for each primal."
-        )
-    call, wrt, diff, of_diff = _prepare(f, tuple(primals), {}, range(len(primals)), has_aux)
-    how = Given("jvp: the tangent", call, unbind(f)[0], zero_if_missing=False)
-    moving = laid_out(wrt, list(tangents), jax.tree.map(jax.typeof, diff), how)
-    program = functools.partial(jax.jvp, of_diff, has_aux=True)
-    value, moved, out = execute(call, f, program, (diff,), (moving,))
-    aux = leave(call, out)
-    return (value, moved, aux) if has_aux else (value, moved)
-
-
-def _prepare(
-    f: Callable, primals: tuple, kwargs: dict[str, Any], argnums: Any, has_aux: bool
-) -> Any:
-    """`prepare`, for a function whose value must be arrays."""
-
-    def arrange(result: Any, grouped: list, static: Any) -> Any:
-        value, aux = result if has_aux else (result, None)
-        if slot_numbers(value):
-            raise TypeError(
-                "The value of a differentiated function must be arrays, but it has an object in "
-                "it.\nCure: return the object's arrays (nnx.state), or the object as aux."
-            )
-        return value, (aux, grouped, static)
-
-    return prepare(f, primals, kwargs, normalize_argnums(argnums), arrange)
+        return lifted(f, lambda f, args, kwargs: at(f, *args, **kwargs))
+    return at(f, primals, tangents)
