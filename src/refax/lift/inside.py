@@ -253,7 +253,8 @@ def leaves_out(change: Change, before: GraphDef) -> Sequence[Sequence[int | None
         if type(source) is tuple:
             groups += [{} for _ in range(source[0] + 1 - len(groups))]
             groups[source[0]][source[1]] = came_in.get(leaf)
-    return [[group[i] for i in range(len(group))] for group in groups]
+    # (A value that nothing has any more, of a donated array say, goes out for no leaf.)
+    return [[group.get(i) for i in range(max(group, default=-1) + 1)] for group in groups]
 
 
 def values_out(
@@ -261,7 +262,7 @@ def values_out(
 ) -> dict[int | None, Any]:
     """The values that go out, by the leaf that came in which each is for."""
     groups = zip(leaves_out(change, before), grouped, strict=False)
-    return {leaf: x for leaves, values in groups for leaf, x in zip(leaves, values, strict=True)}
+    return {leaf: x for leaves, values in groups for leaf, x in zip(leaves, values, strict=False)}
 
 
 def _leaf_of_record(

@@ -88,7 +88,6 @@ from ..training.ema import EMA as EMA
 from ..training.metrics import Metric as Metric, MultiMetric as MultiMetric
 from ..training.optimizer import ModelAndOptimizer as ModelAndOptimizer, Optimizer as Optimizer
 from ..training.train_state import TrainState as TrainState
-from ..transforms.axis_metadata import transform_metadata as transform_metadata
 from ..transforms.bound import cached_partial as cached_partial
 from ..transforms.carry import Carry as Carry
 from ..transforms.cond import cond as cond, switch as switch
@@ -108,7 +107,8 @@ from ..transforms.retrace import (
 from ..transforms.scan import scan as scan
 from ..transforms.shard_map import shard_map as shard_map
 from ..transforms.vjp import jvp as jvp, vjp as vjp
-from ..transforms.vmap import pmap as pmap, vmap as vmap
+from ..transforms.vmap import (
+    pmap as pmap, transform_metadata as transform_metadata, vmap as vmap)
 from ..verbs.containers import Dict as Dict, List as List
 from ..verbs.copying import clone as clone
 from ..verbs.data import (

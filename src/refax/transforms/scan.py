@@ -8,6 +8,7 @@ the counts of random streams (`broadcast_counts.py`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,18 +16,15 @@ import jax
 import jax.numpy as jnp
 
 from ..lift.arguments import Slot, is_slot, named_like, put_back, unbind
-from ..lift.array_prefix import hashable, spread
+from ..lift.array_prefix import spread
 from ..lift.axis_names import AxisName
-from ..lift.call import CallForm, enter, group_by_prefix, leave, pure_function
+from ..lift.call import CallForm, pure_function
 from ..lift.errors import PrefixError
-from ..lift.faults import execute
 from ..lift.inside import leaves_out
 from ..lift.places import place_of_leaf
 from ..lift.prefix import FilterPrefix, OutputRules
-from ..lift.programs import eager_program
 from ..objects.errors import describe_value
 from ..objects.statics import static_key
-from .axis_errors import check_sizes
 from .bound import by_position, decorator_or_function, lifted, with_self
 from .broadcast_counts import (
     broadcast_counts,
@@ -37,6 +35,7 @@ from .broadcast_counts import (
     varying,
 )
 from .carry import Carry, check_carry, is_carry
+from .mapped import MappedCall, check_sizes
 
 
 @decorator_or_function
@@ -93,26 +92,16 @@ def scan(
         args, prefix, _ = with_self(wrapped, bound, args, {}, in_axes, None)
         prefix = prefix if isinstance(prefix, tuple) else (prefix,) * len(args)
         carried = _carried(prefix, out_axes)
-        call = enter(args, {})
-        rules = group_by_prefix(call, function, prefix, out_axes, "in_axes", is_leaf=_is_entry)
-        assert call.groups is not None
+        mapped = MappedCall(function, args, {}, prefix, out_axes, "in_axes", is_leaf=_is_entry)
 
         def make(functions: tuple[Callable, ...]) -> Callable:
-            form = call.form(function)
-            return _loop(functions[0], form, rules, prefix, out_axes, carried, options, named)
+            form = mapped.call.form(function)
+            return _loop(
+                functions[0], form, mapped.rules, prefix, out_axes, carried, options, named
+            )
 
-        key = ("scan", call.plan.graphdef, call.groups.of_leaf, rules.entries,
-               hashable((prefix, out_axes)), named and named.names,
-               *map(static_key, options.values()))  # fmt: skip
-        try:
-            program = eager_program((function,), key, make)
-            result = execute(call, function, program, call.grouped, call.tree)
-        except PrefixError:
-            raise
-        except (ValueError, IndexError):
-            check_sizes(call, rules, function, prefix, "scan")
-            raise
-        return leave(call, result)
+        key = ("scan", named and named.names, *map(static_key, options.values()))
+        return mapped.run(make, key, functools.partial(check_sizes, "scan"))
 
     wrapped = lifted(f, run)
     return wrapped

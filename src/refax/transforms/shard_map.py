@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,19 +11,17 @@ from jax.sharding import PartitionSpec
 
 from ..graph.state import map_state
 from ..lift.arguments import is_object, named_like, unbind
-from ..lift.array_prefix import for_arrays, hashable, spread
-from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
+from ..lift.array_prefix import for_arrays, spread
+from ..lift.call import Call, pure_function
 from ..lift.errors import PrefixError
-from ..lift.faults import execute
 from ..lift.places import place_of_leaf
 from ..lift.prefix import FilterPrefix, OutputRules
-from ..lift.programs import eager_program
 from ..objects.statics import static_key
 from ..objects.variable import Variable, raw
 from ..verbs.splitting import state
 from .bound import by_position, decorator_or_function, lifted, with_self, with_static
 from .broadcast_counts import broadcast_counts, drawn_differently, run_with_counts, varying
-from .spec_errors import check_replicated, check_specs
+from .mapped import MappedCall, check_replicated, check_specs
 
 _INFER = object()
 
@@ -64,15 +63,14 @@ def shard_map(
         args, prefix, _ = with_self(wrapped, bound, args, {}, specs, _WHOLE)
         args, statics = _separate(args, prefix)
         prefix = _whole_for_none(prefix)
-        call = enter(args, {})
-        rules = group_by_prefix(call, function, prefix, out_prefix, "in_specs", is_leaf=_is_spec)
-        by_group = list(rules.entries)
+        mapped = MappedCall(function, args, {}, prefix, out_prefix, "in_specs", is_leaf=_is_spec)
+        call, rules = mapped.call, mapped.rules
 
         def make(functions: tuple[Callable, ...]) -> Callable:
+            by_group, given = list(rules.entries), dict(options)
             checked = check_replicated(call.plan.graphdef, rules)
             inner = with_static(functions[0], statics)
             pure = pure_function(inner, call, rules=rules, returned=checked)
-            given: dict[str, Any] = dict(options)
             if in_specs is not _INFER:  # JAX infers the same, and says why where it cannot
                 arrays = for_arrays(prefix, call.tree[0], "args", _is_spec)
                 given["in_specs"] = (by_group, (arrays, _WHOLE))
@@ -83,19 +81,9 @@ def shard_map(
                 **given,
             )
 
-        assert call.groups is not None
-        key = ("shard_map", call.plan.graphdef, call.groups.of_leaf, rules.entries, mesh,
-               hashable((prefix, out_prefix), _is_spec), static_key(tuple(statics.items())),
+        key = ("shard_map", mesh, static_key(tuple(statics.items())),
                jax.tree.structure(call.tree), *options.items())  # fmt: skip
-        try:
-            program = eager_program((function,), key, make)
-            result = execute(call, function, program, call.grouped, call.tree)
-        except PrefixError:
-            raise
-        except ValueError:
-            check_specs(call, rules, function, prefix, mesh, _is_spec)
-            raise
-        return leave(call, result)
+        return mapped.run(make, key, functools.partial(check_specs, mesh))
 
     wrapped = lifted(f, run)
     return wrapped

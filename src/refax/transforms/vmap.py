@@ -1,22 +1,21 @@
-"""`vmap` and `pmap`: each group of leaves is mapped over its axis."""
+"""`vmap` and `pmap`: each group of leaves is mapped over its axis; axis names in step with that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from ..lift.arguments import unbind
-from ..lift.array_prefix import for_arrays, hashable, without_objects
+from ..lift.array_prefix import for_arrays, without_objects
 from ..lift.axis_names import AxisName
-from ..lift.call import Call, enter, group_by_prefix, leave, pure_function
-from ..lift.errors import PrefixError
-from ..lift.faults import execute
-from ..lift.programs import eager_program
+from ..lift.call import Call, pure_function
 from ..objects.statics import static_key
-from .axis_errors import check_broadcast, check_sizes
+from ..verbs.spmd import PARTITION_NAME
 from .bound import decorator_or_function, lifted, with_self, with_static, without_static
+from .mapped import MappedCall, check_broadcast, check_sizes
 
 
 @decorator_or_function
@@ -55,19 +54,10 @@ def vmap(
         >>> nnx.vmap(lambda m, x: m(x), in_axes=(0, None))(stack, jnp.ones((1, 2))).shape
         (5, 1, 3)
     """
-    named = AxisName.of(transform_metadata)
-    keywords = dict(options, axis_name=axis_name, axis_size=axis_size)
-
-    def transform(pure: Callable, axes: list, prefix: Any, out: Any) -> Callable:
-        return jax.vmap(
-            pure,
-            in_axes=(axes, prefix),
-            out_axes=(out, axes, None),
-            spmd_axis_name=spmd_axis_name,
-            **keywords,
-        )
-
-    return _mapped(f, in_axes, out_axes, named, transform, "vmap")
+    transform = functools.partial(
+        jax.vmap, axis_name=axis_name, axis_size=axis_size, spmd_axis_name=spmd_axis_name, **options
+    )
+    return _mapped(f, in_axes, out_axes, AxisName.of(transform_metadata), transform, "vmap")
 
 
 @decorator_or_function
@@ -90,20 +80,44 @@ def pmap(
     that it is: the buffers are kept. For donation, and for shardings, see `nnx.jit`.
     """
     del donate_argnums
-    named = AxisName.of(transform_metadata)
     options: dict[str, Any] = {
         "axis_name": axis_name,
         "devices": None if devices is None else tuple(devices),
         "backend": backend,
         "axis_size": axis_size,
     }
+    transform, named = functools.partial(jax.pmap, **options), AxisName.of(transform_metadata)
+    static = static_broadcasted_argnums
+    return _mapped(f, in_axes, out_axes, named, transform, "pmap", static, options)
 
-    def transform(pure: Callable, axes: list, prefix: Any, out: Any) -> Callable:
-        return jax.pmap(pure, in_axes=(axes, prefix), out_axes=(out, axes, None), **options)
 
-    return _mapped(
-        f, in_axes, out_axes, named, transform, "pmap", static_broadcasted_argnums, options
-    )
+@decorator_or_function
+def transform_metadata(
+    f: Callable, *, in_axes: Any = 0, out_axes: Any = 0, partition: str | None
+) -> Callable:
+    """A function that sees objects without a mapped axis, for a transform that takes it away.
+
+    While it runs, `partition` is taken out of the annotations of what comes in, at the positions
+    of `in_axes`; afterwards it is put back, and into those of what is new at the positions of
+    `out_axes`. It maps nothing: `jax.vmap` around it does. (`nnx.vmap(transform_metadata=…)` does
+    both.)
+
+    Args:
+        f: the function, or a method.
+        in_axes, out_axes: those of the transform around it.
+        partition: the name of the mapped axis.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax, jax.numpy as jnp
+        >>> @jax.vmap
+        ... @nnx.transform_metadata(partition="layers")
+        ... def make(seed):
+        ...     return nnx.Param(jnp.ones((2, 3)), sharding=("in", "out"))
+        >>> make(jnp.arange(4)).sharding
+        ('layers', 'in', 'out')
+    """
+    return _mapped(f, in_axes, out_axes, AxisName.of({PARTITION_NAME: partition}))
 
 
 def _mapped(
@@ -111,12 +125,19 @@ def _mapped(
     in_axes: Any,
     out_axes: Any,
     named: AxisName | None,
-    transform: Callable,
-    name: str,
+    transform: Callable | None = None,
+    name: str = "",
     static: int | Sequence[int] = (),
     compiled_for: dict[str, Any] | None = None,
 ) -> Callable:
-    """The wrapper that vmap and pmap share; `compiled_for`: what a compiled program depends on."""
+    """The wrapper of all three.
+
+    Args:
+        transform: that of JAX; None if it is around the wrapper.
+        name: of the transform.
+        static: positions of static arguments.
+        compiled_for: what a compiled program depends on; None if there is none.
+    """
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         function, bound = unbind(f)
@@ -125,46 +146,41 @@ def _mapped(
         args, statics = without_static(args, static, 0 if bound is None else 1)
         if statics and isinstance(prefix, tuple):
             prefix = tuple(None if i in statics else e for i, e in enumerate(prefix))
-        call = enter(args, kwargs)
-        rules = group_by_prefix(call, function, prefix, out_axes, "in_axes", keywords=keywords)
-        axes, (positional, named_trees) = list(rules.entries), call.tree
-        jax_prefix = (for_arrays(prefix, positional, "args"), for_arrays(keywords, named_trees, ""))
+        mapped = MappedCall(function, args, kwargs, prefix, out_axes, "in_axes", keywords)
+        call, rules = mapped.call, mapped.rules
 
         def make(functions: tuple[Callable, ...]) -> Callable:
             inner = with_static(functions[0], statics)
+            if transform is None:
+                return pure_function(inner, call, rules=rules, axis_name=named)
             checked = check_broadcast(call.plan.graphdef, rules, name)
             pure = pure_function(inner, call, rules=rules, axis_name=named, returned=checked)
-            out = without_objects(out_axes)
+            axes, (positional, named_trees) = list(rules.entries), call.tree
+            arrays = for_arrays(prefix, positional, "args"), for_arrays(keywords, named_trees, "")
+            prefixes = {"in_axes": (axes, arrays),
+                        "out_axes": (without_objects(out_axes), axes, None)}  # fmt: skip
             if compiled_for is not None and None in axes:
-                _look(call, pure, axes, jax_prefix, out, compiled_for)
-            return transform(pure, axes, jax_prefix, out)
+                _look(call, pure, prefixes, compiled_for)
+            return transform(pure, **prefixes)
 
-        try:
-            if compiled_for is None:
-                program = make((function,))
-            else:
-                assert call.groups is not None
-                key = (call.plan.graphdef, call.groups.of_leaf, rules.entries,
-                       hashable((jax_prefix, out_axes)), named and named.names,
-                       static_key(tuple(statics.items())), *compiled_for.items())  # fmt: skip
-                program = eager_program((function,), key, make, compile=lambda program: program)
-            result = execute(call, function, program, call.grouped, call.tree)
-        except PrefixError:
-            raise
-        except (ValueError, IndexError):
-            check_sizes(call, rules, function, prefix, name, keywords)
-            raise
-        return leave(call, result)
+        key = None
+        if compiled_for is not None:
+            names = named and named.names
+            key = (name, names, static_key(tuple(statics.items())), *compiled_for.items())
+        return mapped.run(make, key, explain, compile=lambda program: program)
+
+    def explain(inputs: Iterable[tuple[str, Any, Any]]) -> None:
+        if transform is not None:
+            check_sizes(name, inputs)
 
     wrapped = lifted(f, run)
     return wrapped
 
 
-def _look(call: Call, pure: Callable, axes: list, prefix: Any, out: Any, options: Any) -> None:
+def _look(call: Call, pure: Callable, prefixes: dict[str, Any], options: dict[str, Any]) -> None:
     """Trace under vmap, which tells what differs along the axis; pmap would keep the first."""
     given = {k: options[k] for k in ("axis_name", "axis_size") if options[k] is not None}
-    mapped = jax.vmap(pure, in_axes=(axes, prefix), out_axes=(out, axes, None), **given)
     try:
-        jax.eval_shape(mapped, call.grouped, call.tree)
+        jax.eval_shape(jax.vmap(pure, **prefixes, **given), call.grouped, call.tree)
     except NotImplementedError:  # a collective that vmap does not know
         pass

@@ -1,0 +1,184 @@
+"""What transforms that map share: a call by prefixes, and what goes wrong in the caller's words.
+
+JAX's messages about axes and specs name places in refax's flat lists. So where JAX has refused, the
+inputs are looked at again, by their places; what leaves is looked at at the end of the trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from .._jax_compat import is_mapped_here, varying_axes
+from ..graph.graphdef import GraphDef
+from ..lift.array_prefix import hashable
+from ..lift.call import enter, group_by_prefix, leave
+from ..lift.errors import PrefixError
+from ..lift.faults import execute
+from ..lift.places import check_outputs, inputs_by_place
+from ..lift.prefix import OutputRules, is_entry
+from ..lift.programs import eager_program
+from ..objects.errors import describe_value
+
+
+class MappedCall:
+    """One call of a function, its arguments and results grouped by prefixes.
+
+    Args:
+        function: the user's, of `args` and `kwargs`.
+        prefix, out_prefix: of `args` and of the result.
+        name: what the user calls the prefix.
+        keywords: the entries of `kwargs` by name.
+        is_leaf: what is one entry.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+        prefix: Any,
+        out_prefix: Any,
+        name: str,
+        keywords: dict[str, Any] | None = None,
+        is_leaf: Callable[[Any], bool] = is_entry,
+    ):
+        self.function = function
+        self.prefix = prefix
+        self.keywords = keywords
+        self.is_leaf = is_leaf
+        self.call = enter(args, kwargs)
+        self.rules = group_by_prefix(
+            self.call, function, prefix, out_prefix, name, keywords=keywords, is_leaf=is_leaf
+        )
+
+    def run(
+        self,
+        make: Callable[[tuple[Callable, ...]], Callable],
+        key: tuple | None,
+        explain: Callable[[Iterable[tuple[str, Any, Any]]], None],
+        compile: Callable[[Callable], Callable] = jax.jit,
+    ) -> Any:
+        """The result of the call.
+
+        Args:
+            make, compile: as for `eager_program`.
+            key: what the program depends on beside structure and prefixes; None to keep none.
+            explain: raises for (place, value, entry) of inputs that do not fit, if JAX refused.
+        """
+        call, rules, function = self.call, self.rules, self.function
+        try:
+            if key is None:
+                program = make((function,))
+            else:
+                assert call.groups is not None
+                prefixes = hashable((self.prefix, rules.out_prefix, self.keywords), self.is_leaf)
+                key = (call.plan.graphdef, call.groups.of_leaf, rules.entries, prefixes, *key)
+                program = eager_program((function,), key, make, compile)
+            out = execute(call, function, program, call.grouped, call.tree)
+        except PrefixError:
+            raise
+        except (ValueError, IndexError):
+            explain(
+                inputs_by_place(call, rules, function, self.prefix, self.is_leaf, self.keywords)
+            )
+            raise
+        return leave(call, out)
+
+
+# -- inputs --------------------------------------------------------------------------------------
+
+
+def check_sizes(transform: str, inputs: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise if the mapped axes have different sizes, or one is out of bounds; name the places."""
+    sizes: dict[int, list[str]] = {}
+    for place, value, axis in inputs:
+        for leaf in jax.tree.leaves(value) if isinstance(axis, int) else ():
+            shape = getattr(leaf, "shape", ())
+            if not -len(shape) <= axis < len(shape):
+                raise PrefixError(
+                    f"{transform}: `{place}` is {describe_value(leaf)}, which has no axis {axis} "
+                    "to map.\nCure: map it with None, or give it that axis (nnx.split_rngs for "
+                    "random streams, nnx.vmap over the constructor for a stack of models)."
+                )
+            known = sizes.setdefault(shape[axis], [])
+            known.append(f"{place} ({describe_value(leaf)}, axis {axis})")
+    if len(sizes) > 1:
+        listed = "\n".join(
+            f"  size {size}: {', '.join(places[:3])}" + (" …" if len(places) > 3 else "")
+            for size, places in sorted(sizes.items())
+        )
+        raise PrefixError(
+            f"{transform}: the mapped axes have different sizes:\n{listed}\n"
+            "Cure: map each with the axis that has the common size, or with None, as a model that "
+            "is no stack of models."
+        )
+
+
+def check_specs(mesh: Any, inputs: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise if an array cannot be split by its spec; name its place."""
+    sizes = (mesh if mesh is not None else jax.sharding.get_abstract_mesh()).shape
+    for place, value, spec in inputs:
+        for leaf in jax.tree.leaves(value) if isinstance(spec, PartitionSpec) else ():
+            shape = getattr(leaf, "shape", ())
+            if len(spec) > len(shape):
+                raise PrefixError(
+                    f"shard_map: `{place}` is {describe_value(leaf)}, but its spec {spec!r} has "
+                    f"{len(spec)} entries.\nCure: give it a spec with at most one entry per axis."
+                )
+            for axis, names in enumerate(spec):
+                parts = math.prod(sizes.get(name, 1) for name in _names(names))
+                if shape[axis] % parts:
+                    raise PrefixError(
+                        f"shard_map: `{place}` is {describe_value(leaf)}, but its spec {spec!r} "
+                        f"splits axis {axis} into {parts} parts, which do not divide "
+                        f"{shape[axis]}.\n"
+                        "Cure: pad it to a multiple, split another axis, or give it the spec P()."
+                    )
+
+
+def _names(entry: Any) -> tuple:
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+
+
+# -- outputs -------------------------------------------------------------------------------------
+
+
+def check_broadcast(graphdef: GraphDef, rules: OutputRules, transform: str) -> Callable[..., Any]:
+    """A check, at the end of the trace, that nothing mapped leaves through axis None."""
+
+    def mapped(entry: Any, value: Any) -> bool:
+        return entry is None and any(map(is_mapped_here, jax.tree.leaves(value)))
+
+    def error(place: str, kind: str, *_: Any) -> PrefixError:
+        return PrefixError(
+            f"`{place}` is written inside {transform} with axis None, but what is written differs "
+            f"along the mapped axis.\nCure: map it, with an axis for its type as in "
+            f"nnx.StateAxes({{{kind}: 0, ...: None}}); or write the same for every index, such as "
+            "a mean over them (axis_name='batch' and jax.lax.pmean(x, 'batch'))."
+        )
+
+    return check_outputs(graphdef, rules, mapped, error)
+
+
+def check_replicated(graphdef: GraphDef, rules: OutputRules) -> Callable[..., Any]:
+    """A check, at the end of the trace, that what differs between devices leaves by its axes."""
+
+    def varying(spec: Any, value: Any) -> list[Any]:
+        axes = set().union(*map(varying_axes, jax.tree.leaves(value)))
+        return sorted(axes.difference(*map(_names, spec or ())), key=str)
+
+    def error(place: str, kind: str, spec: Any, axes: list[Any]) -> PrefixError:
+        names = ", ".join(map(repr, axes))
+        return PrefixError(
+            f"`{place}` is written inside shard_map with {spec!r}, but what is written differs "
+            f"along the mesh axis {names}.\nCure: give it a spec with that axis, "
+            f"nnx.StateSharding({{{kind}: P({names}), ...: P()}}); or write the same on every "
+            f"device, such as a mean over them (jax.lax.pmean(x, {names}))."
+        )
+
+    return check_outputs(graphdef, rules, varying, error)
