@@ -18,9 +18,8 @@ from ..graph.filters import Filter
 from ..graph.state import State, iter_leaves, nest, state_over
 from ..lift.arguments import capturing, is_object, unbind
 from ..objects.errors import describe_value
-from ..objects.metadata import EMPTY, Metadata
+from ..objects.metadata import EMPTY, SHARED, Metadata
 from ..objects.variable import Variable, make_variable
-from ..objects.variable_metadata import SHARED
 from ..objects.variable_types import Intermediate, Perturbation
 from ..objects.watch import is_array
 from ..verbs.iteration import iter_graph

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..objects.variable_metadata import VariableMetadata
+from ..objects.metadata import VariableMetadata
 from ..verbs.rngs import Rngs
 from . import dtypes
 from .linear import DOT_GENERAL, Affine, default_bias_init, default_kernel_init

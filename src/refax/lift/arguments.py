@@ -24,8 +24,8 @@ import jax
 import numpy as np
 
 from ..graph.state import State
+from ..objects.metadata import SHARED
 from ..objects.variable import Variable
-from ..objects.variable_metadata import SHARED
 from ..verbs.pytree import Pytree
 
 

@@ -74,7 +74,7 @@ from ..objects.snapshots import (
     LostWriteWarning as LostWriteWarning, SnapshotWarning as SnapshotWarning)
 from ..objects.type_names import A as A, F as F, Initializer as Initializer, M as M
 from ..objects.variable import Variable as Variable
-from ..objects.variable_metadata import (
+from ..objects.metadata import (
     VariableMetadata as VariableMetadata, with_metadata as with_metadata)
 from ..objects.variable_types import (
     BatchStat as BatchStat, Cache as Cache, Intermediate as Intermediate, LoRAParam as LoRAParam,

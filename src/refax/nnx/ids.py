@@ -1,3 +1,3 @@
 """`nnx.ids`: the universally unique ids of Python."""
 
-from ..objects.ids import UUID as UUID, uuid as uuid
+from uuid import UUID as UUID, uuid4 as uuid

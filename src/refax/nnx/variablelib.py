@@ -12,7 +12,7 @@ from ..objects.type_names import (
     C as C, CreateValueHook as CreateValueHook, F as F, GetValueHook as GetValueHook, Leaf as Leaf,
     P as P, RemoveAxisHook as RemoveAxisHook, SetValueHook as SetValueHook, V as V)
 from ..objects.variable import Variable as Variable
-from ..objects.variable_metadata import (
+from ..objects.metadata import (
     VariableMetadata as VariableMetadata, with_metadata as with_metadata)
 from ..objects.variable_types import (
     BatchStat as BatchStat, Cache as Cache, Intermediate as Intermediate, Param as Param,

@@ -2,7 +2,7 @@
 
 from ..objects.type_names import A as A
 from ..objects.variable import Variable as Variable
-from ..objects.variable_metadata import (
+from ..objects.metadata import (
     VariableMetadata as VariableMetadata, with_metadata as with_metadata)
 from ..objects.variable_types import (
     BatchStat as BatchStat, Cache as Cache, Intermediate as Intermediate, Param as Param,

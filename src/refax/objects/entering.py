@@ -21,6 +21,7 @@ from .errors import StructureError, describe_value, path_string
 from .trace_errors import known_name
 
 _NUMBERS = (bool, int, float, complex)
+_KINDS = (np.bool_, np.integer, np.floating, np.complexfloating)
 _AS_THEY_ARE = frozenset({str, bytes, type(None)})
 # The classes of arrays, learnt as they come: `isinstance(x, jax.Array)` is slow.
 ARRAYS: set[type] = set()
@@ -71,7 +72,7 @@ def conformed(value: Any, like: Any, path: tuple) -> Any:
     if type(value) in ARRAYS and value.dtype == getattr(like, "dtype", None):
         return placed(value, like)
     if isinstance(value, jax.Array) and _is_number(value.dtype) and _has_numbers(like):
-        if not np.can_cast(_kind(value.dtype), _kind(like.dtype), "same_kind"):
+        if not _keeps_kind(value.dtype, like.dtype):
             if isinstance(value, Tracer) or not value.is_fully_addressable:
                 _refuse(value, like.dtype, path)
             return _array(value, like, path, True)
@@ -95,7 +96,7 @@ def operand(value: Any, like: Any) -> Any:
     if not isinstance(value, (np.ndarray, np.generic)) or not _has_numbers(like):
         return value
     wide = jnp.promote_types(like.dtype, jax.dtypes.canonicalize_dtype(value.dtype))
-    if wide == like.dtype or not np.can_cast(_kind(value.dtype), _kind(like.dtype), "same_kind"):
+    if wide == like.dtype or not _keeps_kind(value.dtype, like.dtype):
         return value
     return value.astype(like.dtype)
 
@@ -137,12 +138,13 @@ def _has_numbers(like: Any) -> bool:
     return hasattr(like, "dtype") and _is_number(like.dtype)
 
 
-def _kind(dtype: Any) -> Any:
-    """A dtype of NumPy's own of the same kind: NumPy knows no casting rules of bfloat16."""
-    for kind in (np.bool_, np.unsignedinteger, np.signedinteger, np.floating):
-        if jnp.issubdtype(dtype, kind):
-            return {np.bool_: bool, np.floating: float}.get(kind, int)
-    return complex
+def _keeps_kind(given: Any, target: Any) -> bool:
+    """Whether a cast stays in the kind of number, or goes to one that holds it."""
+
+    def rank(dtype: Any) -> int:
+        return next(i for i, kind in enumerate(_KINDS) if jnp.issubdtype(dtype, kind))
+
+    return rank(given) <= rank(target)
 
 
 def _array(value: Any, like: Any, holder: Any, dtype: bool) -> jax.Array:

@@ -6,14 +6,18 @@ It is immutable so that it can stand in a GraphDef and in a JAX treedef as it is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic
 
 from jax.core import Tracer
 
 from .modes import without_modes
 from .statics import frozen
+from .type_names import A
 
+GET_HOOK, SET_HOOK = "on_get_value", "on_set_value"
+SHARED = "captured"  # metadata of a Variable that `nnx.capture` records in: it has no copies
 # One annotation under three names: Flax 0.11's, and the two of 0.12. It is kept under the one that
 # it was given by, and found by all.
 _ANNOTATION = ("sharding", "sharding_names", "out_sharding")
@@ -27,8 +31,6 @@ def _stored(items: Mapping[str, Any], name: Any) -> Any:
 
 
 class Metadata(Mapping[str, Any]):
-    __slots__ = ("_hash", "_keys", "items_")
-
     def __init__(self, items: Mapping[str, Any]):
         self.items_: dict[str, Any] = {}
         for name, value in without_modes(items).items():
@@ -39,15 +41,18 @@ class Metadata(Mapping[str, Any]):
                     f"The metadata {name!r} of a Variable is a traced array. Metadata is static: "
                     "it stays when the trace is gone.\nCure: keep arrays in a Variable's value."
                 )
-        self._hash: int | None = None
-        self._keys: dict[str, Any] | None = None
 
-    @property
+    @functools.cached_property
     def keys_(self) -> dict[str, Any]:
         """The entries by type and content: `1` and `True` are two, equal functions are one."""
-        if self._keys is None:
-            self._keys = {k: frozen(v) for k, v in self.items_.items()}
-        return self._keys
+        return {k: frozen(v) for k, v in self.items_.items()}
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        try:
+            return hash(frozenset(self.keys_.items()))
+        except TypeError:
+            return hash(frozenset(self.items_))
 
     def __getitem__(self, name: str) -> Any:
         return self.items_[_stored(self.items_, name)]
@@ -67,11 +72,6 @@ class Metadata(Mapping[str, Any]):
         return isinstance(other, Metadata) and self.keys_ == other.keys_
 
     def __hash__(self) -> int:
-        if self._hash is None:
-            try:
-                self._hash = hash(frozenset(self.keys_.items()))
-            except TypeError:
-                self._hash = hash(frozenset(self.items_))
         return self._hash
 
     def __repr__(self) -> str:
@@ -94,3 +94,77 @@ def _parts(value: Any) -> Any:
 
 
 EMPTY = Metadata({})
+_NONE: Mapping[str, Any] = {}
+
+
+class VariableMetadata(Generic[A]):
+    """A value on its way into a Variable, with metadata: what `with_metadata` makers return."""
+
+    __slots__ = ("metadata", "raw_value")
+
+    def __init__(self, raw_value: A, metadata: Mapping[str, Any] = _NONE, **hooks: Any):
+        self.raw_value = raw_value
+        self.metadata = {**metadata, **_chained(hooks)} if hooks else metadata
+
+
+def with_metadata(
+    initializer: Callable[..., A],
+    on_set_value: Any = (),
+    on_get_value: Any = (),
+    on_create_value: Any = (),
+    on_add_axis: Any = (),
+    on_remove_axis: Any = (),
+    **metadata: Any,
+) -> Callable[..., VariableMetadata[A]]:
+    """Wrap an initializer so that the Variable made from its value gets this metadata.
+
+    Args:
+        initializer: makes the value.
+        on_set_value, on_get_value, on_create_value, on_add_axis, on_remove_axis: a hook, or several
+            that are called one after the other; also known as `set_value_hooks`, ….
+        **metadata: as of a Variable.
+
+    Example:
+        >>> from refax import nnx
+        >>> init = nnx.with_metadata(nnx.initializers.lecun_normal(), sharding=("in", "out"))
+        >>> layer = nnx.Linear(2, 3, kernel_init=init, rngs=nnx.Rngs(0))
+        >>> layer.kernel.sharding
+        ('in', 'out')
+    """
+    hooks = {
+        SET_HOOK: on_set_value,
+        GET_HOOK: on_get_value,
+        "on_create_value": on_create_value,
+        "on_add_axis": on_add_axis,
+        "on_remove_axis": on_remove_axis,
+    }
+    for name in hooks:
+        older = f"{name.removeprefix('on_')}_hooks"
+        hooks[name] = metadata.pop(older, hooks[name])
+    metadata |= _chained(hooks)
+
+    def wrapped(*args: Any, **kwargs: Any) -> VariableMetadata[A]:
+        return VariableMetadata(initializer(*args, **kwargs), metadata)
+
+    wrapped.__wrapped__ = initializer  # type: ignore[attr-defined]
+    return wrapped
+
+
+def _chained(hooks: Mapping[str, Any]) -> dict[str, Callable]:
+    """One hook for each name that has any."""
+    lists = {name: [given] if callable(given) else list(given) for name, given in hooks.items()}
+    return {name: _chain(name, tuple(given)) for name, given in lists.items() if given}
+
+
+def _chain(name: str, hooks: tuple[Callable, ...]) -> Callable:
+    if len(hooks) == 1:
+        return hooks[0]
+    passes_value = name.endswith("_value")
+
+    def chained(variable: Any, *args: Any) -> Any:
+        for hook in hooks:
+            result = hook(variable, *args)
+            args = (result,) if passes_value else args
+        return args[0] if passes_value else None
+
+    return chained

@@ -17,25 +17,17 @@ keyword with any other value is what it would be without this page.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 Switch: TypeAlias = bool | None
 
+_FOR_JAX = ("hijax", "is_hijax", "ref", "use_ref", "has_ref")
+_MUTABLE = ("mutable", "is_mutable")
 # What each switch is by itself: the value that a Variable shows of it, too.
-DEFAULTS: dict[str, bool] = {
-    "graph": True,
-    "graph_updates": True,
-    "hijax": False,
-    "is_hijax": False,
-    "ref": False,
-    "use_ref": False,
-    "has_ref": False,
-    "mutable": True,
-    "is_mutable": True,
-    "eager_sharding": True,
-}
-OF_VARIABLES = {name: value for name, value in DEFAULTS.items() if not name.startswith("graph")}
+OF_VARIABLES = dict.fromkeys(_FOR_JAX, False) | dict.fromkeys((*_MUTABLE, "eager_sharding"), True)
+DEFAULTS: dict[str, bool] = {"graph": True, "graph_updates": True, **OF_VARIABLES}
 _WRITTEN_BACK = (
     "asks for Variables that `jax.jit` and the other transforms of JAX write back. Those of refax "
     "are written back by the transforms of nnx, and are plain values to those of JAX.\n"
@@ -45,26 +37,16 @@ _IMMUTABLE = (
     "asks for Variables that cannot be written, and those of refax always can.\n"
     "Cure: leave it out; for plain values, nnx.pure(nnx.state(model))."
 )
-# The (switch, value) that refax's semantics does not give. All others are accepted.
-REFUSED: dict[tuple[str, bool], str] = {
-    ("hijax", True): _WRITTEN_BACK,
-    ("is_hijax", True): _WRITTEN_BACK,
-    ("ref", True): _WRITTEN_BACK,
-    ("use_ref", True): _WRITTEN_BACK,
-    ("has_ref", True): _WRITTEN_BACK,
-    ("mutable", False): _IMMUTABLE,
-    ("is_mutable", False): _IMMUTABLE,
-}
-_SETTINGS: dict[str, ContextVar[bool]] = {
-    name: ContextVar(name, default=value) for name, value in DEFAULTS.items()
-}
+# Of these, refax's semantics gives the default only. All others are accepted.
+_REFUSED = dict.fromkeys(_FOR_JAX, _WRITTEN_BACK) | dict.fromkeys(_MUTABLE, _IMMUTABLE)
+_SETTINGS = {name: ContextVar(name, default=value) for name, value in DEFAULTS.items()}
 
 
 def check_modes(**switches: Switch) -> None:
     """Raise for a switch that is refused."""
     for name, value in switches.items():
-        if value is not None and (why := REFUSED.get((name, value))):
-            raise ValueError(f"{name}={value} {why}")
+        if value is not None and value != DEFAULTS[name] and name in _REFUSED:
+            raise ValueError(f"{name}={value} {_REFUSED[name]}")
 
 
 def without_modes(keywords: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -78,16 +60,13 @@ def without_modes(keywords: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in keywords.items() if name not in switches}
 
 
-class Setting:
+class Setting(AbstractContextManager):
     """A switch that was set for all that follows; with `with`, until the end of the block."""
 
     def __init__(self, name: str, value: bool):
         check_modes(**{name: value})
         self._setting = _SETTINGS[name]
         self._before = self._setting.set(value)
-
-    def __enter__(self) -> None:
-        pass
 
     def __exit__(self, *error: object) -> None:
         self._setting.reset(self._before)
@@ -150,14 +129,11 @@ def using_refs() -> bool:
     return _SETTINGS["ref"].get()
 
 
-class VarDefaults(dict[str, bool]):
+class VarDefaults(dict[str, bool], AbstractContextManager):
     """The switches of new Variables, by name or as attributes; also a context manager."""
 
     hijax = property(lambda self: self["hijax"])
     ref = property(lambda self: self["ref"])
-
-    def __enter__(self) -> VarDefaults:
-        return self
 
     def __exit__(self, *error: object) -> None:
         pass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .errors import describe_value
 from .statics import FunctionKey
 from .watch import is_array
 
@@ -40,9 +42,9 @@ def count(values: Iterable[Any]) -> tuple[int, int]:
     return elements, size
 
 
-def size_comment(values: Iterable[Any]) -> str:
+def _size_text(values: Iterable[Any]) -> str:
     elements, size = count(values)
-    return f" # {elements:,} ({bytes_text(size)})" if elements else ""
+    return f"{elements:,} ({bytes_text(size)})" if elements else ""
 
 
 class Form(NamedTuple):
@@ -80,38 +82,49 @@ class Shown:
         )
 
 
-def _by_type(root: Shown) -> str:
+def _form(value: Any) -> Form | None:
+    """The form of an object, or of a plain container; None for any other value."""
+    if isinstance(value, Shown):
+        return value._refax_form()
+    if isinstance(value, dict):
+        return Form("{", value.items(), ": ", "}")
+    if isinstance(value, (list, tuple)):
+        start, end = "()" if isinstance(value, tuple) else "[]"
+        return Form(start, [(None, x) for x in value], "", end)
+    return None
+
+
+def _is_tree(value: Any) -> bool:
+    """Whether there are objects to show: it is one, or a plain container with one in it."""
+    if isinstance(value, Shown):
+        return True
+    form = _form(value)
+    return form is not None and any(_is_tree(child) for _, child in form.items)
+
+
+def _sizes_by_type(root: Shown) -> Iterator[str]:
     """The sizes of the cells below `root`, by their types."""
     groups: dict[str, list[Any]] = {}
     seen = {id(root)}
     queue: list[Any] = [root]
     for value in queue:  # which grows
-        if isinstance(value, Shown):
-            form = value._refax_form()
-            if form.values:
-                groups.setdefault(type(value).__name__, []).extend(form.values)
-                continue
-            children: Iterable[Any] = (child for _, child in form.items)
-        elif isinstance(value, (list, tuple, dict)):
-            children = value.values() if isinstance(value, dict) else value
-        else:
-            continue
-        for child in children:
-            if isinstance(child, (Shown, list, tuple, dict)) and id(child) not in seen:
-                seen.add(id(child))
-                queue.append(child)
-    parts = []
+        form = _form(value)
+        if form is not None and form.values:
+            groups.setdefault(type(value).__name__, []).extend(form.values)
+        elif form is not None:
+            for _, child in form.items:
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    queue.append(child)
     for name, values in groups.items():
-        elements, size = count(values)
-        if elements:
-            parts.append(f"{name}: {elements:,} ({bytes_text(size)})")
-    return " # " + ", ".join(parts) if parts else ""
+        if text := _size_text(values):
+            yield f"{name}: {text}"
 
 
 def short(value: Any) -> str:
     """One value on as few lines as it takes; big arrays by type and shape only."""
     if isinstance(value, Tracer):
-        return f"Traced<{value.dtype}[{','.join(map(str, value.shape))}]>"
+        return f"Traced<{describe_value(value)}>"
     if isinstance(value, jax.ShapeDtypeStruct):
         return f"ShapeDtypeStruct(shape={value.shape}, dtype={value.dtype})"
     if isinstance(value, jax.Array):
@@ -143,7 +156,8 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bo
         depth: how many levels down.
         collapse: show a run of objects of one structure in a list as its first.
     """
-    if not isinstance(value, Shown) and not _holds_shown(value):
+    form = _form(value)
+    if form is None or not _is_tree(value):
         return short(value).split("\n")
     if not isinstance(value, tuple):
         if id(value) in seen:
@@ -151,22 +165,16 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bo
         seen[id(value)] = path
     if depth > _MAX_DEPTH:
         return [f"{type(value).__name__}(…)"]
-    if isinstance(value, Shown):
-        head, items, sep, end, values = value._refax_form()
-        if values:
-            head += size_comment(values)
-        elif sep == "=" and not depth:
-            head += _by_type(value)
-    elif isinstance(value, Mapping):
-        head, items, sep, end = "{", value.items(), ": ", "}"
-    elif isinstance(value, tuple):
-        head, items, sep, end = "(", [(None, x) for x in value], "", ")"
+    head, sep, end, items = form.head, form.sep, form.end, list(form.items)
+    if form.values:
+        sizes = [_size_text(form.values)]
     else:
-        head, items, sep, end = "[", [(None, x) for x in value], "", "]"
-    lines = [head]
+        sizes = list(_sizes_by_type(value)) if sep == "=" and not depth else []
+    if any(sizes):
+        head += f" # {', '.join(sizes)}"
     if not items:
         return [head.rstrip() + end]
-    items = list(items)
+    lines = [head]
     i = 0
     while i < len(items):
         key, child = items[i]
@@ -188,13 +196,9 @@ def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bo
 
 def _alike(items: list[tuple[Any, Any]], start: int) -> int:
     """How many objects from `start` on have the structure, shapes and dtypes of the first."""
-    if not isinstance(items[start][1], Shown):
-        return 1
     first = _structure(items[start][1])
-    for number, (_, item) in enumerate(items[start:]):
-        if not isinstance(item, Shown) or _structure(item) != first:
-            return number
-    return len(items) - start
+    run = takewhile(lambda x: isinstance(x[1], Shown) and _structure(x[1]) == first, items[start:])
+    return max(len(list(run)), 1)
 
 
 def _structure(root: Any) -> list[Any]:
@@ -204,37 +208,71 @@ def _structure(root: Any) -> list[Any]:
     stack = [root]
     while stack:
         value = stack.pop()
-        if is_array(value):
-            found.append((value.shape, value.dtype))
-        elif not isinstance(value, (Shown, list, tuple, dict)):
-            found.append(short(value))
+        form = _form(value)
+        if form is None:
+            found.append((value.shape, value.dtype) if is_array(value) else short(value))
         elif id(value) in seen and not isinstance(value, tuple):
             found.append(seen[id(value)])
         else:
             seen[id(value)] = len(seen)
-            found.append(type(value))
-            if isinstance(value, Shown):
-                items = list(value._refax_form().items)
-            else:
-                items = list(value.items() if isinstance(value, dict) else enumerate(value))
-            found.extend(key for key, _ in items)
-            stack.extend(child for _, child in reversed(items))
+            items = list(form.items)
+            found += [type(value), *(key for key, _ in items)]
+            stack += [child for _, child in reversed(items)]
     return found
 
 
-def _holds_shown(value: Any) -> bool:
-    if not isinstance(value, (list, tuple, dict)):
-        return False
-    items = value.values() if isinstance(value, dict) else value
-    return any(isinstance(x, Shown) or _holds_shown(x) for x in items)
-
-
 def represent(value: Any) -> str:
-    lines = _lines(value, {}, "", 0, False)
-    if len(lines) > MAX_LINES:
-        lines = _lines(value, {}, "", 0, True)
-    if len(lines) > MAX_LINES:
-        half = MAX_LINES // 2
-        cut = len(lines) - 2 * half
-        lines = [*lines[:half], f"{_INDENT}… ({cut} lines more)", *lines[-half:]]
-    return "\n".join(lines)
+    for collapse in (False, True):
+        lines = _lines(value, {}, "", 0, collapse)
+        if len(lines) <= MAX_LINES:
+            return "\n".join(lines)
+    half = MAX_LINES // 2
+    cut = f"{_INDENT}… ({len(lines) - 2 * half} lines more)"
+    return "\n".join([*lines[:half], cut, *lines[-half:]])
+
+
+# A user's own form, told in parts: an `Object`, then its `Attr`s.
+
+
+class Object(NamedTuple):
+    """What is shown around the attributes: `type(a=1, b=2)`."""
+
+    type: str | type
+    start: str = "("
+    end: str = ")"
+    kv_sep: str = "="
+
+
+class Attr(NamedTuple):
+    """One attribute."""
+
+    key: str | Any
+    value: Any
+
+
+class Representable(Shown):
+    """Base of what is shown by the parts that `__nnx_repr__` yields.
+
+    Example:
+        >>> from refax import nnx
+        >>> class Point(nnx.reprlib.Representable):
+        ...     def __nnx_repr__(self):
+        ...         yield nnx.reprlib.Object("Point")
+        ...         yield nnx.reprlib.Attr("x", 1)
+        >>> Point()
+        Point(
+          x=1
+        )
+    """
+
+    __slots__ = ()
+
+    def __nnx_repr__(self) -> Iterator[Object | Attr]:
+        raise NotImplementedError
+
+    def _refax_form(self) -> Form:
+        first, *attributes = self.__nnx_repr__()
+        assert isinstance(first, Object), "__nnx_repr__ yields an Object first"
+        name = first.type.__name__ if isinstance(first.type, type) else first.type
+        items = [(a.key, a.value) for a in attributes if isinstance(a, Attr)]
+        return Form(name + first.start, items, first.kv_sep, first.end)

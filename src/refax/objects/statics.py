@@ -8,12 +8,14 @@ can be told: two closures over equal values from the same source line are equal,
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import math
 import types
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -69,6 +71,15 @@ def compared(key: tuple) -> list[EqualKey]:
     return [key[1]] if type(key[1]) is EqualKey else []
 
 
+def _equal(x: Any, y: Any) -> bool | None:
+    """Whether `x == y`; None where the comparison fails (as of arrays within), or is no bool."""
+    try:
+        same = x == y
+    except Exception:
+        return None
+    return bool(same) if isinstance(same, (bool, np.bool_)) else None
+
+
 class EqualKey:
     """A static without a hash (a plain dataclass, a set), compared by `==` with what it was.
 
@@ -81,22 +92,15 @@ class EqualKey:
     def __init__(self, value: Any):
         self._value, self._copy, self._fails = value, value, False
         for make in (copy.deepcopy, copy.copy):
-            try:
+            with contextlib.suppress(Exception):
                 made = make(value)
-            except Exception:
-                continue
-            try:
-                same = made == value
-                self._fails = not isinstance(same, (bool, np.bool_))
-            except Exception:
-                self._fails = True
-            if self._fails or same:
-                self._copy = made
-                return
+                if (same := _equal(made, value)) is not False:
+                    self._copy, self._fails = made, same is None
+                    return
 
     def holds(self) -> bool:
         """Whether the value is still what it was."""
-        return self._fails or self._value is self._copy or bool(self._value == self._copy)
+        return self._fails or self._value is self._copy or bool(_equal(self._value, self._copy))
 
     def content(self) -> Any:
         return self._value if self.holds() else copy.deepcopy(self._copy)
@@ -106,10 +110,7 @@ class EqualKey:
             return False
         if self._copy is other._copy or self._fails:
             return self._value is other._value or not self._fails
-        try:
-            return bool(self._copy == other._copy)
-        except Exception:  # such as of two arrays in it, which may be compared by identity only
-            return False
+        return bool(_equal(self._copy, other._copy))
 
     def __hash__(self) -> int:
         if self._fails:
@@ -142,18 +143,18 @@ _HASHES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 class FunctionKey:
     """A function or partial, compared by code, defaults and what it closes over."""
 
-    __slots__ = ("_hash", "_key", "function")
-
     def __init__(self, function: Any):
         self.function = function
-        self._key: Any = None
-        self._hash: int | None = None
 
-    @property
+    @functools.cached_property
     def key(self) -> Any:
-        if self._key is None:
-            self._key = frozen(self.function, {})
-        return self._key
+        return frozen(self.function)
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        if self.function not in _HASHES:
+            _HASHES[self.function] = hash(self.key)
+        return _HASHES[self.function]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FunctionKey):
@@ -161,10 +162,6 @@ class FunctionKey:
         return self.function is other.function or self.key == other.key
 
     def __hash__(self) -> int:
-        if self._hash is None:
-            self._hash = _HASHES.get(self.function)
-            if self._hash is None:
-                self._hash = _HASHES[self.function] = hash(self.key)
         return self._hash
 
     def __repr__(self) -> str:
@@ -205,50 +202,49 @@ def frozen(value: Any, seen: dict[int, int] | None = None) -> Any:
     """`value` as something hashable that is equal for equal content."""
     seen = {} if seen is None else seen
     cls = type(value)
-    if cls in _PLAIN:
-        return (cls, value)
-    if cls is float:
+    if cls in _PLAIN or cls is float:
         return static_key(value)
     if id(value) in seen:  # a function that closes over itself
         return ("seen", seen[id(value)])
-    if cls is types.FunctionType:
-        seen[id(value)] = len(seen)
-        return (
-            cls,
-            value.__code__,
-            id(value.__globals__),
-            frozen(value.__defaults__, seen),
-            frozen(value.__kwdefaults__, seen),
-            tuple(_freeze_cell(cell, seen) for cell in value.__closure__ or ()),
-        )
-    if cls is functools.partial:
-        seen[id(value)] = len(seen)
-        parts = (value.func, value.args, value.keywords)
-        return (cls, *(frozen(part, seen) for part in parts))
-    if isinstance(value, (tuple, list)):
-        seen[id(value)] = len(seen)
-        return (cls, *(frozen(x, seen) for x in value))
-    if cls is dict:
-        seen[id(value)] = len(seen)
-        return (cls, *((frozen(k, seen), frozen(v, seen)) for k, v in value.items()))
     if isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer):
         if value.size <= 4096 and not jnp.issubdtype(value.dtype, jax.dtypes.extended):
             data = np.asarray(value)
             return (cls, data.shape, str(data.dtype), data.tobytes())
         return _SameObject(value)
+    parts = _parts(value)
+    if parts is None:
+        return (cls, value)
+    if len(parts) == 1 and parts[0] is value:
+        return _SameObject(value)
+    seen[id(value)] = len(seen)
+    return (cls, *(frozen(part, seen) for part in parts))
+
+
+def _parts(value: Any) -> Sequence[Any] | None:
+    """What a value is compared by, part by part; None if it can be compared as a whole."""
+    cls = type(value)
+    if cls is types.FunctionType:
+        return (
+            value.__code__,
+            _SameObject(value.__globals__),
+            value.__defaults__,
+            value.__kwdefaults__,
+            *(value.__closure__ or ()),
+        )
+    if cls is types.CellType:
+        try:
+            return (value.cell_contents,)
+        except ValueError:  # nothing in it yet
+            return ()
+    if cls is functools.partial:
+        return (value.func, value.args, value.keywords)
+    if isinstance(value, (tuple, list)):
+        return value
+    if cls is dict:
+        return [*value.keys(), *value.values()]
     try:
         hash(value)
-    except TypeError:
-        if jax.tree_util.all_leaves((value,)):
-            return _SameObject(value)
-        seen[id(value)] = len(seen)  # a pytree, such as a State of masks
+    except TypeError:  # a pytree, such as a State of masks; or itself
         leaves, treedef = jax.tree.flatten(value)
-        return (cls, treedef, *(frozen(leaf, seen) for leaf in leaves))
-    return (cls, value)
-
-
-def _freeze_cell(cell: types.CellType, seen: dict[int, int]) -> Any:
-    try:
-        return frozen(cell.cell_contents, seen)
-    except ValueError:  # an empty cell
-        return ("empty",)
+        return leaves if jax.tree_util.treedef_is_leaf(treedef) else (treedef, *leaves)
+    return None

@@ -27,7 +27,7 @@ import numpy as np
 from .._jax_compat import TRACE
 from .at_once import Write, at_once, set_each
 from .entering import ARRAYS, entered, kept_in_place
-from .metadata import EMPTY, Metadata
+from .metadata import EMPTY, GET_HOOK, SET_HOOK, SHARED, A, Metadata, VariableMetadata
 from .modes import OF_VARIABLES as MODES
 from .operators import add_operators
 from .outer_reads import outer_read
@@ -35,7 +35,6 @@ from .pickling import copy_leaf, pack_leaf
 from .representation import Form, Shown
 from .snapshots import UNREAD, Snapshot, taken, written
 from .trace_errors import mutation_error
-from .variable_metadata import GET_HOOK, SET_HOOK, SHARED, A, VariableMetadata
 from .watch import invalidate
 
 _SLOTS = ("_value", "_metadata", "_trace", "_watch", "_hooked")

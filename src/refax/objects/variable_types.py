@@ -6,8 +6,8 @@ import copyreg
 from typing import Any
 
 from .errors import suggest
+from .metadata import GET_HOOK, SET_HOOK
 from .variable import A, Variable, VariableType, make_variable
-from .variable_metadata import GET_HOOK, SET_HOOK
 
 VariableMeta = VariableType
 VariableState = Variable  # of older programs, whose States held something else than Variables

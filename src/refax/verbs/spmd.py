@@ -16,11 +16,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..graph.rebuild import rebuild
 from ..graph.state import State, map_state
+from ..objects.metadata import with_metadata
 from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.type_names import T
 from ..objects.variable import Variable, make_variable
-from ..objects.variable_metadata import with_metadata
 from ..objects.watch import is_array
 from .layouts import leaves_of
 from .splitting import state
