@@ -7,31 +7,29 @@ is one leaf, and a cycle is no problem. A Variable inside is visible to `is_leaf
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import jax
 
 from .._jax_compat import TRACE, rebuilds_arguments
 from ..objects.errors import path_string
-from ..objects.mappings import sorted_keys
+from ..objects.mappings import register_mapping
 from ..objects.snapshots import Rebuilt
 from ..objects.variable import Variable, set_trace
 from ..objects.variable_types import BatchStat, Cache, Intermediate, RngState
 from .graphdef import GraphDef
-from .plan import Plan, plan_for
+from .plan import plan_for
 from .rebuild import rebuild
 from .state import nest
 
 
-def _nested(node: Any) -> tuple[Plan, dict]:
+def _content(node: Any) -> tuple[dict, GraphDef]:
     plan = plan_for((node,))
     if plan.nested is not None:
-        return plan, plan.nested
+        return plan.nested, plan.graphdef
     tree = nest_leaves(plan.graphdef, plan.leaves())
     if not plan.arrays:  # bare arrays may be replaced without a change of structure
         plan.nested = tree
-    return plan, tree
+    return tree, plan.graphdef
 
 
 def nest_leaves(graphdef: GraphDef, leaves: Sequence[Any]) -> dict:
@@ -51,21 +49,7 @@ def nested_leaves(graphdef: GraphDef, tree: dict) -> list[Any]:
     return leaves
 
 
-def _flatten(node: Any) -> tuple[tuple, tuple]:
-    plan, tree = _nested(node)
-    keys = tuple(sorted_keys(tree))
-    return tuple([tree[k] for k in keys]), (plan.graphdef, keys)
-
-
-def _flatten_with_keys(node: Any) -> tuple[tuple, tuple]:
-    children, (graphdef, keys) = _flatten(node)
-    named = [(jax.tree_util.DictKey(k), c) for k, c in zip(keys, children, strict=True)]
-    return tuple(named), (graphdef, keys)
-
-
-def _unflatten(aux: tuple, children: Iterable[Any]) -> Any:
-    graphdef, keys = aux
-    tree = dict(zip(keys, children, strict=True))
+def _made(tree: dict, graphdef: GraphDef) -> Any:
     objects = rebuild(graphdef, nested_leaves(graphdef, tree))
     if TRACE.value is not _TOP and rebuilds_arguments():
         _note_writes(graphdef, objects)
@@ -93,4 +77,4 @@ def _note_writes(graphdef: GraphDef, objects: Sequence[Any]) -> None:
 
 def register(cls: type) -> None:
     """Make a class of Pytrees known to JAX."""
-    jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, _unflatten, _flatten)
+    register_mapping(cls, _content, _made)

@@ -180,7 +180,7 @@ def state_over(tree: dict) -> State:
     return self
 
 
-register_mapping(State, lambda state: state._tree, state_over)
+register_mapping(State, lambda state: (state._tree, None), lambda tree, _: state_over(tree))
 
 
 class Entry(tuple):

@@ -58,7 +58,7 @@ from ..lift.contexts import (
     MergeContext as MergeContext, split_context as split_context, SplitContext as SplitContext,
     update_context as update_context, UpdateContext as UpdateContext)
 from ..lift.tree_states import from_tree as from_tree, NodeStates as NodeStates, to_tree as to_tree
-from ..objects.array_refs import array_ref as array_ref, ArrayRef as ArrayRef
+from ..objects.extras import array_ref as array_ref, ArrayRef as ArrayRef
 from ..objects.errors import (
     GraphError as GraphError, StructureError as StructureError,
     TraceContextError as TraceContextError, UnhashableStaticError as UnhashableStaticError)

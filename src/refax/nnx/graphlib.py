@@ -1,6 +1,6 @@
 """`nnx.graphlib`: names only."""
 
-from ..objects.array_refs import is_array_ref as is_array_ref
+from ..objects.extras import is_array_ref as is_array_ref
 from ..objects.modes import (
     set_graph_mode as set_graph_mode, set_graph_updates as set_graph_updates)
 from ..verbs.variable_modes import vars_as as vars_as, with_vars as with_vars

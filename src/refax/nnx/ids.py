@@ -1,3 +1,3 @@
 """`nnx.ids`: the universally unique ids of Python."""
 
-from uuid import UUID as UUID, uuid4 as uuid
+from ..objects.extras import UUID as UUID, uuid as uuid

@@ -1,3 +1,3 @@
 """`nnx.tracers`: which trace runs."""
 
-from ..objects.trace_state import TraceState as TraceState, current_jax_trace as current_jax_trace
+from ..objects.extras import TraceState as TraceState, current_jax_trace as current_jax_trace

@@ -1,6 +1,6 @@
 """`nnx.variablelib`: names only."""
 
-from ..objects.array_refs import (
+from ..objects.extras import (
     ArrayRef as ArrayRef, array_ref as array_ref, is_array_ref as is_array_ref)
 from ..objects.modes import (
     VarDefaults as VarDefaults, use_eager_sharding as use_eager_sharding, use_hijax as use_hijax,

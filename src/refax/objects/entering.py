@@ -56,12 +56,11 @@ def entered(value: Any, like: Any = None, holder: Any = None, dtype: bool = True
             return _array(np.array(value), like, holder, dtype)
         except ValueError:  # of several lengths
             pass
-    likes = jax.tree.leaves(like) if same else [None] * len(leaves)
-    made = [
-        _array(x, y, holder, dtype) if _from_outside(x) else x
-        for x, y in zip(leaves, likes, strict=True)
-    ]
-    return structure.unflatten(made)
+
+    def made(x: Any, y: Any = None) -> Any:
+        return _array(x, y, holder, dtype) if _from_outside(x) else x
+
+    return jax.tree.map(made, value, like) if same else jax.tree.map(made, value)
 
 
 def conformed(value: Any, like: Any, path: tuple) -> Any:

@@ -1,8 +1,8 @@
-"""Classes of mappings as JAX pytrees, flattened as JAX flattens a dict."""
+"""Classes as JAX pytrees that are flattened as JAX flattens a dict."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import jax
@@ -18,20 +18,27 @@ def sorted_keys(keys: Iterable[Any]) -> list[Any]:
 
 
 def register_mapping(
-    cls: type, content: Callable[[Any], dict], make: Callable[[dict], Any]
+    cls: type, content: Callable[[Any], tuple[dict, Hashable]], make: Callable[[dict, Any], Any]
 ) -> None:
-    """Make a class of mappings known to JAX, flattened as JAX flattens a dict."""
+    """Make a class known to JAX, flattened as JAX flattens a dict.
 
-    def flatten(mapping: Any) -> tuple[tuple, tuple]:
-        items = content(mapping)
+    Args:
+        cls: the class.
+        content: from an object to its entries, and what else it takes to make it again.
+        make: from these two to the object.
+    """
+
+    def flatten(obj: Any) -> tuple[tuple, tuple]:
+        items, static = content(obj)
         keys = tuple(sorted_keys(items))
-        return tuple([items[k] for k in keys]), keys
+        return tuple([items[k] for k in keys]), (keys, static)
 
-    def flatten_with_keys(mapping: Any) -> tuple[tuple, tuple]:
-        children, keys = flatten(mapping)
-        return tuple(zip(map(jax.tree_util.DictKey, keys), children, strict=True)), keys
+    def flatten_with_keys(obj: Any) -> tuple[tuple, tuple]:
+        children, aux = flatten(obj)
+        return tuple(zip(map(jax.tree_util.DictKey, aux[0]), children, strict=True)), aux
 
-    def unflatten(keys: tuple, children: Iterable[Any]) -> Any:
-        return make(dict(zip(keys, children, strict=True)))
+    def unflatten(aux: tuple, children: Iterable[Any]) -> Any:
+        keys, static = aux
+        return make(dict(zip(keys, children, strict=True)), static)
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

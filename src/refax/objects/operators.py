@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jax.core import Tracer
 
 from .entering import kept_in_place, operand
@@ -33,6 +34,10 @@ _UNARY = {
     "len": len,
     "iter": iter,
     "round": round,
+    "array": np.asarray,
+    "call": operator.call,
+    "dlpack": lambda array, **options: array.__dlpack__(**options),
+    "dlpack_device": operator.methodcaller("__dlpack_device__"),
 }
 _FUNCTIONS: dict[str, Callable] = {"and": operator.and_, "or": operator.or_, "divmod": divmod}
 
@@ -67,7 +72,7 @@ def add_operators(cls: type) -> None:
     for name in _COMPARE:
         binary(name, getattr(operator, name))
     for name, unary in _UNARY.items():
-        define(name, lambda self, *args, unary=unary: unary(self.value, *args))
+        define(name, lambda self, *args, unary=unary, **kw: unary(self.value, *args, **kw))
     define("bool", _truth)
     define("contains", lambda self, item: other_value(item) in self.value)
     define("format", lambda self, spec: format(self.value, spec) if spec else repr(self))

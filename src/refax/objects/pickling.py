@@ -96,14 +96,12 @@ def copy_leaf(leaf: Any) -> Any:
 class _PackedKey:
     """A typed random key as pickle can take it: the raw words and the name of its generator."""
 
-    __slots__ = ("data", "impl")
-
     def __init__(self, key: jax.Array):
-        self.data = np.asarray(jax.random.key_data(key))
-        self.impl = str(jax.random.key_impl(key))
+        self.key = key
 
     def __reduce__(self) -> Any:
-        return (_unpack_key, (self.data, self.impl))
+        data = np.asarray(jax.random.key_data(self.key))
+        return (_unpack_key, (data, str(jax.random.key_impl(self.key))))
 
 
 def _unpack_key(data: np.ndarray, impl: str) -> jax.Array:
@@ -115,9 +113,3 @@ def pack_leaf(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return _PackedKey(leaf)
     return leaf
-
-
-# -- types ---------------------------------------------------------------------------------------
-
-
-# -- names ---------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -146,84 +147,74 @@ def short(value: Any) -> str:
     return repr(value)
 
 
-def _lines(value: Any, seen: dict[int, str], path: str, depth: int, collapse: bool) -> list[str]:
-    """The lines of one value.
+class _Tree:
+    """How one object is shown.
 
     Args:
-        value: what to show.
-        seen: where each shared object was shown first, by id.
-        path: of the value, from the root.
-        depth: how many levels down.
+        leaf: what is shown of a value that is not gone into.
         collapse: show a run of objects of one structure in a list as its first.
+        most: lines of one object, before the rest is counted only.
     """
-    form = _form(value)
-    if form is None or not _is_tree(value):
-        return short(value).split("\n")
-    if not isinstance(value, tuple):
-        if id(value) in seen:
-            return [f"{type(value).__name__}(…same as {seen[id(value)] or 'the root'})"]
-        seen[id(value)] = path
-    if depth > _MAX_DEPTH:
-        return [f"{type(value).__name__}(…)"]
-    head, sep, end, items = form.head, form.sep, form.end, list(form.items)
-    if form.values:
-        sizes = [_size_text(form.values)]
-    else:
-        sizes = list(_sizes_by_type(value)) if sep == "=" and not depth else []
-    if any(sizes):
-        head += f" # {', '.join(sizes)}"
-    if not items:
-        return [head.rstrip() + end]
-    lines = [head]
-    i = 0
-    while i < len(items):
-        key, child = items[i]
-        alike = _alike(items, i) if collapse and key is None else 1
-        label = "" if key is None else (key if sep == "=" else repr(key)) + sep
-        step = f"[{i}]" if key is None else f"[{key!r}]" if sep == ": " else f".{key}"
-        below = _lines(child, seen, (path + step).lstrip("."), depth + 1, collapse)
-        body = [_INDENT + label + below[0], *(_INDENT + line for line in below[1:])]
-        i += alike
-        body[-1] += "," if i < len(items) or alike > 1 else ""
-        if alike > 1:
-            body.append(f"{_INDENT}… ({alike - 1} more of this structure)")
-        lines += body
-        if len(lines) > MAX_LINES and i < len(items):
-            lines.append(f"{_INDENT}… ({len(items) - i} more)")
-            break
-    return [*lines, end]
 
+    def __init__(self, leaf: Callable[[Any], str], collapse: bool, most: float = MAX_LINES):
+        self.leaf, self.collapse, self.most = leaf, collapse, most
+        self.seen: dict[int, str] = {}  # where each shared object was shown first, by id
 
-def _alike(items: list[tuple[Any, Any]], start: int) -> int:
-    """How many objects from `start` on have the structure, shapes and dtypes of the first."""
-    first = _structure(items[start][1])
-    run = takewhile(lambda x: isinstance(x[1], Shown) and _structure(x[1]) == first, items[start:])
-    return max(len(list(run)), 1)
-
-
-def _structure(root: Any) -> list[Any]:
-    """What tells two objects apart in print when the values of their arrays do not count."""
-    seen: dict[int, int] = {}
-    found: list[Any] = []
-    stack = [root]
-    while stack:
-        value = stack.pop()
+    def lines(self, value: Any, path: str, depth: int) -> list[str]:
+        """The lines of one value at a path from the root, so many levels down."""
         form = _form(value)
-        if form is None:
-            found.append((value.shape, value.dtype) if is_array(value) else short(value))
-        elif id(value) in seen and not isinstance(value, tuple):
-            found.append(seen[id(value)])
-        else:
-            seen[id(value)] = len(seen)
-            items = list(form.items)
-            found += [type(value), *(key for key, _ in items)]
-            stack += [child for _, child in reversed(items)]
-    return found
+        if form is None or not _is_tree(value):
+            return self.leaf(value).split("\n")
+        if not isinstance(value, tuple):
+            if id(value) in self.seen:
+                return [f"{type(value).__name__}(…same as {self.seen[id(value)] or 'the root'})"]
+            self.seen[id(value)] = path
+        if depth > _MAX_DEPTH:
+            return [f"{type(value).__name__}(…)"]
+        head, sep, end, items = form.head, form.sep, form.end, list(form.items)
+        sizes = [_size_text(form.values)] if form.values else []
+        if sep == "=" and not depth and not sizes:
+            sizes = list(_sizes_by_type(value))
+        if any(sizes):
+            head += f" # {', '.join(sizes)}"
+        if not items:
+            return [head.rstrip() + end]
+        lines = [head]
+        i = 0
+        while i < len(items):
+            key, child = items[i]
+            in_run = self.collapse and key is None and isinstance(child, Shown)
+            alike = _alike(items[i:]) if in_run else 1
+            label = "" if key is None else (key if sep == "=" else repr(key)) + sep
+            step = f"[{i}]" if key is None else f"[{key!r}]" if sep == ": " else f".{key}"
+            below = self.lines(child, (path + step).lstrip("."), depth + 1)
+            body = [_INDENT + label + below[0], *(_INDENT + line for line in below[1:])]
+            i += alike
+            body[-1] += "," if i < len(items) or alike > 1 else ""
+            if alike > 1:
+                body.append(f"{_INDENT}… ({alike - 1} more of this structure)")
+            lines += body
+            if len(lines) > self.most and i < len(items):
+                lines.append(f"{_INDENT}… ({len(items) - i} more)")
+                break
+        return [*lines, end]
+
+
+def _alike(items: list[tuple[Any, Any]]) -> int:
+    """How many objects at the start have the structure, shapes and dtypes of the first."""
+    first = _structure(items[0][1])
+    return sum(1 for _ in takewhile(lambda item: _structure(item[1]) == first, items))
+
+
+def _structure(value: Any) -> list[str]:
+    """What is shown of an object where the values of its arrays do not count."""
+    tree = _Tree(lambda x: describe_value(x) if is_array(x) else short(x), False, math.inf)
+    return tree.lines(value, "", 1)
 
 
 def represent(value: Any) -> str:
     for collapse in (False, True):
-        lines = _lines(value, {}, "", 0, collapse)
+        lines = _Tree(short, collapse).lines(value, "", 0)
         if len(lines) <= MAX_LINES:
             return "\n".join(lines)
     half = MAX_LINES // 2

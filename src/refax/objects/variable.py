@@ -37,8 +37,6 @@ from .snapshots import UNREAD, Snapshot, taken, written
 from .trace_errors import mutation_error
 from .watch import invalidate
 
-_SLOTS = ("_value", "_metadata", "_trace", "_watch", "_hooked")
-
 
 class VariableType(type):
     """Lets JAX rebuild a Variable without running a subclass's `__init__`.
@@ -73,7 +71,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         (1, 'steps')
     """
 
-    __slots__ = ("__weakref__", "_hooked", "_metadata", "_plans", "_trace", "_value", "_watch")
+    __slots__ = ("__weakref__", "_hooked", "_metadata", "_trace", "_value", "_watch")
 
     _value: A
     _metadata: Metadata
@@ -204,12 +202,9 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def set_metadata(self, *args: Any, **metadata: Any) -> None:
         """`set_metadata(name, value)` or keywords: adds or changes entries; a mapping replaces."""
         if len(args) == 2:
-            new = self._metadata.with_items(**{args[0]: args[1]})
-        elif args:
-            new = Metadata(args[0]).with_items(**metadata)
-        else:
-            new = self._metadata.with_items(**metadata)
-        self._replace_metadata(new)
+            args, metadata = (), {args[0]: args[1]}
+        present = Metadata(args[0]) if args else self._metadata
+        self._replace_metadata(present.with_items(**metadata))
 
     def has_metadata(self, name: str) -> bool:
         return name in self._metadata
@@ -257,7 +252,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for names that the class does not have: metadata first, then the array's.
-        if name in _SLOTS:
+        if name in Variable.__slots__:
             raise AttributeError(name)
         # `sharding` is the annotation where it was given by this name, and else the array's.
         if name in (self._metadata.items_ if name == "sharding" else self._metadata):
@@ -289,9 +284,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 
     def copy(self, value: Any = ..., **metadata: Any) -> Any:
         """A new cell of the same type, with another value or other metadata where given."""
-        if value is not ... or metadata:
-            return self.replace(value, **metadata)
-        return make_variable(type(self), _take(self), self._metadata)
+        return self.replace(value, **metadata)
 
     def replace(self, value: Any = ..., **metadata: Any) -> Any:
         """A copy with another value and/or other metadata entries; a changed shape is fine."""
@@ -351,19 +344,6 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def __jax_array__(self) -> Any:
         return self.value
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.value, dtype=dtype, copy=copy)
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.value.__dlpack__(**options)  # type: ignore[attr-defined]
-
-    def __dlpack_device__(self) -> Any:
-        return self.value.__dlpack_device__()  # type: ignore[attr-defined]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        value: Any = self.value
-        return value(*args, **kwargs)
-
     def _refax_form(self) -> Form:
         items = [("value", _take(self)), *self._metadata.items()]
         return Form(type(self).__name__ + "(", items, values=(self._value,))
@@ -378,7 +358,6 @@ _set_metadata = Variable.__dict__["_metadata"].__set__
 set_trace = Variable.__dict__["_trace"].__set__
 set_watch: Callable[[Variable, Any], None] = Variable.__dict__["_watch"].__set__
 _set_hooked = Variable.__dict__["_hooked"].__set__
-_set_plans = Variable.__dict__["_plans"].__set__
 
 add_operators(Variable)
 jax.tree_util.register_dataclass(Variable, data_fields=["value"], meta_fields=["raw_metadata"])
@@ -395,7 +374,6 @@ def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
     _set_metadata(self, metadata)
     set_trace(self, TRACE.value)
     set_watch(self, None)
-    _set_plans(self, None)
     _set_hooked(self, cls._class_hooked or (metadata is not EMPTY and _has_hooks(cls, metadata)))
     return self
 
@@ -410,7 +388,6 @@ def copies(variables: list[Any], snapshot: Snapshot | None = None) -> list[Any]:
     set_each(_set_metadata, cells, map(_metadata_of, variables))
     set_each(set_trace, cells, repeat(snapshot or TRACE.value))
     set_each(set_watch, cells, repeat(None))
-    set_each(_set_plans, cells, repeat(None))
     hooked = list(map(_hooked_of, variables))
     if any(hooked):  # or its reads are watched
         hooked = [_has_hooks(type(cell), cell._metadata) for cell in cells]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+from functools import partial
 from typing import Any
 
 from .errors import suggest
@@ -136,29 +137,24 @@ def variable_type_from_name(
     return _TYPE_OF_NAME[name]
 
 
-def _made_type(name: str, base: type[Variable]) -> type[Variable]:
-    return variable_type_from_name(name, base=base, allow_register=True)
-
-
 def _pickled_type(cls: type[Variable]) -> Any:
     """A type that was made for a name stands in no module: it is pickled by that name."""
-    return (
-        (_made_type, (cls.__name__, cls.__base__)) if "_of_name" in vars(cls) else cls.__qualname__
-    )
+    if "_of_name" not in vars(cls):
+        return cls.__qualname__
+    made = partial(variable_type_from_name, base=cls.__base__, allow_register=True)
+    return made, (cls.__name__,)
 
 
 copyreg.pickle(VariableType, _pickled_type)  # type: ignore[arg-type]
 
 
 def variable_name_from_type(typ: type[Variable], *, allow_register: bool = False) -> str:
-    for name, known in _TYPE_OF_NAME.items():
-        if known is typ:
-            return name
-    if not allow_register:
-        raise ValueError(
-            f"{typ.__name__} has no registered name.\nCure: register one with "
-            "nnx.register_variable_name, or pass allow_register=True."
-        )
-    name = typ.__name__
-    register_variable_name(name, typ)
-    return name
+    names = {known: name for name, known in reversed(_TYPE_OF_NAME.items())}
+    if typ not in names:
+        if not allow_register:
+            raise ValueError(
+                f"{typ.__name__} has no registered name.\nCure: register one with "
+                "nnx.register_variable_name, or pass allow_register=True."
+            )
+        register_variable_name(typ.__name__, typ)
+    return names.get(typ, typ.__name__)
