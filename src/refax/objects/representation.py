@@ -103,7 +103,7 @@ def _is_tree(value: Any) -> bool:
     return form is not None and any(_is_tree(child) for _, child in form.items)
 
 
-def _sizes_by_type(root: Shown) -> Iterator[str]:
+def _sizes_by_type(root: Any) -> Iterator[str]:
     """The sizes of the cells below `root`, by their types."""
     groups: dict[str, list[Any]] = {}
     seen = {id(root)}

@@ -141,7 +141,8 @@ def _pickled_type(cls: type[Variable]) -> Any:
     """A type that was made for a name stands in no module: it is pickled by that name."""
     if "_of_name" not in vars(cls):
         return cls.__qualname__
-    made = partial(variable_type_from_name, base=cls.__base__, allow_register=True)
+    base: Any = cls.__base__
+    made = partial(variable_type_from_name, base=base, allow_register=True)
     return made, (cls.__name__,)
 
 
