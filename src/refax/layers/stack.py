@@ -141,7 +141,7 @@ class Stack(Module):
         self = new_pytree(cls)
         self._set_options(**options)
         self.n = len(blocks)
-        self.blocks = stack_blocks(blocks, AxisName(self.partition_name))
+        self.blocks = stack_blocks(blocks, AxisName(self._metadata))
         return self
 
     def _set_options(
@@ -235,7 +235,7 @@ class Stack(Module):
         What is done to them does not reach the Stack; to change a block, put it back:
         `stack[3] = block`.
         """
-        axis = AxisName(self.partition_name)
+        axis = AxisName(self._metadata)
         if not isinstance(index, slice):
             return take_blocks(self.blocks, self._number(index), axis)
         part = copy.copy(self)
@@ -245,7 +245,7 @@ class Stack(Module):
 
     def __setitem__(self, index: SupportsIndex, block: Any) -> None:
         """Give block number `index` the values of `block`, which must be like the others."""
-        put_block(self.blocks, self._number(index), block, AxisName(self.partition_name))
+        put_block(self.blocks, self._number(index), block, AxisName(self._metadata))
 
     def _number(self, index: SupportsIndex) -> int:
         number = operator.index(index)

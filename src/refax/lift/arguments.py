@@ -17,7 +17,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import jax
@@ -108,7 +108,7 @@ def take_apart(tree: Any, objects: list[Any], numbers: dict[int, int]) -> Any:
     return treedef.unflatten([take_apart(x, objects, numbers) for x in leaves])
 
 
-def put_back(tree: Any, objects: Sequence[Any]) -> Any:
+def put_back(tree: Any, objects: Sequence[Any] | Mapping[int, Any]) -> Any:
     """`tree` with the objects in the place of their slots."""
     cls = type(tree)
     if cls is Slot:
@@ -128,6 +128,15 @@ def put_back(tree: Any, objects: Sequence[Any]) -> Any:
 def slot_numbers(tree: Any) -> set[int]:
     """Which objects stand in a tree."""
     return {x.number for x in jax.tree.leaves(tree, is_leaf=is_slot) if is_slot(x)}
+
+
+def slot_places(tree: Any, name: Callable[[Any], str]) -> dict[int, str]:
+    """Which objects stand in a tree, each with the `name(JAX path)` of its first place."""
+    places: dict[int, str] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_slot):
+        if is_slot(x):
+            places.setdefault(x.number, name(path))
+    return places
 
 
 def named_like(function: Any, wrapper: Any) -> Any:

@@ -7,7 +7,7 @@ with every other key, `{"nickname": 'B'}`, for metadata that has an entry for ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import NamedSharding, PartitionSpec
@@ -17,71 +17,67 @@ from ..objects.variable import Variable, replace_metadata
 from ..verbs.spmd import PARTITION_NAME
 from . import errors
 
+_SHARDING = "sharding"
+
 
 class AxisName:
     """The name of the axis that a transform maps over, in each kind of annotation that has one."""
 
     __slots__ = ("names",)
 
-    def __init__(self, name: str | None):
-        self.names: tuple[tuple[str, Any], ...] = ((_SHARDING, name),)  # (metadata key, name)
-
-    @staticmethod
-    def of(transform_metadata: Mapping[str, Any] | None) -> AxisName | None:
-        if not transform_metadata:
-            return None
-        named = AxisName(None)
-        named.names = tuple(
+    def __init__(self, transform_metadata: Mapping[str, Any]):
+        self.names = tuple(  # (metadata key, name)
             (_SHARDING if key == PARTITION_NAME else key, name)
             for key, name in transform_metadata.items()
         )
-        return named
+
+    @staticmethod
+    def of(transform_metadata: Mapping[str, Any] | None) -> AxisName | None:
+        return AxisName(transform_metadata) if transform_metadata else None
 
     def remove(
         self, variables: Sequence[Variable], axes: Sequence[Any], graphdef: GraphDef
     ) -> None:
         """Take the name out of the annotations of mapped Variables, the first leaves of a graph."""
-        for leaf, (variable, axis) in enumerate(zip(variables, axes, strict=True)):
-            for key, name in self.names if isinstance(axis, int) else ():
-                names = variable._metadata.get(key)
-                if isinstance(names, _ANNOTATIONS):
-                    names, form = _entries(names)
-                    if not -len(names) <= axis < len(names) or names[axis] != name:
-                        path = graphdef.paths.leaves[leaf][len(graphdef.roots) > 1 :]
-                        raise errors.axis_name_mismatch(path, variable, key, axis, name)
-                    del names[axis]
-                    _annotate(variable, key, form(names))
-                if key == _SHARDING:
-                    variable.remove_axis(axis, name)
+        for leaf, variable, axis, key, name in self._mapped(variables, axes):
+            if (names := _entries(variable, key)) is not None:
+                if not -len(names) <= axis < len(names) or names[axis] != name:
+                    path = graphdef.paths.leaves[leaf][len(graphdef.roots) > 1 :]
+                    raise errors.axis_name_mismatch(path, variable, key, axis, name)
+                del names[axis]
+                _annotate(variable, key, names)
+            if key == _SHARDING:
+                variable.remove_axis(axis, name)
 
     def add(self, variables: Sequence[Variable], axes: Sequence[Any]) -> None:
         """Put the name back into the annotations of mapped Variables."""
-        for variable, axis in zip(variables, axes, strict=True):
+        for _, variable, axis, key, name in self._mapped(variables, axes):
+            if (names := _entries(variable, key)) is not None:
+                names += [None] * (axis - len(names))  # which a spec may leave out
+                names.insert(axis if axis >= 0 else len(names) + 1 + axis, name)
+                _annotate(variable, key, names)
+            if key == _SHARDING:
+                variable.add_axis(axis, name)
+
+    def _mapped(self, variables: Sequence[Variable], axes: Sequence[Any]) -> Iterator[tuple]:
+        """(leaf, Variable, axis, metadata key, name) of what is mapped."""
+        for leaf, (variable, axis) in enumerate(zip(variables, axes, strict=True)):
             for key, name in self.names if isinstance(axis, int) else ():
-                names = variable._metadata.get(key)
-                if isinstance(names, _ANNOTATIONS):
-                    names, form = _entries(names)
-                    names += [None] * (axis - len(names))  # which a spec may leave out
-                    names.insert(axis if axis >= 0 else len(names) + 1 + axis, name)
-                    _annotate(variable, key, form(names))
-                if key == _SHARDING:
-                    variable.add_axis(axis, name)
+                yield leaf, variable, axis, key, name
 
 
-_SHARDING = "sharding"
-
-
-_ANNOTATIONS = (tuple, list, PartitionSpec, NamedSharding)
-
-
-def _entries(annotation: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """An entry for each axis, and how to make an annotation of that kind from entries."""
+def _entries(variable: Variable, key: str) -> list[Any] | None:
+    """An entry for each axis, if there is such an annotation."""
+    annotation = variable._metadata.get(key)
     if isinstance(annotation, NamedSharding):
-        return list(annotation.spec), lambda e: NamedSharding(annotation.mesh, PartitionSpec(*e))
-    if isinstance(annotation, PartitionSpec):
-        return list(annotation), lambda e: PartitionSpec(*e)
-    return list(annotation), tuple
+        annotation = annotation.spec
+    return list(annotation) if isinstance(annotation, (tuple, list, PartitionSpec)) else None
 
 
-def _annotate(variable: Variable, key: str, annotation: Any) -> None:
-    replace_metadata(variable, variable._metadata.with_items(**{key: annotation}))
+def _annotate(variable: Variable, key: str, entries: list[Any]) -> None:
+    old, new = variable._metadata[key], tuple(entries)
+    if isinstance(old, NamedSharding):
+        new = NamedSharding(old.mesh, PartitionSpec(*entries))
+    elif isinstance(old, PartitionSpec):
+        new = PartitionSpec(*entries)
+    replace_metadata(variable, variable._metadata.with_items(**{key: new}))

@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jax.core import Tracer
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import keystr
 
 from .._jax_compat import TRACE, is_of_current_trace
 from ..graph.graphdef import PYTREE, TUPLE, GraphDef
 from ..graph.walk import Walk
-from ..objects.errors import TraceContextError, describe_value, path_string
+from ..objects.errors import TraceContextError, describe_value
 from ..objects.node import Node
 from ..objects.trace_errors import where
 from ..objects.variable import Variable, trace_of
-from .arguments import is_slot
+from .arguments import slot_places
 from .closures import reached
+from .errors import place_under
 
 _MANY = 2000  # parts of one static value; beyond, one cannot tell in reasonable time
 
@@ -47,28 +48,24 @@ def check_border(
         captured: whether objects that the function captured may leave, as copies.
     """
     graphdef, known = before
-    function, roots = inspect.unwrap(function), [*names]
-    for path, slot in tree_leaves_with_path(tree, is_leaf=is_slot):
-        if is_slot(slot) and slot.number == len(roots) - len(names):
-            roots.append("result" + keystr(path))
-
-    def place(path: tuple) -> str:
-        if len(now.graphdef.roots) == 1:
-            return path_string(path, roots[0])
-        number, *below = path
-        return path_string(below, roots[number] if number < len(roots) else "an object taken out")
-
-    if not captured:
-        for i, obj in enumerate(now.objects):
-            own = trace_of(obj) if isinstance(obj, Variable) else TRACE.value
-            own = obj._refax_trace if isinstance(obj, Node) else own
-            if id(obj) not in known and isinstance(obj, (Node, Variable)):
-                if own is not TRACE.value:
-                    raise _captured(function, obj, place(now.graphdef.paths.nodes[i]))
+    function, after = inspect.unwrap(function), now.graphdef
+    results = slot_places(tree, lambda path: "result" + keystr(path))
+    roots = [*names, *(results[i] for i in range(len(results)))]
+    roots += ["an object taken out"] * (len(after.roots) - len(roots))
+    for i, obj in enumerate(() if captured else now.objects):
+        if id(obj) not in known and is_of_another_trace(obj):
+            raise _captured(function, obj, place_under(after.paths.nodes[i], roots))
     old = {id(value) for _, _, value in graphdef.statics()}
-    for path, _, value in now.graphdef.statics():
+    for path, _, value in after.statics():
         if id(value) not in old and (tracer := tracer_in(value, is_of_current_trace)) is not None:
-            raise _held(function, place(_attribute(now.graphdef, path)), value, tracer)
+            raise _held(function, place_under(_attribute(after, path), roots), value, tracer)
+
+
+def is_of_another_trace(obj: Any) -> bool:
+    """Whether an object of a graph belongs to another trace than the current one."""
+    if isinstance(obj, Variable):
+        return trace_of(obj) is not TRACE.value
+    return isinstance(obj, Node) and obj._refax_trace is not TRACE.value
 
 
 def _attribute(graphdef: GraphDef, path: tuple) -> tuple:

@@ -10,6 +10,7 @@ A transform is its prefix rule and the third line.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +21,10 @@ from ..graph.plan import Plan, plan_for
 from ..graph.walk import Walk, walk
 from ..objects.trace_errors import tracing
 from . import errors
-from .arguments import is_slot, named_like, put_back, take_apart
+from .arguments import named_like, put_back, slot_places, take_apart
 from .axis_names import AxisName
 from .borders import check_border
-from .inside import Inside, Static
+from .inside import Inside, Leaving, Static
 from .prefix import (
     Groups,
     Occurrence,
@@ -42,25 +43,32 @@ _NOTHING = Plan(walk(()))
 class Call:
     """The arguments of one call, taken apart."""
 
-    __slots__ = ("groups", "numbers", "plan", "roots", "tree", "values")
-
     def __init__(self, roots: list[Any], numbers: dict[int, int], tree: Any):
         self.roots = roots
         self.numbers = numbers  # id of an object → its number
         self.tree = tree  # (args, kwargs) with slots
         self.plan = plan_for(tuple(roots)) if roots else _NOTHING
         self.values = self.plan.gather()
-        self.groups: Groups | None = None
+
+    @functools.cached_property
+    def groups(self) -> Groups:
+        """Everything in one group, unless a transform with prefixes sets others."""
+        total = len(self.values)
+        return self.graphdef.remembered(("one group", total), lambda: Groups((None,), (0,) * total))
 
     @property
     def grouped(self) -> list[list[Any]]:
-        return [self.values] if self.groups is None else self.groups.take(self.values)
+        return self.groups.take(self.values)
+
+    @property
+    def graphdef(self) -> GraphDef:
+        return self.plan.graphdef
 
     def form(self, function: Callable) -> CallForm:
         """What a program of `function` may keep; a program outlives the objects of a call."""
         return CallForm(
-            self.plan.graphdef,
-            self.groups or one_group(self.plan),
+            self.graphdef,
+            self.groups,
             root_places(self.tree, function),
             [type(root).__name__ for root in self.roots],
             [jax.tree.map(jax.typeof, value) for value in self.values],
@@ -85,10 +93,7 @@ def root_places(tree: Any, function: Callable) -> list[str]:
         function: for the names of its arguments.
     """
     labels = errors.argument_names(function, len(tree[0]))
-    places: dict[int, str] = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_slot):
-        if is_slot(x):
-            places.setdefault(x.number, errors.argument_place(path, labels))
+    places = slot_places(tree, lambda path: errors.argument_place(path, labels))
     return [places[i] for i in range(len(places))]
 
 
@@ -144,12 +149,6 @@ def occurrences_in(
     return found
 
 
-def one_group(plan: Plan, entry: Any = None) -> Groups:
-    """Everything in one group: what a transform without prefixes has."""
-    total = len(plan.variables) + len(plan.arrays)
-    return plan.graphdef.remembered(("one group", total), lambda: Groups((entry,), (0,) * total))
-
-
 def pure_function(
     function: Callable,
     call: Call | CallForm,
@@ -168,19 +167,15 @@ def pure_function(
     Args:
         function: the user's function.
         call: gives the structure and the groups; its values are not kept.
-        always: by group, whether all values go out (see `Inside.leave`).
-        rules: how outputs are grouped.
+        always, rules, force, explicit: what goes out (see `Leaving`).
         axis_name: kept in step in annotations, where the groups' entries are axes.
-        force: leaves that go out even if they did not change.
-        explicit: under a changed structure, give out every value, none by reference to an input.
         observe: called at every trace, with the objects and the tree.
         returned: how to arrange (result, values by group, static); as that tuple by default.
         captured: whether objects that the function captured may be returned, as copies.
     """
-    if isinstance(call, Call):
-        graphdef, groups = call.plan.graphdef, call.groups or one_group(call.plan)
-    else:
-        graphdef, groups = call.graphdef, call.groups
+    graphdef, groups = call.graphdef, call.groups
+
+    how = Leaving(always, force, explicit, rules)
 
     def pure(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         inside = Inside(graphdef, groups, grouped, axis_name)
@@ -193,8 +188,9 @@ def pure_function(
         def check(result: Any, now: Walk) -> None:
             names = root_places(tree, function)
             check_border(function, names, (graphdef, inside.index), result, now, captured)
+            hash(now.graphdef)  # names an unhashable new static; JAX would not know its path
 
-        out = inside.leave(result, always, rules, force, explicit, check)
+        out = inside.leave(result, how, check)
         return out if returned is None else returned(*out)
 
     return named_like(function, pure)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from ..graph.filters import Filter
-from ..graph.graphdef import LEAF, WITH_IDENTITY, GraphDef, record_children
+from ..graph.graphdef import WITH_IDENTITY, GraphDef
 from ..graph.state import FlatState, from_flat_state, iter_leaves, to_flat_state
 from ..graph.walk import walk
 from ..objects.errors import describe_value, path_string
@@ -26,6 +26,7 @@ from ..objects.variable import raw
 from ..verbs.errors import leaf_missing
 from ..verbs.names import get_path
 from ..verbs.splitting import split
+from .homes import homes
 from .write_back import give_structure
 
 
@@ -101,7 +102,7 @@ class Context:
                 side.split.add(number)
             numbers.append(number)
         elsewhere = frozenset(
-            leaf for leaf, i in enumerate(_holders(graphdef)) if numbers[i] in earlier
+            leaf for leaf, home in enumerate(homes(graphdef)[1]) if numbers[home.record] in earlier
         )
         hidden = {graphdef.paths.leaves[i] for i in elsewhere}
         if hidden:
@@ -123,10 +124,10 @@ class Context:
         known = [None if n is None else side.objects.get(n) for n in numbers]
         values = {path: x for tree in (state, *states) for path, x in iter_leaves(tree)}
         leaves: list[Any] = []
-        for i, (path, holder) in enumerate(zip(shape.paths.leaves, _holders(shape), strict=True)):
+        for i, (path, home) in enumerate(zip(shape.paths.leaves, homes(shape)[1], strict=True)):
             leaf = None if i in elsewhere else values.pop(path, None)
-            if i in elsewhere and known[holder] is not None:
-                leaf = get_path(known[holder], path[len(shape.paths.nodes[holder]) :])
+            if i in elsewhere and known[home.record] is not None:
+                leaf = get_path(known[home.record], home.keys)
             if leaf is None:
                 raise leaf_missing(path, 0)
             leaves.append(raw(leaf))
@@ -159,23 +160,6 @@ class Context:
 
 
 SplitContext = MergeContext = UpdateContext = Context
-
-
-def _holders(graphdef: GraphDef) -> list[int]:
-    """By leaf: the record of the object with an identity that it is, or stands in."""
-    variables, arrays = graphdef.leaf_numbers()
-    holders = dict(zip(variables.values(), variables, strict=True))
-    at: dict[int, int] = {}
-    for i, record in enumerate(graphdef.records):
-        own = i if record[0] in WITH_IDENTITY else at.get(i, i)
-        number = arrays[i]
-        for child in record_children(record)[1]:
-            if child is LEAF:
-                holders[number] = own
-                number += 1
-            elif type(child) is int:
-                at.setdefault(child, own)
-    return [holders[leaf] for leaf in range(len(holders))]
 
 
 class _Open(threading.local):

@@ -40,6 +40,13 @@ def argument_place(path: Iterable[Any], labels: Sequence[str]) -> str:
     return f"{name}{keystr(tuple(below))}"
 
 
+def place_under(path: Sequence[Any], roots: Sequence[str]) -> str:
+    """The place of a path of a GraphDef, which starts with a root's number if there are several."""
+    if len(roots) > 1:
+        return path_string(path[1:], str(roots[path[0]]))
+    return path_string(path, str(roots[0]) if roots else "")
+
+
 def inconsistent_alias(node_type: type, places: Sequence[tuple[str, Any]]) -> AliasError:
     listed = "\n".join(f"  {place}: {prefix!r}" for place, prefix in places)
     return AliasError(

@@ -9,7 +9,7 @@ and says where it is; otherwise it puts the caller's names into JAX's own messag
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,13 +19,13 @@ from ..objects.errors import TraceContextError, describe_value
 from ..objects.trace_errors import where
 from .arguments import unbind
 from .call import Call, root_places
-from .errors import argument_names, argument_place
-from .places import place_under
+from .errors import argument_names, argument_place, place_under
+from .places import inputs_of
 from .write_back import is_array_like
 
 # The parameters of the functions that JAX sees, and what follows them in its messages.
 _ARGUMENT = re.compile(
-    r"(?:(?<=rgument )|(?<=path is ))'?(?:grouped|tree|kept|given|carry)(?:\[(?:\d+|'[^']*')\])+"
+    r"(?:(?<=rgument )|(?<=path is ))'?(?:grouped|tree|inputs|carry)(?:\[(?:\d+|'[^']*')\])+"
 )
 _ABSTRACT = re.compile("valid JAX type|ShapeDtypeStruct")
 _TRACED = re.compile(r"the function (\S+) at \S*[/\\]refax[/\\]\S+?:\d+ for ")
@@ -42,12 +42,17 @@ def execute(call: Call, function: Callable, program: Callable, *inputs: Any) -> 
         raise fault from error
 
 
+def _arranged(grouped: Any, tree: Any) -> dict[str, Any]:
+    """The parameters of what JAX was given: a pure function, or the body of a loop."""
+    value = tree[0][0] if tree[0] else None
+    return {"grouped": grouped, "tree": tree, "carry": (grouped, value)}
+
+
 def tell(
     error: Exception,
     call: Call,
     function: Callable,
-    parameters: Sequence[str] = ("grouped", "tree", "carry"),
-    arrange: Callable[[Any, Any], tuple] = lambda g, t: (g, t, (g, t[0][0] if t[0] else None)),
+    arrange: Callable[[Any, Any], dict[str, Any]] = _arranged,
     donated: Callable[[int, tuple], bool] | None = None,
 ) -> Exception | None:
     """The error that says what is wrong with an input; None if `error` is to be raised.
@@ -58,8 +63,7 @@ def tell(
         error: what JAX raised.
         call: its inputs.
         function: the user's.
-        parameters: the names of the parameters of what JAX was given.
-        arrange: from (values by group, tree) to the arguments for these parameters.
+        arrange: from (values by group, tree) to the arguments, by name, of what JAX was given.
         donated: (leaf number, or -1; path in the tree) → whether an input is donated.
     """
     if not isinstance(error, (RuntimeError, TypeError, ValueError, OverflowError)):
@@ -73,17 +77,8 @@ def tell(
     if fault is None and donated is not None:
         fault = _shared_and_donated(call, function, donated)
     if fault is None and error.args and isinstance(error.args[0], str):
-        _put_names(error, call, function, parameters, arrange)
+        _put_names(error, call, function, arrange)
     return fault
-
-
-def inputs_of(call: Call, function: Callable) -> Iterator[tuple[str, Any]]:
-    """(place, value) of every leaf of the objects, then of every array among the arguments."""
-    roots, labels = root_places(call.tree, function), argument_names(function, len(call.tree[0]))
-    paths = call.plan.graphdef.paths.leaves
-    yield from ((place_under(p, roots), v) for p, v in zip(paths, call.values, strict=True))
-    for path, value in jax.tree_util.tree_leaves_with_path(call.tree):
-        yield argument_place(path, labels), value
 
 
 def _fault(inputs: Sequence[tuple[str, Any]], error: Exception) -> Exception | None:
@@ -159,11 +154,7 @@ def _shared_and_donated(
 
 
 def _put_names(
-    error: Exception,
-    call: Call,
-    function: Callable,
-    parameters: Sequence[str],
-    arrange: Callable[[Any, Any], tuple],
+    error: Exception, call: Call, function: Callable, arrange: Callable[[Any, Any], dict[str, Any]]
 ) -> None:
     """Put the caller's names into a message of JAX that speaks of this call."""
     text = error.args[0]
@@ -172,10 +163,10 @@ def _put_names(
         return  # of a call further out, which will tell it
     roots, labels = root_places(call.tree, function), argument_names(function, len(call.tree[0]))
     leaves = [place_under(path, roots) for path in call.plan.graphdef.paths.leaves]
-    grouped = [leaves] if call.groups is None else call.groups.take(leaves)
+    grouped = call.groups.take(leaves)
     tree = jax.tree_util.tree_map_with_path(lambda p, _: argument_place(p, labels), call.tree)
     places: dict[str, str] = {}
-    for parameter, part in zip(parameters, arrange(grouped, tree), strict=True):
+    for parameter, part in arrange(grouped, tree).items():
         for path, place in jax.tree_util.tree_leaves_with_path(part):
             places[parameter + jax.tree_util.keystr(path)] = place
 

@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.graphdef import LEAF, WITH_IDENTITY, GraphDef, intern, record_children
+from ..graph.graphdef import WITH_IDENTITY, GraphDef, intern
 from ..graph.rebuild import rebuild
 from ..graph.walk import Walk, walk
 from ..objects.variable import Variable
 from ..objects.watch import is_array
 from .arguments import Slot, put_back, take_apart
 from .axis_names import AxisName
+from .homes import homes
 from .prefix import Groups, OutputRules
 
 
@@ -50,6 +51,16 @@ class Static:
     """Carries a `Change` in an output's treedef."""
 
     change: Change
+
+
+class Leaving(NamedTuple):
+    """What has to go out of a trace, besides what changed."""
+
+    always: Sequence[bool] = ()  # by group: all of its values (donated buffers, a loop's carry)
+    force: frozenset[int] = frozenset()  # these leaves
+    explicit: bool = False  # under a changed structure, every value, none by reference
+    # How new leaves, and objects in the result, leave; needed if there are several groups.
+    rules: OutputRules | None = None
 
 
 class Inside:
@@ -108,55 +119,37 @@ class Inside:
         )
 
     def leave(
-        self,
-        result: Any,
-        always: Sequence[bool] = (),
-        rules: OutputRules | None = None,
-        force: frozenset[int] = frozenset(),
-        explicit: bool = False,
-        check: Callable[[Any, Walk], None] | None = None,
+        self, result: Any, how: Leaving, check: Callable[[Any, Walk], None]
     ) -> tuple[Any, list[list[Any]], Static]:
         """(result with slots, values that go out by group, the rest as static data).
 
         Args:
             result: what the user's function returned.
-            always: by group, whether all of its values go out, changed or not (donated buffers,
-                a loop's carry).
-            force: leaves that go out even if they did not change.
-            explicit: under a changed structure, give out every value, none by reference.
-            rules: how new leaves, and objects in the result, leave; needed if there are several
-                groups.
-            check: raises if (result with slots, structure) may not leave.
+            how: what has to go out.
+            check: raises if (result with slots, changed structure) may not leave.
         """
         found: list[Any] = []
-        numbers: dict[int, int] = {}
-        tree = take_apart(result, found, numbers)
+        tree = take_apart(result, found, {})
         if self.axis_name is not None:
-            self._name_axes(self.axis_name, result, found, rules)
-        now = walk(tuple(self.roots))
-        always = always or (False,) * len(self.groups.entries)
-        if rules is not None and found:  # also checks that inputs leave the way they came
-            return self._leave_changed(tree, result, found, always, rules, explicit, check)
-        if all(id(obj) in self.index for obj in found) and self._same(now):
-            values = now.gather()
-            groups = self.groups.members
-            dirty = tuple(
-                tuple(
-                    i for i in group if always[g] or i in force or not self.unchanged(i, values[i])
-                )
-                for g, group in enumerate(groups)
-            )
-            tree = put_back(tree, [Slot(self.index[id(obj)]) for obj in found])
-            return tree, [[values[i] for i in d] for d in dirty], Static(Change(dirty, None))
-        return self._leave_changed(tree, result, found, always, rules, explicit, check)
+            now = walk((*self.roots, *found))
+            groups = self._groups_of(now, self._origins(now), how.rules, result, found)
+            entries = [self.groups.entries[g] for g in groups]
+            self.axis_name.add(now.variables, entries[: len(now.variables)])
+        # (The rules of results also check that inputs leave the way they came.)
+        known = how.rules is None or not found
+        if known and all(id(obj) in self.index for obj in found):
+            now = walk(tuple(self.roots))
+            if self._same(now):
+                values, members = now.gather(), enumerate(self.groups.members)
+                dirty = tuple(tuple(i for i in group if self._goes_out(i, values[i], g, how))
+                              for g, group in members)  # fmt: skip
+                tree = put_back(tree, [Slot(self.index[id(obj)]) for obj in found])
+                return tree, [[values[i] for i in d] for d in dirty], Static(Change(dirty, None))
+        return self._leave_changed(tree, result, found, how, check)
 
-    def _name_axes(
-        self, axis_name: AxisName, result: Any, found: list[Any], rules: OutputRules | None
-    ) -> None:
-        now = walk((*self.roots, *found))
-        groups = self._groups_of(now, self._origins(now), rules, result, found)
-        entries = [self.groups.entries[g] for g in groups]
-        axis_name.add(now.variables, entries[: len(now.variables)])
+    def _goes_out(self, leaf: int, value: Any, group: int, how: Leaving) -> bool:
+        everything = how.always and how.always[group]
+        return everything or leaf in how.force or not self.unchanged(leaf, value)
 
     def _origins(self, now: Walk) -> tuple[int | None, ...]:
         return tuple(
@@ -176,40 +169,39 @@ class Inside:
         tree: Any,
         result: Any,
         found: list[Any],
-        always: Sequence[bool],
-        rules: OutputRules | None,
-        explicit: bool,
-        check: Callable[[Any, Walk], None] | None,
+        how: Leaving,
+        check: Callable[[Any, Walk], None],
     ) -> tuple[Any, list[list[Any]], Static]:
         roots = [*self.roots, *found]
-        now = _checked(walk(tuple(roots)), tree, check)
+        now = walk(tuple(roots))
+        check(tree, now)
         # Input objects that nothing refers to any more may still be held outside.
         reached = set(map(id, now.objects))
         lost = [self.objects[i] for i in self.index.values() if id(self.objects[i]) not in reached]
         if lost:
-            now = _checked(walk((*roots, *lost)), tree, check)
+            now = walk((*roots, *lost))
+            check(tree, now)
         values = now.gather()
         origins = self._origins(now)
-        groups = self._groups_of(now, origins, rules, result, found)
+        groups = self._groups_of(now, origins, how.rules, result, found)
         out: list[list[Any]] = [[] for _ in self.groups.entries]
         sources: list[Any] = [None] * len(values)
         leaf_of = _leaf_of_record(now.graphdef, origins, self.graphdef)
-        for group, everything in enumerate(always):  # in the order in which they came in
-            if everything:
-                for old in self.groups.members[group]:
-                    new = leaf_of.get(old)
-                    if new is not None:
-                        sources[new] = (group, len(out[group]))
-                    out[group].append(values[new] if new is not None else self.values[old])
-        came_in = {} if explicit else {
+        always = {group for group, everything in enumerate(how.always) if everything}
+        for group in always:  # in the order in which they came in
+            for old in self.groups.members[group]:
+                new = leaf_of.get(old)
+                if new is not None:
+                    sources[new] = (group, len(out[group]))
+                out[group].append(values[new] if new is not None else self.values[old])
+        came_in = {} if how.explicit else {
             id(v): i for i, v in enumerate(self.values) if self.unchanged(i, v)
         }  # fmt: skip
-        for leaf, value in enumerate(values):
+        for leaf, (value, group) in enumerate(zip(values, groups, strict=True)):
             if sources[leaf] is not None:
                 continue
-            group = groups[leaf]
             source = came_in.get(id(value))
-            if source is not None and self.groups.of_leaf[source] == group and not always[group]:
+            if source is not None and self.groups.of_leaf[source] == group and group not in always:
                 sources[leaf] = source
             else:
                 sources[leaf] = (group, len(out[group]))
@@ -232,13 +224,6 @@ class Inside:
         if rules is not None:
             return rules.groups(now, len(self.roots), result, found, came_in)
         return [came_in.get(leaf, 0) for leaf in range(len(now.variables) + len(now.arrays))]
-
-
-def _checked(now: Walk, tree: Any, check: Callable[[Any, Walk], None] | None) -> Walk:
-    if check is not None:
-        check(tree, now)
-    hash(now.graphdef)  # an unhashable new static is named here; JAX would not know its path
-    return now
 
 
 def leaves_out(change: Change, before: GraphDef) -> Sequence[Sequence[int | None]]:
@@ -269,36 +254,6 @@ def _leaf_of_record(
     after: GraphDef, origins: Sequence[int | None], before: GraphDef
 ) -> dict[int, int]:
     """Old leaf number → new leaf number, of the Variables and array places still there."""
-    old_leaf, new_leaf = before.leaf_numbers()[0], after.leaf_numbers()[0]
-    kept = {
-        old_leaf[origin]: new_leaf[record]
-        for record, origin in enumerate(origins)
-        if origin is not None and origin in old_leaf
-    }
-    if before.arrays and after.arrays:
-        places = _array_places(after)
-        places = {(origins[record], *path): leaf for (record, *path), leaf in places.items()}
-        for place, old in _array_places(before).items():
-            if place in places:
-                kept[old] = places[place]
-    return kept
-
-
-def _array_places(graphdef: GraphDef) -> dict[tuple, int]:
-    """(record with an identity, key, …) → leaf number, of the bare arrays; through tuples too."""
-    records, first = graphdef.records, graphdef.leaf_numbers()[1]
-    places: dict[tuple, int] = {}
-    stack: list[tuple[tuple, int]] = [
-        ((i,), i) for i, record in enumerate(records) if record[0] in WITH_IDENTITY
-    ]
-    while stack:
-        path, index = stack.pop()
-        keys, children = record_children(records[index])
-        number = first[index]
-        for key, child in zip(keys, children, strict=True):
-            if child is LEAF:
-                places[(*path, key)] = number
-                number += 1
-            elif type(child) is int and records[child][0] not in WITH_IDENTITY:
-                stack.append(((*path, key), child))
-    return places
+    places = {(origins[home.record], home.keys): leaf for leaf, home in enumerate(homes(after)[1])}
+    of_old = enumerate(homes(before)[1])
+    return {old: places[home] for old, home in of_old if home in places}

@@ -5,77 +5,67 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import tree_leaves_with_path
 
 from ..graph.graphdef import VARIABLE, GraphDef, record_children
 from ..objects.errors import path_string
 from ..objects.representation import short
 from ..objects.statics import FunctionKey
 from .array_prefix import spread
-from .call import Call
-from .errors import argument_names
-from .inside import Change, Static
+from .call import Call, root_places
+from .errors import argument_names, argument_place, place_under
+from .inside import Change, Static, leaves_out
 from .prefix import Occurrence, OutputRules, is_entry
 
 
-def place_under(path: tuple, roots: Sequence[str]) -> str:
-    """The place of a path of a GraphDef, which starts with a root's number if there are several."""
-    if len(roots) > 1:
-        return path_string(path[1:], str(roots[path[0]]))
-    return path_string(path, str(roots[0]) if roots else "")
-
-
 def place_of_leaf(graphdef: GraphDef, occurring: Sequence[Occurrence], leaf: int) -> str:
-    """The first place at which an argument reaches a leaf, such as `model.blocks[0].kernel`."""
-    for occurrence in occurring:
-        found = [
-            path
-            for path, number in graphdef.all_paths(graphdef.roots[occurrence.number])
-            if number == leaf
-        ]
-        if found:
-            return path_string(min(found, key=lambda p: (len(p), str(p))), occurrence.place)
-    return path_string(graphdef.paths.leaves[leaf])
+    """The place of a leaf, such as `model.blocks[0].kernel`.
+
+    Args:
+        graphdef: of the arguments' objects, in the order of their numbers, and of the result's.
+        occurring: the places of the former.
+        leaf: its number.
+    """
+    names = {o.number: o.place for o in reversed(occurring)}
+    roots = [names.get(number, "result") for number in range(len(graphdef.roots))]
+    return place_under(graphdef.paths.leaves[leaf], roots)
 
 
 def place_of_output(
     graphdef: GraphDef, occurring: Sequence[Occurrence], change: Change, group: int, index: int
 ) -> tuple[str, str]:
     """The place of the value number `index` among those that leave in a group, and its type."""
-    if change.graph is None:
-        after, leaf, known = graphdef, change.dirty[group][index], occurring
-    else:
-        after = change.graph.graphdef
-        leaf = change.graph.sources.index((group, index))
-        known = [o for o in occurring if o.number < len(after.roots)]
-    variables = after.variables
+    leaf = leaves_out(change, graphdef)[group][index]
+    if leaf is None:  # a new one
+        assert change.graph is not None
+        graphdef, leaf = change.graph.graphdef, change.graph.sources.index((group, index))
+    variables = graphdef.variables
     kind = variables[leaf][1].__name__ if leaf < len(variables) else "array"
-    return place_of_leaf(after, known, leaf), kind
+    return place_of_leaf(graphdef, occurring, leaf), kind
+
+
+def inputs_of(call: Call, function: Callable) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every leaf of the objects, then of every array among the arguments."""
+    roots, labels = root_places(call.tree, function), argument_names(function, len(call.tree[0]))
+    paths = call.plan.graphdef.paths.leaves
+    yield from ((place_under(p, roots), v) for p, v in zip(paths, call.values, strict=True))
+    for path, value in tree_leaves_with_path(call.tree):
+        yield argument_place(path, labels), value
 
 
 def inputs_by_place(
     call: Call,
-    rules: OutputRules,
     function: Callable,
     prefix: Any,
     is_leaf: Callable[[Any], bool] = is_entry,
     keywords: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(place, value, entry) of every leaf of the objects, then of every array in the arguments."""
-    groups, args = call.groups, call.tree[0]
-    assert groups is not None
-    for leaf, value in enumerate(call.values):
-        place = place_of_leaf(call.plan.graphdef, rules.arguments, leaf)
-        yield place, value, groups.entries[groups.of_leaf[leaf]]
-    labels = argument_names(function, len(args))
-    entries = spread(prefix, args, "args", is_leaf)
-    for (path, value), entry in zip(tree_leaves_with_path(args), entries, strict=True):
-        yield labels[path[0].idx] + keystr(path[1:]), value, entry
-    for name, entry in (keywords or {}).items():
-        entries = spread(entry, call.tree[1][name], name, is_leaf)
-        leaves = tree_leaves_with_path(call.tree[1][name])
-        for (path, value), axis in zip(leaves, entries, strict=True):
-            yield name + keystr(path), value, axis
+    """`inputs_of`, each with its entry by the prefixes of (args, kwargs)."""
+    entries = [call.groups.entries[group] for group in call.groups.of_leaf]
+    for given, tree in zip((prefix, keywords), call.tree, strict=True):
+        entries += spread(given, tree, "args", is_leaf)
+    for (place, value), entry in zip(inputs_of(call, function), entries, strict=True):
+        yield place, value, entry
 
 
 def check_outputs(

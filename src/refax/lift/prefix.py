@@ -23,7 +23,7 @@ from . import errors
 from .arguments import is_object, stops
 
 
-class FilterPrefix:
+class FilterPrefix(Mapping[Filter, Any]):
     """Base of the lift types: {filter: entry}, the first filter that matches a leaf counts.
 
     Stands for one object, or for a whole pytree of objects, anywhere in a prefix.
@@ -34,9 +34,7 @@ class FilterPrefix:
     def __init__(self, entries: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
         if isinstance(entries, State):
             entries = create_path_filters(entries)
-        if isinstance(entries, (Mapping, FilterPrefix)):
-            entries = entries.items()
-        items = list(entries)
+        items = list(entries.items() if isinstance(entries, Mapping) else entries)
         self.filters = tuple(f for f, _ in items)
         self.entries = tuple(e for _, e in items)
         self.predicates = tuple(to_predicate(f) for f in self.filters)
@@ -64,15 +62,6 @@ class FilterPrefix:
 
     # As the mapping {filter: entry} that it was made of.
 
-    def items(self) -> Any:
-        return zip(self.filters, self.entries, strict=True)
-
-    def keys(self) -> Any:
-        return self.filters
-
-    def values(self) -> Any:
-        return self.entries
-
     def __getitem__(self, filter: Filter) -> Any:
         return dict(zip(self.predicates, self.entries, strict=True))[to_predicate(filter)]
 
@@ -91,7 +80,7 @@ class FilterPrefix:
         return hash((type(self), self.predicates, self.entries))
 
     def __repr__(self) -> str:
-        parts = ", ".join(f"{_filter_text(f)}: {e!r}" for f, e in self.items())
+        parts = ", ".join(f"{_filter_text(f)}: {e!r}" for f, e in zip(self.filters, self.entries))
         entries = f"{{{parts}}}"  # of the base: what `by_path` made of a State or dict
         return entries if type(self) is FilterPrefix else f"{type(self).__name__}({entries})"
 

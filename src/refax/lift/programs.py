@@ -20,40 +20,34 @@ from .replaced import is_anything_replaced
 
 _MAX_PROGRAMS = 256
 
-_PROGRAMS: weakref.WeakKeyDictionary[Callable, dict[Any, dict]] = weakref.WeakKeyDictionary()
 
-
-def programs_of(function: Callable, options: Hashable | None) -> dict[Any, Any]:
-    """The programs of `function` under these options; a dict of its own if either has no hash."""
-    if options is None:
-        return {}
-    try:
-        return _PROGRAMS.setdefault(function, {}).setdefault(options, {})
-    except TypeError:
-        return {}
-
-
-class _Eager:
+class _Kept:
     """The programs of a sequence of functions, each known weakly."""
 
     __slots__ = ("following", "programs")
 
     def __init__(self) -> None:
-        self.programs: dict[Any, Any] = {}
-        self.following: weakref.WeakKeyDictionary[Callable, _Eager] = weakref.WeakKeyDictionary()
+        self.programs: dict[Hashable, dict[Any, Any]] = {}  # by options
+        self.following: weakref.WeakKeyDictionary[Callable, _Kept] = weakref.WeakKeyDictionary()
 
 
-_EAGER = _Eager()
+_KEPT = _Kept()
 
 
-def _eager_programs(functions: tuple[Callable, ...]) -> dict[Any, Any]:
-    node = _EAGER
+def _programs(functions: tuple[Callable, ...], options: Hashable) -> dict[Any, Any]:
+    """Raises TypeError where a function has no weak references, or the options no hash."""
+    kept = _KEPT
     for function in functions:
-        known = node.following.get(function)
-        if known is None:
-            known = node.following[function] = _Eager()
-        node = known
-    return node.programs
+        kept = kept.following.get(function) or kept.following.setdefault(function, _Kept())
+    return kept.programs.setdefault(options, {})
+
+
+def programs_of(function: Callable, options: Hashable | None) -> dict[Any, Any]:
+    """The programs of `function` under these options; a dict of its own if either has no hash."""
+    try:
+        return {} if options is None else _programs((function,), options)
+    except TypeError:
+        return {}
 
 
 def remember(programs: dict[Any, Any], key: Any, program: Any) -> None:
@@ -106,7 +100,7 @@ def eager_program(
     if not is_outside_of_traces() or any(map(reads_objects, functions)) or is_anything_replaced():
         return make(functions)
     try:
-        programs = _eager_programs(functions)
+        programs = _programs(functions, None)
         program = programs.get(key)
     except TypeError:  # a function without weak references, or a key without a hash
         return make(functions)

@@ -8,6 +8,7 @@ objects share is in the first one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from .contexts import Context, merge_context, split_context
 from .prefix import group_leaves, is_entry, occurrences, stretched
 
 
+@dataclasses.dataclass(repr=False, eq=False)
 class NodeStates:
     """One object of a tree: what its structure is, and its States; a pytree of these States.
 
@@ -29,10 +31,9 @@ class NodeStates:
         metadata: anything hashable that whoever merges it wants to know.
     """
 
-    def __init__(self, _graphdef: Any, states: tuple, metadata: Any):
-        self._graphdef = _graphdef
-        self.states = states
-        self.metadata = metadata
+    _graphdef: Any
+    states: tuple
+    metadata: Any
 
     @classmethod
     def from_split(
@@ -71,7 +72,7 @@ class NodeStates:
 
     def replace(self, **changes: Any) -> NodeStates:
         """A copy with other `states` or `metadata`."""
-        return NodeStates(**{**vars(self), **changes})
+        return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
         told = f", metadata={self.metadata!r}" if self.metadata is not None else ""
@@ -134,11 +135,8 @@ def to_tree(
     """
     found, structure = stretched(prefix, tree, "prefix", is_entry)
     if check_aliasing and prefix is not None:
-        numbers: dict[int, int] = {}
-        for _, x, _ in found:
-            if is_object(x):
-                numbers.setdefault(id(x), len(numbers))
-        objects = {numbers[id(x)]: x for _, x, _ in found if is_object(x)}
+        objects = {id(x): x for _, x, _ in found if is_object(x)}
+        numbers = {key: number for number, key in enumerate(objects)}
         places = occurrences([f for f in found if is_object(f[1])], numbers, (), "tree")
         group_leaves(plan_for(tuple(objects.values())), places)
     with split_context(ctxtag) as ctx:

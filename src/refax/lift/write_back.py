@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from .._jax_compat import TRACE
-from ..graph.graphdef import LEAF, LIST, OBJECT, VARIABLE, GraphDef, record_children
+from ..graph.graphdef import LIST, OBJECT, VARIABLE, GraphDef
 from ..graph.plan import Plan
 from ..graph.rebuild import (
     build,
@@ -24,21 +24,15 @@ from ..graph.rebuild import (
     mapping_of,
     write_leaves,
 )
-from ..graph.state import State
 from ..graph.walk import walk
 from ..objects.at_once import Write, at_once, set_each
-from ..objects.errors import path_string
 from ..objects.snapshots import Rebuilt
 from ..objects.trace_errors import mutation_error
-from ..objects.variable import (
-    Variable,
-    check_write,
-    make_variable,
-    metadata_writes,
-    set_raw_value,
-    trace_of,
-)
-from .arguments import Slot, put_back
+from ..objects.variable import Variable, check_write, make_variable, metadata_writes, set_raw_value
+from .arguments import put_back
+from .borders import is_of_another_trace
+from .errors import place_under
+from .homes import homes
 from .inside import Change, NewGraph
 
 _VALUE = "write the value of"
@@ -63,9 +57,8 @@ def write_back(
         change: what they are for.
     """
     if change.graph is not None:
-        objects = _apply_graph(roots, values, grouped, change.graph)
-        return put_back(tree, objects)
-    result = tree if not _has_slot(tree) else put_back(tree, _Lookup(plan, roots))
+        return put_back(tree, _apply_graph(roots, values, grouped, change.graph))
+    result = put_back(tree, _Lookup(plan, roots))
     leaves, outs = change.dirty[0], grouped[0]
     if len(change.dirty) > 1:
         leaves = list(chain.from_iterable(change.dirty))
@@ -86,14 +79,12 @@ def write_back(
 
 def _actions(graphdef: GraphDef, leaves: Sequence[int]) -> dict[int, str]:
     """The records that hold these leaves, with what is done to them."""
-    variables, first = graphdef.leaf_numbers()
-    of_leaf = {leaf: (record, _VALUE) for record, leaf in variables.items()}
-    for record, number in first.items():
-        for key, child in zip(*record_children(graphdef.records[record]), strict=True):
-            if child is LEAF:
-                of_leaf[number] = (record, f"write the array {key!r} of")
-                number += 1
-    return dict(of_leaf[leaf] for leaf in leaves)
+    of_leaf = homes(graphdef)[1]
+    return {
+        of_leaf[leaf].record: f"write the array {keys[0]!r} of" if keys else _VALUE
+        for leaf in leaves
+        for keys in (of_leaf[leaf].keys,)
+    }
 
 
 def check_trace(graphdef: GraphDef, objects: Sequence[Any], actions: Mapping[int, str]) -> None:
@@ -104,26 +95,13 @@ def check_trace(graphdef: GraphDef, objects: Sequence[Any], actions: Mapping[int
     Args:
         actions: what is to be done, for messages, to each record that is written.
     """
-    holder: dict[int, int | None] = {}
-    for i, record in enumerate(graphdef.records):
-        own = i if record[0] in (OBJECT, VARIABLE) else holder.get(i)
-        holder[i] = own
-        for child in record_children(record)[1]:
-            if type(child) is int:
-                holder.setdefault(child, own)
+    holders = homes(graphdef, (OBJECT, VARIABLE))[0]
     for i, action in actions.items():
-        at = holder[i]
-        if at is None:
-            continue
-        obj = objects[at]
-        cell = isinstance(obj, Variable)
-        if (trace_of(obj) if cell else obj._refax_trace) is not TRACE.value:
+        obj = objects[holders[i].record]
+        if is_of_another_trace(obj):
             roots = [type(objects[root]).__name__ for root in graphdef.roots]
-            path: tuple = graphdef.paths.nodes[i]
-            root, *below = path if len(roots) > 1 else (0, *path)
-            place = path_string(below, roots[root])
-            raise mutation_error(objects[i], action, place)
-        if cell and isinstance(obj._trace, Rebuilt):
+            raise mutation_error(objects[i], action, place_under(graphdef.paths.nodes[i], roots))
+        if isinstance(obj, Variable) and isinstance(obj._trace, Rebuilt):
             check_write(obj, action)  # which notes it
 
 
@@ -138,39 +116,20 @@ def _differing(obj: Any, record: tuple, children: Sequence[Any]) -> str:
     return ", ".join(f"{kind} `{name}`" for name in names) or "the class, marks or order"
 
 
-def _has_slot(tree: Any) -> bool:
-    cls = type(tree)
-    if cls is Slot:
-        return True
-    if cls is tuple or cls is list:
-        return any(map(_has_slot, tree))
-    if cls is dict:
-        return any(map(_has_slot, tree.values()))
-    return cls is not State and not is_array_like(tree)
-
-
 def is_array_like(value: Any) -> bool:
     return value is None or hasattr(value, "dtype") or isinstance(value, (int, float, complex))
 
 
-class _Lookup(Sequence[Any]):
+class _Lookup(dict[int, Any]):
     """Input objects by record, looked for only if a result refers to one that is no root."""
 
     def __init__(self, plan: Plan, roots: Sequence[Any]):
-        self._plan = plan
-        self._roots = roots
-        self._objects: list[Any] | None = None
+        super().__init__(zip(plan.graphdef.roots, roots, strict=True))
+        self.roots = roots
 
-    def __len__(self) -> int:
-        return len(self._plan.graphdef.records)
-
-    def __getitem__(self, record: Any) -> Any:
-        for position, root in zip(self._plan.graphdef.roots, self._roots, strict=True):
-            if position == record:
-                return root
-        if self._objects is None:
-            self._objects = walk(tuple(self._roots)).objects
-        return self._objects[record]
+    def __missing__(self, record: int) -> Any:
+        self.update(enumerate(walk(tuple(self.roots)).objects))
+        return self[record]
 
 
 def _apply_graph(

@@ -10,9 +10,9 @@ import jax
 from ..graph.graphdef import PYTREE, TUPLE
 from ..lift.arguments import is_slot
 from ..lift.call import CallForm
-from ..lift.errors import PrefixError
+from ..lift.errors import PrefixError, place_under
 from ..lift.inside import Change, Static
-from ..lift.places import outline, place_under, references, type_of_record
+from ..lift.places import outline, references, type_of_record
 from .forms import shown
 
 

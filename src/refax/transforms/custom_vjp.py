@@ -237,7 +237,6 @@ _LOOKING: ContextVar[frozenset[int]] = ContextVar("looking", default=frozenset()
 def _cotangents(call: Call, grouped: list, change: Change, types: Any) -> Any:
     """The cotangents of what the differentiated inputs were left as; zero where left alone."""
     of_leaf = values_out(change, call.plan.graphdef, grouped)
-    assert call.groups is not None
     by_argument = [
         [zeros(t) if (x := of_leaf.get(leaf)) is None else x for leaf, t in zip(group, avals)]
         for group, avals in zip(call.groups.members[1:], types[0], strict=True)

@@ -20,8 +20,8 @@ from jax.core import Tracer
 
 from ..graph.graphdef import GraphDef
 from ..lift.arguments import Slot
-from ..lift.errors import argument_place
-from ..lift.places import Fact, outline, place_under
+from ..lift.errors import argument_place, place_under
+from ..lift.places import Fact, outline
 from ..objects.representation import short
 from ..objects.statics import FunctionKey, frozen
 from ..objects.trace_errors import where

@@ -153,7 +153,6 @@ def gradient_builder(call: Call, wrt: list, argnums: Any = ()) -> Callable[[Any]
     ]
 
     def build(grads: Any) -> Any:
-        assert call.groups is not None
         results = []
         for (number, states), values, tree in zip(frames, grads[0], grads[1], strict=True):
             leaves = call.groups.members[call.groups.entries.index(number)]

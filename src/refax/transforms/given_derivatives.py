@@ -16,8 +16,7 @@ import numpy as np
 from ..graph.state import State, iter_leaves
 from ..lift.arguments import is_slot
 from ..lift.call import Call, root_places
-from ..lift.errors import PrefixError, argument_names
-from ..lift.places import place_under
+from ..lift.errors import PrefixError, argument_names, place_under
 from ..objects.errors import describe_value, path_string, suggest
 from ..objects.variable import Variable, raw
 from ..verbs.pytree import Pytree
@@ -71,7 +70,6 @@ def laid_out(wrt: list, given: Sequence[Any], types: Any, how: Given) -> Any:
                 _collect(slot.number, piece, of_leaf, number, how)
         pairs = zip(slots, pieces, strict=True)
         trees.append(structure.unflatten([s if is_slot(s) else p for s, p in pairs]))
-    assert how.call.groups is not None
     members = how.call.groups.members[1:]
     grouped = [
         [_value(leaf, aval, of_leaf, how) for leaf, aval in zip(leaves, avals, strict=True)]

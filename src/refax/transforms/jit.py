@@ -20,8 +20,9 @@ from ..lift import errors
 from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.closures import collecting
-from ..lift.faults import execute, inputs_of
+from ..lift.faults import execute
 from ..lift.inside import Inside
+from ..lift.places import inputs_of
 from ..lift.programs import programs_of, proxy, remember
 from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import P, R
@@ -182,10 +183,8 @@ class JitWrapped(Generic[P, R]):
             rules=layout.rules,
             observe=self._observer(call, statics),
         )
-        keywords = {**options.rest, **layout.shardings}
-        if given:
-            keywords["donate_argnums"] = (1,)
-        program = _Program(jax.jit(layout.inner(pure), **keywords), layout)
+        jitted = jax.jit(layout.inner(pure), **options.rest, **layout.keywords)
+        program = _Program(jitted, layout)
         remember(self._programs, key, program)
         return program
 

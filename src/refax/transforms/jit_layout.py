@@ -1,7 +1,8 @@
 """How the leaves and arguments of a jitted call are laid out when some are donated or sharded.
 
-The inner function then takes two arguments, what is kept and what is donated, each a triple
-(values by group, positional, keyword), and its groups are by (sharding, donated).
+The inner function then takes each of them by position, as JAX wants what it donates: the values of
+each group, which are by (sharding, donated), the arguments, and what is kept and what is donated of
+those given by name.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import jax
 
 from ..lift import errors
 from ..lift.arguments import named_like, slot_numbers
-from ..lift.array_prefix import by_path, for_arrays, spread, without_objects
-from ..lift.call import Call, occurrences_in, one_group
-from ..lift.faults import inputs_of, tell
-from ..lift.prefix import FilterPrefix, Groups, OutputRules, all_entries, group_leaves
+from ..lift.array_prefix import by_path, for_arrays, without_objects
+from ..lift.call import Call, group_by_prefix
+from ..lift.faults import tell
+from ..lift.places import inputs_by_place
+from ..lift.prefix import FilterPrefix, Groups, OutputRules
 from ..objects.errors import describe_value
 from .jit_options import Options
 
@@ -40,49 +42,57 @@ class Donated(NamedTuple):
 
 class Layout(NamedTuple):
     groups: Groups
-    rules: OutputRules | None
-    donated: tuple[bool, ...]  # by group
     given: Donated
-    shardings: dict[str, Any]  # for jax.jit
+    donated: tuple[bool, ...] = (False,)  # by group
+    rules: OutputRules | None = None
+    keywords: dict[str, Any] = {}  # for jax.jit
+    by_position: bool = True  # whether the inner function takes its arguments one by one
 
     def inputs(self, grouped: list, tree: Any) -> tuple:
         """The arguments of the inner function."""
-        if not self.given:
+        if not self.by_position:
             return grouped, tree
         args, kwargs = tree
+        named: tuple[dict, dict] = {}, {}
+        for name, value in kwargs.items():
+            named[name in self.given.names][name] = value
+        return *grouped, *args, *named
 
-        def half(donated: bool) -> tuple:
-            return (
-                [g if d is donated else None for g, d in zip(grouped, self.donated, strict=True)],
-                tuple([a if (i in self.given.at) is donated else None for i, a in enumerate(args)]),
-                {k: v for k, v in kwargs.items() if (k in self.given.names) is donated},
-            )
+    def inner(self, pure: Callable) -> Callable:
+        """`pure`, taking its arguments as `inputs` gives them."""
+        if not self.by_position:
+            return pure
+        count = len(self.donated)
 
-        return half(False), half(True)
+        def inner(*inputs: Any) -> Any:
+            *args, kept, given = inputs[count:]
+            return pure(inputs[:count], (tuple(args), {**kept, **given}))
+
+        return named_like(pure, inner)
 
     def tell(self, error: Exception, call: Call, function: Callable) -> Exception | None:
         """What is wrong with the inputs of a call that raised: see `lift/faults.py`."""
-        groups = self.groups
-        call.groups = groups
-        if not self.given:
-            return self._unfit(call, function) or tell(error, call, function)
+        call.groups = self.groups
+        if not self.by_position:
+            return tell(error, call, function)
 
         def donated(leaf: int, path: tuple) -> bool:
             if leaf >= 0:
-                return self.donated[groups.of_leaf[leaf]]
+                return self.donated[self.groups.of_leaf[leaf]]
             inside, key = path[0].idx, path[1]
             return key.key in self.given.names if inside else key.idx in self.given.at
 
-        return tell(error, call, function, ("kept", "given"), self.inputs, donated)
+        def arrange(grouped: list, tree: Any) -> dict[str, Any]:
+            return {"inputs": self.inputs(grouped, tree)}
+
+        return self._unfit(call, function) or tell(error, call, function, arrange, donated)
 
     def _unfit(self, call: Call, function: Callable) -> ValueError | None:
         """The error for a sharding that does not fit what it is for."""
-        if not self.shardings:
-            return None
-        by_group, (args, _) = self.shardings["in_shardings"]
-        entries = [by_group[group] for group in self.groups.of_leaf]
-        entries += spread(args, call.tree[0], "in_shardings", _is_sharding)
-        for (place, value), sharding in zip(inputs_of(call, function), entries):
+        count, entries = len(self.donated), self.keywords.get("in_shardings", (None,))
+        args = entries[count:-2] or None
+        for place, value, entry in inputs_by_place(call, function, args, _is_sharding):
+            sharding = entry.sharding if isinstance(entry, Entry) else entry
             if not isinstance(sharding, jax.sharding.Sharding):
                 continue
             for array in jax.tree.leaves(value):
@@ -96,20 +106,6 @@ class Layout(NamedTuple):
                         "its sizes; None for an axis that is whole."
                     )
         return None
-
-    def inner(self, pure: Callable) -> Callable:
-        """`pure`, taking its arguments as `inputs` gives them."""
-        if not self.given:
-            return pure
-
-        def inner(kept: Any, given: Any) -> Any:
-            pairs = zip(kept[0], given[0], self.donated, strict=True)
-            grouped = [g if d else k for k, g, d in pairs]
-            pairs = enumerate(zip(kept[1], given[1], strict=True))
-            args = tuple(g if i in self.given.at else k for i, (k, g) in pairs)
-            return pure(grouped, (args, {**kept[2], **given[2]}))
-
-        return named_like(pure, inner)
 
 
 def layout_of(
@@ -131,33 +127,45 @@ def layout_of(
         given: which arguments are donated.
     """
     if not options.sharded and not given:
-        return Layout(one_group(call.plan), None, (False,), given, {})
+        return Layout(call.groups, given, by_position=False)
     args, kwargs = call.tree
     prefix = _in_prefix(options.in_shardings, len(args), shift, static_at)
     if isinstance(prefix, tuple):
         prefix = tuple(map(by_path, prefix, args))
-    places = occurrences_in(call, function, prefix, "in_shardings", is_leaf=_is_sharding)
-    known = all_entries((prefix, options.out_shardings), _is_sharding)
-    sharded = group_leaves(call.plan, places, known)
+    out_prefix = options.out_shardings
+    rules = group_by_prefix(
+        call, function, prefix, out_prefix, "in_shardings", is_leaf=_is_sharding
+    )
     # A leaf that any donated argument reaches is donated: its Variable gets the new value.
     objects = slot_numbers(
         ([a for i, a in enumerate(args) if i in given.at],
          [a for name, a in kwargs.items() if name in given.names])
     )  # fmt: skip
-    graphdef = call.plan.graphdef
+    graphdef, half = call.graphdef, len(rules.entries)
     reached = {leaf for n in objects for _, leaf in graphdef.all_paths(graphdef.roots[n])}
-    half = len(sharded.entries)
-    entries = [Entry(e, donated) for donated in (False, True) for e in sharded.entries]
-    of_leaf = [g + half * (leaf in reached) for leaf, g in enumerate(sharded.of_leaf)]
-    groups = Groups(entries, of_leaf)
-    rules, shardings = None, {}
+    entries = [Entry(e, donated) for donated in (False, True) for e in rules.entries]
+    of_leaf = [g + half * (leaf in reached) for leaf, g in enumerate(call.groups.of_leaf)]
     donated = tuple(e.donated for e in entries)
+    count = len(entries)
+    keywords: dict[str, Any] = {
+        "donate_argnums": (
+            *(group for group, gone in enumerate(donated) if gone),
+            *(count + i for i in given.at),
+            count + len(args) + 1,
+        )
+    }
     if options.sharded:
-        out_prefix = jax.tree.map(_kept, options.out_shardings, is_leaf=_is_sharding)
-        kept = tuple(o._replace(prefix=_kept(o.prefix)) for o in places)
-        rules = OutputRules(kept, out_prefix, groups.entries, lambda entry: entry.sharding)
-        shardings = _shardings(options, prefix, args, groups, given)
-    return Layout(groups, rules, donated, given, shardings)
+        by_group = [entry.sharding for entry in entries]
+        arrays = for_arrays(prefix, args, "args", _is_sharding)
+        by_argument = arrays if isinstance(arrays, tuple) else (arrays,) * len(args)
+        keywords["in_shardings"] = (*by_group, *by_argument, None, None)
+        keywords["out_shardings"] = (without_objects(out_prefix), by_group, None)
+        kept = tuple(o._replace(prefix=_kept(o.prefix)) for o in rules.arguments)
+        out_prefix = jax.tree.map(_kept, out_prefix, is_leaf=_is_sharding)
+        rules = OutputRules(kept, out_prefix, tuple(entries), lambda entry: entry.sharding)
+    return Layout(
+        Groups(entries, of_leaf), given, donated, rules if options.sharded else None, keywords
+    )
 
 
 def _in_prefix(prefix: Any, count: int, shift: int, static_at: Sequence[int]) -> Any:
@@ -175,27 +183,6 @@ def _in_prefix(prefix: Any, count: int, shift: int, static_at: Sequence[int]) ->
             "in_shardings", prefix, f"It has {len(prefix)} entries for {count - shift} arguments."
         )
     return tuple(entries)
-
-
-def _shardings(
-    options: Options, prefix: Any, arguments: tuple, groups: Groups, given: Donated
-) -> dict[str, Any]:
-    """The keywords for `jax.jit`."""
-    by_group = [entry.sharding for entry in groups.entries]
-    args = for_arrays(prefix, arguments, "args", _is_sharding)
-    out = (without_objects(options.out_shardings), by_group, None)
-    if not given:
-        return {"in_shardings": (by_group, (args, None)), "out_shardings": out}
-    per_argument = args if isinstance(args, tuple) else (args,) * len(arguments)
-
-    def half(donated: bool) -> Any:
-        return (
-            [e.sharding if e.donated is donated else None for e in groups.entries],
-            tuple(s if (i in given.at) is donated else None for i, s in enumerate(per_argument)),
-            None,
-        )
-
-    return {"in_shardings": (half(False), half(True)), "out_shardings": out}
 
 
 def _is_sharding(value: Any) -> bool:

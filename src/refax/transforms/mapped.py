@@ -75,7 +75,6 @@ class MappedCall:
             if key is None:
                 program = make((function,))
             else:
-                assert call.groups is not None
                 prefixes = hashable((self.prefix, rules.out_prefix, self.keywords), self.is_leaf)
                 key = (call.plan.graphdef, call.groups.of_leaf, rules.entries, prefixes, *key)
                 program = eager_program((function,), key, make, compile)
@@ -83,9 +82,7 @@ class MappedCall:
         except PrefixError:
             raise
         except (ValueError, IndexError):
-            explain(
-                inputs_by_place(call, rules, function, self.prefix, self.is_leaf, self.keywords)
-            )
+            explain(inputs_by_place(call, function, self.prefix, self.is_leaf, self.keywords))
             raise
         return leave(call, out)
 

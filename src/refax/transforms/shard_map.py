@@ -94,7 +94,6 @@ _WHOLE = PartitionSpec()
 
 def _with_counts(pure: Callable, call: Call, rules: OutputRules, prefix: Any) -> Callable:
     """`pure`, which leaves the counts of replicated streams the same on every device."""
-    assert call.groups is not None
     graphdef, groups = call.plan.graphdef, call.groups
     counts = broadcast_counts(graphdef, groups)
     if not counts:
