@@ -148,7 +148,7 @@ class Inside:
         return self._leave_changed(tree, result, found, how, check)
 
     def _goes_out(self, leaf: int, value: Any, group: int, how: Leaving) -> bool:
-        everything = how.always and how.always[group]
+        everything = how.always[group] if how.always else False
         return everything or leaf in how.force or not self.unchanged(leaf, value)
 
     def _origins(self, now: Walk) -> tuple[int | None, ...]:

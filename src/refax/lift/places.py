@@ -101,6 +101,11 @@ class Fact(NamedTuple):
     value: Any = None  # of a static
 
 
+def said(text: str) -> Fact:
+    """A fact that is its text."""
+    return Fact(text, text)
+
+
 def outline(graphdef: GraphDef, roots: Sequence[str]) -> dict[str, Fact]:
     """What stands where in a structure, for comparing two of them.
 
@@ -116,7 +121,7 @@ def outline(graphdef: GraphDef, roots: Sequence[str]) -> dict[str, Fact]:
     for name, record in zip(names, graphdef.records, strict=True):
         facts[name] = Fact(record[1], type_of_record(record))
     for path in graphdef.paths.leaves[sum(r[0] == VARIABLE for r in graphdef.records) :]:
-        facts[place_under(path, roots)] = Fact("an array", "an array")
+        facts[place_under(path, roots)] = said("an array")
     for path, key, value in graphdef.statics():
         text = short(key[1] if isinstance(key[1], FunctionKey) else value)
         facts[place_under(path, roots)] = Fact(key, text, value)

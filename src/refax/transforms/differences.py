@@ -19,9 +19,9 @@ import jax
 from jax.core import Tracer
 
 from ..graph.graphdef import GraphDef
-from ..lift.arguments import Slot
+from ..lift.arguments import is_slot
 from ..lift.errors import argument_place, place_under
-from ..lift.places import Fact, outline
+from ..lift.places import Fact, outline, said
 from ..objects.representation import short
 from ..objects.statics import FunctionKey, frozen
 from ..objects.trace_errors import where
@@ -93,11 +93,12 @@ class TraceRecord:
     def parts(self) -> tuple[dict[str, Fact], ...]:
         """{place: fact} of structure, containers, static arguments, settings, and arrays."""
         paths = self._graphdef.paths.leaves
-        arrays: dict[str, Fact] = {}
-        for path, value in zip(paths, self._values, strict=True):
-            arrays[place_under(path, self._roots)] = Fact(text := _form(value), text)
+        arrays = {
+            place_under(path, self._roots): said(_form(value))
+            for path, value in zip(paths, self._values, strict=True)
+        }
         for path, aval in jax.tree_util.tree_leaves_with_path(self._tree):
-            arrays[argument_place(path, self._labels)] = Fact(text := _form(aval), text)
+            arrays[argument_place(path, self._labels)] = said(_form(aval))
         statics = {name: Fact(frozen(v), short(v), v) for name, v in self._statics.items()}
         settings = {name: Fact(v, short(v)) for name, v in self._settings.items()}
         structure = outline(self._graphdef, self._roots)
@@ -105,56 +106,44 @@ class TraceRecord:
 
     def _containers(self) -> Iterator[tuple[str, Fact]]:
         """The containers among the arguments, and what else is static in them."""
-        stack: list[tuple[str, Any]] = []
-        for half, treedef in enumerate(jax.tree.structure(self._tree).children()):
-            for key, child in zip(_keys(treedef), treedef.children(), strict=True):
-                path = (jax.tree_util.SequenceKey(half), key)
-                stack.append((argument_place(path, self._labels), child))
-        while stack:
-            place, treedef = stack.pop()
-            data = treedef.node_data()
-            if data is None:  # a leaf
-                continue
-            cls, static = data
-            if cls is Slot:
-                root = self._roots[static[0] if isinstance(static, tuple) else static]
+        args, kwargs = self._tree
+        pending = [*zip(self._labels, args, strict=True), *kwargs.items()]
+        while pending:
+            place, value = pending.pop()
+            if is_slot(value):
+                root = self._roots[value.number]
                 if root != place:
                     yield place, Fact(root, f"`{root}`")
                 continue
-            static = None if cls in (list, tuple, dict) else static
-            text = "None" if cls is type(None) else cls.__name__
-            yield place, Fact((cls, static), text, static)
-            for key, child in zip(_keys(treedef), treedef.children(), strict=True):
-                stack.append((place + jax.tree_util.keystr((key,)), child))
+            pairs, one_level = jax.tree_util.tree_flatten_with_path(
+                value, is_leaf=lambda x, container=value: x is not container
+            )
+            if (data := one_level.node_data()) is not None:  # no leaf
+                cls, static = data
+                static = None if cls in (list, tuple, dict) else static
+                text = "None" if cls is type(None) else cls.__name__
+                yield place, Fact((cls, static), text, static)
+                pending += [(place + jax.tree_util.keystr(key), child) for key, child in pairs]
 
     def differences(self, earlier: TraceRecord) -> list[Difference]:
         found: dict[str, Difference] = {}
         for old, new in zip(earlier.parts, self.parts, strict=True):
-            for place in [*new, *(p for p in old if p not in new)]:
-                difference = difference_between(place, old.get(place), new.get(place))
-                if difference is None:
-                    continue
-                known = found.get(place)  # that there is an array; now also its form
-                if known is None:
-                    found[place] = difference
-                elif known.adds_or_removes and difference.adds_or_removes:
-                    old_text = known.old if difference.old == NOTHING else difference.old
-                    new_text = known.new if difference.new == NOTHING else difference.new
-                    found[place] = Difference(place, old_text, new_text)
+            for difference in differences_between(old, new):
+                known = found.setdefault(difference.path, difference)
+                if known.adds_or_removes and difference.adds_or_removes:
+                    # That there is an array; now also its form.
+                    pairs = zip(known, difference, strict=True)
+                    texts = [known if now == NOTHING else now for known, now in pairs]
+                    found[difference.path] = Difference(*texts)
         return list(found.values())
 
 
-def _keys(treedef: Any) -> list[Any]:
-    """The JAX keys of the children of one node."""
-    data = treedef.node_data()
-    if data is not None and data[0] is dict:
-        return [jax.tree_util.DictKey(key) for key in data[1]]
-    fields = getattr(data and data[0], "_fields", None)
-    if fields is not None:
-        return [jax.tree_util.GetAttrKey(name) for name in fields]
-    return [
-        jax.tree_util.SequenceKey(i) for i in range(treedef.num_nodes and len(treedef.children()))
-    ]
+def differences_between(old: Mapping[str, Fact], new: Mapping[str, Fact]) -> Iterator[Difference]:
+    """What differs between the facts of two traces, by place."""
+    for place in [*new, *(p for p in old if p not in new)]:
+        difference = difference_between(place, old.get(place), new.get(place))
+        if difference is not None:
+            yield difference
 
 
 def difference_between(place: str, old: Fact | None, new: Fact | None) -> Difference | None:
@@ -174,12 +163,6 @@ def _equal(old: Any, new: Any) -> bool:
         return bool(old == new)
     except Exception:
         return False
-
-
-def differences_of_text(old: Mapping[str, str], new: Mapping[str, str]) -> list[Difference]:
-    places = [*new, *(place for place in old if place not in new)]
-    pairs = ((place, old.get(place, NOTHING), new.get(place, NOTHING)) for place in places)
-    return [Difference(*pair) for pair in pairs if pair[1] != pair[2]]
 
 
 def tell_apart(place: str, old: Any, new: Any) -> Difference:

@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from ..lift.places import Fact, said
 from ..objects.errors import describe_value
 from ..objects.stack import Stack
 from ..objects.trace_errors import known_name, where
-from .differences import Difference, TraceRecord, differences_of_text, placement
+from .differences import Difference, TraceRecord, differences_between, placement
 
 _LOGGER = logging.getLogger("refax.retrace")
 _MAX_RECORDS = 64
@@ -54,18 +55,16 @@ class Traces:
         self.records: list[TraceRecord] = []
         self.reasons: list[list[Difference]] = []
         # Of each compilation: the number of the trace, where the inputs were, what was different.
-        self.compilations: list[tuple[int, dict[str, str], list[Difference] | None]] = []
+        self.compilations: list[tuple[int, dict[str, Fact], list[Difference] | None]] = []
         self._warned = False
 
     def note(self, new: TraceRecord) -> None:
         self.count += 1
         for counters in _ACTIVE.items:
             counters[self] = counters.get(self, 0) + 1
-        if self.records:
-            reasons = min((new.differences(old) for old in reversed(self.records)), key=len)
-            self.reasons.append(reasons)
-            _LOGGER.info("%s traced again (%d times now): %s", self.name, self.count,
-                         "; ".join(map(str, reasons[:5])) or "no visible difference")  # fmt: skip
+        found = [new.differences(old) for old in reversed(self.records)]
+        if found:
+            self.reasons.append(self._nearest(f"traced again ({self.count} times now)", found))
         self.records.append(new)
         del self.records[:-_MAX_RECORDS], self.reasons[:-_MAX_RECORDS]
         if self.count > _MANY + 1 and not self._warned:
@@ -74,16 +73,19 @@ class Traces:
 
     def note_compilation(self, inputs: Iterable[tuple[str, Any]]) -> None:
         """The latest trace was compiled for these (place, value) inputs."""
-        new = {place: placement(value) for place, value in inputs}
-        earlier = [old for trace, old, _ in self.compilations if trace == self.count]
-        reasons = None
-        if earlier:
-            found = [differences_of_text(old, new) for old in reversed(earlier)]
-            reasons = min(found, key=len)
-            _LOGGER.info("%s compiled again: %s", self.name,
-                         "; ".join(map(str, reasons[:5])) or "no visible difference")  # fmt: skip
+        new = {place: said(placement(value)) for place, value in inputs}
+        earlier = [old for trace, old, _ in reversed(self.compilations) if trace == self.count]
+        found = [list(differences_between(old, new)) for old in earlier]
+        reasons = self._nearest("compiled again", found) if found else None
         self.compilations.append((self.count, new, reasons))
         del self.compilations[:-_MAX_RECORDS]
+
+    def _nearest(self, what: str, found: list[list[Difference]]) -> list[Difference]:
+        """The differences from the earlier one that is most like the new one."""
+        reasons = min(found, key=len)
+        told = "; ".join(map(str, reasons[:5])) or "no visible difference"
+        _LOGGER.info("%s %s: %s", self.name, what, told)
+        return reasons
 
     def _warning(self) -> str:
         text = f"{self._where} was traced {self.count} times; each trace compiles anew. "
