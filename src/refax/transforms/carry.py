@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from ..graph.graphdef import PYTREE, TUPLE, VARIABLE, record_children
+from ..graph.graphdef import VARIABLE, WITH_IDENTITY, record_children
 from ..lift.arguments import is_slot
 from ..lift.call import CallForm
 from ..lift.errors import PrefixError
 from ..lift.inside import NewGraph, Static
-from ..lift.places import place_of_leaf, place_of_output
+from ..lift.places import place_of_leaf, place_of_output, type_of_record
 from ..lift.prefix import OutputRules
 from ..objects.errors import path_string
 from .forms import same_form, shown
@@ -60,7 +60,8 @@ def check_carry(
             place, _ = place_of_output(
                 graphdef, rules.arguments, change, group, len(groups_in[group])
             )
-            if place in _places(form, rules):
+            leaves = range(graphdef.num_leaves)
+            if place in {place_of_leaf(graphdef, rules.arguments, leaf) for leaf in leaves}:
                 raise _changed(loop, place, "is another Variable after the step", _SAME_OBJECT)
             raise _changed(loop, place, "is new: the step added it to what is carried")
         for leaf, old, new in zip(
@@ -76,16 +77,6 @@ def check_carry(
         if not same_form(old, new):
             place = "carry" + jax.tree_util.keystr(path)
             raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}")
-
-
-def _places(form: CallForm, rules: OutputRules) -> set[str]:
-    """Every place of a leaf before the step."""
-    graphdef = form.graphdef
-    return {
-        path_string(path, occurrence.place)
-        for occurrence in rules.arguments
-        for path, _ in graphdef.all_paths(graphdef.roots[occurrence.number])
-    }
 
 
 def _check_result(form: CallForm, loop: str, old: Any, new: Any) -> None:
@@ -106,57 +97,39 @@ def _check_result(form: CallForm, loop: str, old: Any, new: Any) -> None:
 def _check_structure(form: CallForm, rules: OutputRules, loop: str, graph: NewGraph) -> None:
     """A carried object must keep its attributes, its statics, and which objects they are."""
     before, after = form.graphdef, graph.graphdef
-    for occurrence in rules.arguments:
-        if not is_carry(occurrence.prefix):
+    pending = [(before.roots[o.number], after.roots[o.number], o.place)
+               for o in rules.arguments if is_carry(o.prefix)]  # fmt: skip
+    seen: set[int] = set()
+    while pending:
+        number, new_number, place = pending.pop()
+        if number in seen:
             continue
-        stack: list[tuple[int, int, tuple]] = [
-            (before.roots[occurrence.number], after.roots[occurrence.number], ())
-        ]
-        seen: set[int] = set()
-        while stack:
-            old, new, path = stack.pop()
-            if old in seen:
-                continue
-            seen.add(old)
-            place = path_string(path, occurrence.place)
-            if graph.origins[new] != old and before.records[old][0] not in (TUPLE, PYTREE):
-                raise _changed(loop, place, "refers to another object after the step", _SAME_OBJECT)
-            stack += _compare_records(loop, place, path, before.records[old], after.records[new])
-
-
-def _compare_records(
-    loop: str, place: str, path: tuple, old: tuple, new: tuple
-) -> list[tuple[int, int, tuple]]:
-    """The (old record, new record, path) of the children; raises if the records differ."""
-    if old[:2] != new[:2]:
-        raise _changed(loop, place, f"was a {_type_name(old)} and becomes a {_type_name(new)}")
-    if old[0] == VARIABLE:
-        if old != new:
+        seen.add(number)
+        old, new = before.records[number], after.records[new_number]
+        if old[0] in WITH_IDENTITY and graph.origins[new_number] != number:
+            raise _changed(loop, place, "refers to another object after the step", _SAME_OBJECT)
+        if old[:2] != new[:2]:
+            kinds = type_of_record(old), type_of_record(new)
+            raise _changed(loop, place, f"was a {kinds[0]} and becomes a {kinds[1]}")
+        if old[0] == VARIABLE and old != new:
             raise _changed(loop, place, f"had metadata {dict(old[2])} and gets {dict(new[2])}")
-        return []
-    old_keys, old_children = record_children(old)
-    new_keys, new_children = record_children(new)
-    if tuple(old_keys) != tuple(new_keys):
-        gone, added = set(old_keys) - set(new_keys), set(new_keys) - set(old_keys)
-        words = [f"{verb} {sorted(keys, key=str)}"
-                 for verb, keys in (("gains", added), ("loses", gone)) if keys]  # fmt: skip
-        what = " and ".join(words) or "has its entries in another order"
-        raise _changed(loop, place, f"changes its form: it {what}")
-    pairs = []
-    for key, a, b in zip(old_keys, old_children, new_children, strict=True):
-        if type(a) is int and type(b) is int:
-            pairs.append((a, b, (*path, key)))
-        elif a != b:
-            where = path_string((key,), place)
-            raise _changed(loop, where, f"was {_static(a)} and becomes {_static(b)}")
-    return pairs
+        (keys, children), (new_keys, new_children) = map(record_children, (old, new))
+        if tuple(keys) != tuple(new_keys):
+            gone, added = set(keys) - set(new_keys), set(new_keys) - set(keys)
+            words = [f"{verb} {sorted(some, key=str)}"
+                     for verb, some in (("gains", added), ("loses", gone)) if some]  # fmt: skip
+            what = " and ".join(words) or "has its entries in another order"
+            raise _changed(loop, place, f"changes its form: it {what}")
+        for key, child, new_child in zip(keys, children, new_children, strict=True):
+            below = path_string((key,), place)
+            if type(child) is int and type(new_child) is int:
+                pending.append((child, new_child, below))
+            elif child != new_child:
+                texts = _told(child), _told(new_child)
+                raise _changed(loop, below, f"was {texts[0]} and becomes {texts[1]}")
 
 
-def _type_name(record: tuple) -> str:
-    return record[1].__name__ if isinstance(record[1], type) else "container"
-
-
-def _static(child: Any) -> str:
+def _told(child: Any) -> str:
     return repr(child[1]) if type(child) is tuple else "an object or array"
 
 

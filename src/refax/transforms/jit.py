@@ -141,7 +141,7 @@ class JitWrapped(Generic[P, R]):
             program = self._programs.get(key) or self._compile(call, key, None)
             return call, program, (call.grouped, call.tree)
         statics = StaticArguments(options, args, kwargs, self._shift)
-        call = enter(*statics.without(args, kwargs))
+        call = enter(statics.args, statics.kwargs)
         at = frozenset(positions(options.donate_numbers, count, self._shift))
         names = frozenset(options.donate_names).intersection(call.tree[1])
         given = Donated(at.difference(statics.by_position), names)
@@ -164,20 +164,19 @@ class JitWrapped(Generic[P, R]):
     ) -> _Program:
         """Make the inner jit for a structure that was not seen before."""
         options, user, reads = self._options, proxy(self._function), self._reads
-        at = {} if statics is None else statics.by_position
-        named = {} if statics is None else statics.by_name
-        layout = layout_of(self._function, call, options, self._shift, tuple(at), given)
+        statics = statics or StaticArguments(options, (), {})
+        layout = layout_of(
+            self._function, call, options, self._shift, tuple(statics.by_position), given
+        )
         call.groups = layout.groups
 
         def function(*args: Any, **kwargs: Any) -> Any:
-            if at:
-                args = tuple(at.get(i, a) for i, a in enumerate(args))
             with collecting(reads, user):
-                return user(*args, **kwargs, **named)
+                return user(*args, **kwargs)
 
         function.__wrapped__ = user  # type: ignore[attr-defined]
         pure = pure_function(
-            named_like(self._function, function),
+            statics.into(named_like(self._function, function)),
             call,
             always=layout.donated,
             rules=layout.rules,
@@ -188,11 +187,11 @@ class JitWrapped(Generic[P, R]):
         remember(self._programs, key, program)
         return program
 
-    def _observer(self, call: Call, statics: StaticArguments | None) -> Callable:
+    def _observer(self, call: Call, statics: StaticArguments) -> Callable:
         """What notes each trace, with the places of the objects as they are now."""
         labels = errors.argument_names(self._function, len(call.tree[0]))
         roots = root_places(call.tree, self._function)
-        fixed = {} if statics is None else statics.named(labels)
+        fixed = statics.named(labels)
         graphdef, traces = call.plan.graphdef, self.traces
 
         def observe(inside: Inside, tree: Any) -> None:
@@ -244,16 +243,10 @@ class JitWrapped(Generic[P, R]):
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes and dtypes of the result, without running; the arguments stay as they are."""
-        function, bound = self._function, self._bound
-        statics = StaticArguments(self._options, args, kwargs, 0)
-        args, kwargs = statics.without(args, kwargs)
-
-        def call(obj: Any, *args: Any, **kwargs: Any) -> Any:
-            full = [statics.by_position.get(i, a) for i, a in enumerate(args)]
-            first = [] if bound is None else [obj]
-            return function(*first, *full, **kwargs, **statics.by_name)
-
-        return eval_shape(call, bound, *args, **kwargs)
+        if self._bound is not None:
+            args = (self._bound, *args)
+        statics = StaticArguments(self._options, args, kwargs, self._shift)
+        return eval_shape(statics.into(self._function), *statics.args, **statics.kwargs)
 
     @property
     def jitted_fn(self) -> JitWrapped:

@@ -9,7 +9,7 @@ from typing import Any
 from ..lift import errors
 from ..objects.errors import suggest
 from ..objects.statics import static_key
-from .bound import without_static
+from .bound import with_static, without_static
 
 
 def indices_of(given: int | Sequence[int] | None) -> tuple[int, ...] | None:
@@ -84,20 +84,18 @@ def resolved(
 
 
 class StaticArguments:
-    """The static arguments of one call, taken out of the others."""
+    """The static arguments of one call, and the others without them."""
 
-    __slots__ = ("by_name", "by_position")
+    __slots__ = ("args", "by_name", "by_position", "kwargs")
 
-    def __init__(self, options: Options, args: tuple, kwargs: dict[str, Any], shift: int):
-        self.by_position = without_static(args, options.static_numbers, shift)[1]
+    def __init__(self, options: Options, args: tuple, kwargs: dict[str, Any], shift: int = 0):
+        self.args, self.by_position = without_static(args, options.static_numbers, shift)
         self.by_name = {n: kwargs[n] for n in options.static_names if n in kwargs}
+        self.kwargs = {k: v for k, v in kwargs.items() if k not in self.by_name}
 
-    def without(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if self.by_position:
-            args = tuple(None if i in self.by_position else a for i, a in enumerate(args))
-        if self.by_name:
-            kwargs = {k: v for k, v in kwargs.items() if k not in self.by_name}
-        return args, kwargs
+    def into(self, function: Callable) -> Callable:
+        """The function of the others alone."""
+        return with_static(function, self.by_position, self.by_name)
 
     def key(self) -> tuple:
         hash((*self.by_position.values(), *self.by_name.values()))  # as jax.jit, which wants one
