@@ -1,7 +1,7 @@
 """One call of a transformed function, from objects to flat values and back.
 
     call = enter(function, args, kwargs)          objects → plan, groups, a tree with slots
-    pure = pure_function(function, call, …)       (values by group, tree) → (result, values, static)
+    pure = pure_function(function, call, …)       (values by group, tree) → (result, values, change)
     out  = jax.some_transform(pure, …)(call.grouped, call.tree)
     return leave(call, out)                       written back, all or nothing
 
@@ -24,13 +24,12 @@ from . import errors
 from .arguments import named_like, put_back, slot_places, take_apart
 from .axis_names import AxisName
 from .borders import check_border
-from .inside import Inside, Leaving, Static
+from .inside import Change, Inside, Leaving
 from .prefix import (
     Groups,
     Occurrence,
     OutputRules,
     all_entries,
-    broadcast,
     group_leaves,
     is_entry,
     occurrences,
@@ -141,11 +140,10 @@ def occurrences_in(
     """Every place of an object among the arguments, with its entry; see `group_by_prefix`."""
     args, kwargs = put_back(call.tree, call.roots)
     labels = errors.argument_names(function, len(args))
-    found = occurrences(broadcast(prefix, args, name, is_leaf), call.numbers, labels)
+    found = occurrences(prefix, args, call.numbers, labels, name, is_leaf)
     for keyword, value in kwargs.items():
         entry = keywords[keyword] if isinstance(keywords, dict) else keywords
-        entries = broadcast(entry, value, name, is_leaf)
-        found += occurrences(entries, call.numbers, (), keyword)
+        found += occurrences(entry, value, call.numbers, keyword, name, is_leaf)
     return found
 
 
@@ -159,7 +157,7 @@ def pure_function(
     force: frozenset[int] = frozenset(),
     explicit: bool = False,
     observe: Callable[[Inside, Any], None] | None = None,
-    returned: Callable[[Any, list, Static], Any] | None = None,
+    returned: Callable[[Any, list, Change], Any] | None = None,
     captured: bool = False,
 ) -> Callable[[Sequence[Sequence[Any]], Any], Any]:
     """The pure function of (values by group, tree with slots) that JAX gets to see.
@@ -170,7 +168,7 @@ def pure_function(
         always, rules, force, explicit: what goes out (see `Leaving`).
         axis_name: kept in step in annotations, where the groups' entries are axes.
         observe: called at every trace, with the objects and the tree.
-        returned: how to arrange (result, values by group, static); as that tuple by default.
+        returned: how to arrange (result, values by group, change); as that tuple by default.
         captured: whether objects that the function captured may be returned, as copies.
     """
     graphdef, groups = call.graphdef, call.groups
@@ -196,7 +194,7 @@ def pure_function(
     return named_like(function, pure)
 
 
-def leave(call: Call, out: tuple[Any, Sequence[Sequence[Any]], Static]) -> Any:
+def leave(call: Call, out: tuple[Any, Sequence[Sequence[Any]], Change]) -> Any:
     """Write back what the call did and return its result."""
-    tree, grouped, static = out
-    return write_back(call.plan, call.roots, call.values, tree, grouped, static.change)
+    tree, grouped, change = out
+    return write_back(call.plan, call.roots, call.values, tree, grouped, change)

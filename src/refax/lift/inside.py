@@ -38,19 +38,13 @@ class NewGraph(NamedTuple):
     sources: tuple[Any, ...]  # for each leaf: input leaf number, or (group, index) of an output
 
 
-class Change(NamedTuple):
-    """What a call did to its objects: the static part."""
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """What a call did to its objects: the static part of what goes out, in its treedef."""
 
     dirty: tuple[tuple[int, ...], ...]  # by group: the leaves whose new values go out
     graph: NewGraph | None  # if the structure changed; then `dirty` is empty
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, slots=True)
-class Static:
-    """Carries a `Change` in an output's treedef."""
-
-    change: Change
 
 
 class Leaving(NamedTuple):
@@ -120,7 +114,7 @@ class Inside:
 
     def leave(
         self, result: Any, how: Leaving, check: Callable[[Any, Walk], None]
-    ) -> tuple[Any, list[list[Any]], Static]:
+    ) -> tuple[Any, list[list[Any]], Change]:
         """(result with slots, values that go out by group, the rest as static data).
 
         Args:
@@ -144,7 +138,7 @@ class Inside:
                 dirty = tuple(tuple(i for i in group if self._goes_out(i, values[i], g, how))
                               for g, group in members)  # fmt: skip
                 tree = put_back(tree, [Slot(self.index[id(obj)]) for obj in found])
-                return tree, [[values[i] for i in d] for d in dirty], Static(Change(dirty, None))
+                return tree, [[values[i] for i in d] for d in dirty], Change(dirty, None)
         return self._leave_changed(tree, result, found, how, check)
 
     def _goes_out(self, leaf: int, value: Any, group: int, how: Leaving) -> bool:
@@ -171,7 +165,7 @@ class Inside:
         found: list[Any],
         how: Leaving,
         check: Callable[[Any, Walk], None],
-    ) -> tuple[Any, list[list[Any]], Static]:
+    ) -> tuple[Any, list[list[Any]], Change]:
         roots = [*self.roots, *found]
         now = walk(tuple(roots))
         check(tree, now)
@@ -209,7 +203,7 @@ class Inside:
         records = now.graphdef.roots[len(self.roots) : len(self.roots) + len(found)]
         tree = put_back(tree, [Slot(r) for r in records])
         graph = NewGraph(intern(now.graphdef), origins, tuple(sources))
-        return tree, out, Static(Change((), graph))
+        return tree, out, Change((), graph)
 
     def _groups_of(
         self,

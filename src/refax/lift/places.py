@@ -14,7 +14,7 @@ from ..objects.statics import FunctionKey
 from .array_prefix import spread
 from .call import Call, root_places
 from .errors import argument_names, argument_place, place_under
-from .inside import Change, Static, leaves_out
+from .inside import Change, leaves_out
 from .prefix import Occurrence, OutputRules, is_entry
 
 
@@ -82,13 +82,13 @@ def check_outputs(
         error: (place, type of the Variable, entry, what is wrong) → what is raised.
     """
 
-    def returned(result: Any, grouped: Sequence[Sequence[Any]], static: Static) -> Any:
+    def returned(result: Any, grouped: Sequence[Sequence[Any]], change: Change) -> Any:
         for group, (entry, values) in enumerate(zip(rules.entries, grouped, strict=True)):
             for index, value in enumerate(values):
                 if found := problem(entry, value):
-                    place = place_of_output(graphdef, rules.arguments, static.change, group, index)
+                    place = place_of_output(graphdef, rules.arguments, change, group, index)
                     raise error(*place, entry, found)
-        return result, grouped, static
+        return result, grouped, change
 
     return returned
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.tree_util import keystr
 
 from ..graph.filters import Filter, PathIn, to_predicate
+from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
 from ..graph.state import State, create_path_filters
 from ..graph.walk import Walk
@@ -39,11 +41,12 @@ class FilterPrefix(Mapping[Filter, Any]):
         self.entries = tuple(e for _, e in items)
         self.predicates = tuple(to_predicate(f) for f in self.filters)
 
-    def entry(self, path: tuple, value: Any) -> tuple[bool, Any]:
+    def entry(self, path: tuple, value: Any, place: str) -> Any:
+        """The entry of the first filter that matches; an error names the place."""
         for predicate, entry in zip(self.predicates, self.entries, strict=True):
             if predicate(path, value):
-                return True, entry
-        return False, None
+                return entry
+        raise errors.no_entry(place, value, self)
 
     def map_entries(self, f: Callable[[Any], Any]) -> FilterPrefix:
         """The same filters with `f(entry)` for each entry."""
@@ -58,7 +61,7 @@ class FilterPrefix(Mapping[Filter, Any]):
         Raises:
             PrefixError: none does.
         """
-        return leaf_entry(self, path, variable, path_string(path))
+        return self.entry(path, variable, path_string(path))
 
     # As the mapping {filter: entry} that it was made of.
 
@@ -164,29 +167,26 @@ def stretched(
     return found, jax.tree.structure(tree, is_leaf=stop)
 
 
-def broadcast(
-    prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = is_entry
-) -> list[tuple[Any, Any, Any]]:
-    """(path, object, prefix) for every object in `tree`, the prefix stretched over it."""
-    return [part for part in stretched(prefix, tree, name, is_leaf)[0] if is_object(part[1])]
-
-
 def occurrences(
-    found: Iterable[tuple[Any, Any, Any]],
+    prefix: Any,
+    tree: Any,
     numbers: Mapping[int, int],
-    labels: Sequence[str],
-    root: str = "kwargs",
+    root: str | Sequence[str],
+    name: str,
+    is_leaf: Callable[[Any], bool] = is_entry,
 ) -> list[Occurrence]:
-    """What `broadcast` found, with the object's number and a readable place."""
-    result = []
-    for path, obj, entry in found:
-        key = getattr(path[0], "idx", None) if path else None
-        if key is not None and key < len(labels):
-            place = f"{labels[key]}" + jax.tree_util.keystr(path[1:])
-        else:
-            place = root + jax.tree_util.keystr(path)
-        result.append(Occurrence(place, numbers[id(obj)], entry))
-    return result
+    """Every place of an object in a tree, with its number (by id) and its entry of the prefix.
+
+    `root` is what the caller calls the tree, or each of its children; `name` the prefix.
+    """
+
+    def place(path: tuple) -> str:
+        return (
+            root + keystr(path) if isinstance(root, str) else root[path[0].idx] + keystr(path[1:])
+        )
+
+    found, _ = stretched(prefix, tree, name, is_leaf)
+    return [Occurrence(place(p), numbers[id(x)], e) for p, x, e in found if is_object(x)]
 
 
 def group_leaves(plan: Plan, occurring: Sequence[Occurrence], known: Sequence[Any] = ()) -> Groups:
@@ -201,37 +201,59 @@ def group_leaves(plan: Plan, occurring: Sequence[Occurrence], known: Sequence[An
         AliasError: a leaf that different entries reach.
         PrefixError: a leaf that no filter of its lift type matches.
     """
-    graphdef = plan.graphdef
     entries = list(known)
-    total = len(plan.variables) + len(plan.arrays)
     prefixes = {o.prefix if not isinstance(o.prefix, FilterPrefix) else ... for o in occurring}
+    leaves = range(plan.graphdef.num_leaves)
     if len(prefixes) == 1 and ... not in prefixes:
-        entry = next(iter(prefixes))
-        group = position(entries, entry)
-        return Groups(entries, [group] * total)
-    leaves = plan.leaves()
-    seen: list[list[tuple[str, Any]]] = [[] for _ in range(total)]
-    for occurrence in occurring:
+        group = position(entries, prefixes.pop())
+        return Groups(entries, [group for _ in leaves])
+    groups = _groups_by_place(plan.graphdef, plan.leaves(), entries, occurring, (), {})
+    return Groups(entries or [None], [groups[leaf] for leaf in leaves])
+
+
+def _groups_by_place(
+    graphdef: GraphDef,
+    leaves: Sequence[Any],
+    entries: list[Any],
+    occurring: Sequence[Occurrence],
+    inputs: Sequence[Occurrence],
+    came_in: Mapping[int, int],
+    shown: Callable[[Any], Any] = lambda entry: entry,
+) -> dict[int, int]:
+    """By leaf, the place in `entries` (where it is added) of the one entry that it has everywhere.
+
+    Args:
+        graphdef, leaves: the structure, and its leaves or records of them.
+        entries: the known ones.
+        occurring: the places of objects, with the prefixes that count.
+        inputs: the places where objects came in, to which a leaf goes back the way it came. What
+            is new goes by their prefixes, unless it has another place.
+        came_in: leaf → group.
+        shown: what of an entry must agree.
+    """
+    groups: dict[int, int] = {}
+    places: dict[int, list[tuple[str, Any]]] = {}
+    for order, occurrence in enumerate([*occurring, *inputs]):
+        is_input = order >= len(occurring)
         for path, leaf in graphdef.all_paths(graphdef.roots[occurrence.number]):
             place = path_string(path, occurrence.place)
-            entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
-            seen[leaf].append((place, entry))
-    of_leaf = []
-    for leaf, places in enumerate(seen):
-        entry = places[0][1]
-        if any(other != entry for _, other in places):
-            raise errors.inconsistent_alias(type(leaves[leaf]), sorted(places, key=lambda p: p[0]))
-        of_leaf.append(position(entries, entry))
-    return Groups(entries or [None], of_leaf)
+            known = came_in.get(leaf)
+            if is_input and known is not None:
+                entry = entries[known]
+            elif is_input and leaf in groups:
+                continue
+            else:
+                entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
+            groups[leaf] = position(entries, entry) if known is None else known
+            places.setdefault(leaf, []).append((place, shown(entry)))
+    for leaf, listed in places.items():
+        if any(entry != listed[0][1] for _, entry in listed):
+            raise errors.inconsistent_alias(type(leaves[leaf]), sorted(listed, key=lambda p: p[0]))
+    return groups
 
 
 def leaf_entry(prefix: Any, path: tuple, value: Any, place: str) -> Any:
-    if not isinstance(prefix, FilterPrefix):
-        return prefix
-    matched, entry = prefix.entry(path, value)
-    if not matched:
-        raise errors.no_entry(place, value, prefix)
-    return entry
+    return prefix.entry(path, value, place) if isinstance(prefix, FilterPrefix) else prefix
 
 
 def position(entries: list[Any], entry: Any) -> int:
@@ -275,30 +297,11 @@ class OutputRules(NamedTuple):
         Raises:
             AliasError: a leaf leaves by two prefixes, or another than it came in by.
         """
-        entries = list(self.entries)
         numbers = {id(obj): roots + i for i, obj in enumerate(found)}
-        leaving = occurrences(
-            broadcast(self.out_prefix, result, "out prefix"), numbers, (), "result"
-        )
+        leaving = occurrences(self.out_prefix, result, numbers, "result", "out prefix")
         leaves = [*now.variables, *([None] * len(now.arrays))]
-        groups: list[int | None] = [None] * len(leaves)
-        places: dict[int, list[tuple[str, Any]]] = {}
-        for occurrence in [*leaving, *self.arguments]:
-            is_output = occurrence.number >= roots
-            for path, leaf in now.graphdef.all_paths(now.graphdef.roots[occurrence.number]):
-                place = path_string(path, occurrence.place)
-                known = came_in.get(leaf)
-                if not is_output and known is not None:
-                    groups[leaf] = known
-                    places.setdefault(leaf, []).append((place, self.shown(entries[known])))
-                    continue
-                entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
-                group = position(entries, entry)
-                if is_output or groups[leaf] is None:
-                    places.setdefault(leaf, []).append((place, self.shown(entry)))
-                    groups[leaf] = group if known is None else known
-        for leaf, listed in places.items():
-            if any(entry != listed[0][1] for _, entry in listed):
-                raise errors.inconsistent_alias(type(leaves[leaf]), sorted(listed, key=str))
+        groups = _groups_by_place(
+            now.graphdef, leaves, [*self.entries], leaving, self.arguments, came_in, self.shown
+        )
         # What nothing refers to any more leaves by the way it came in.
-        return [came_in.get(i, 0) if g is None else g for i, g in enumerate(groups)]
+        return [groups.get(leaf, came_in.get(leaf, 0)) for leaf in range(len(leaves))]

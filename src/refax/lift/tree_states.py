@@ -137,7 +137,7 @@ def to_tree(
     if check_aliasing and prefix is not None:
         objects = {id(x): x for _, x, _ in found if is_object(x)}
         numbers = {key: number for number, key in enumerate(objects)}
-        places = occurrences([f for f in found if is_object(f[1])], numbers, (), "tree")
+        places = occurrences(prefix, tree, numbers, "tree", "prefix")
         group_leaves(plan_for(tuple(objects.values())), places)
     with split_context(ctxtag) as ctx:
         return structure.unflatten(

@@ -11,7 +11,7 @@ from ..graph.graphdef import PYTREE, TUPLE
 from ..lift.arguments import is_slot
 from ..lift.call import CallForm
 from ..lift.errors import PrefixError, place_under
-from ..lift.inside import Change, Static
+from ..lift.inside import Change
 from ..lift.places import outline, references, type_of_record
 from .forms import shown
 
@@ -21,11 +21,7 @@ class Look(NamedTuple):
 
     result: Any  # with slots
     grouped: Sequence[Sequence[Any]]
-    static: Static
-
-    @property
-    def change(self) -> Change:
-        return self.static.change
+    change: Change
 
 
 def different_structures(

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from .._jax_compat import depends, jaxpr_as_fun
 from ..graph.graphdef import GraphDef
 from ..lift.errors import PrefixError
-from ..lift.inside import Static, leaves_out
+from ..lift.inside import Change, leaves_out
 from ..lift.places import place_of_output
 from ..lift.prefix import Groups, OutputRules
 from ..objects.variable_types import RngCount
@@ -54,15 +54,13 @@ def only_counts_written(
     """A check, at the end of the trace of a step, that it wrote nothing else that is broadcast."""
     allowed = {count.leaf for count in counts}
 
-    def returned(result: Any, out: Sequence[Sequence[Any]], static: Static) -> Any:
-        for group, leaves in enumerate(leaves_out(static.change, graphdef)):
+    def returned(result: Any, out: Sequence[Sequence[Any]], change: Change) -> Any:
+        for group, leaves in enumerate(leaves_out(change, graphdef)):
             for index, leaf in enumerate(leaves if rules.entries[group] is None else ()):
                 if leaf not in allowed:
                     arguments = rules.arguments
-                    raise _written(
-                        *place_of_output(graphdef, arguments, static.change, group, index)
-                    )
-        return result, out, static
+                    raise _written(*place_of_output(graphdef, arguments, change, group, index))
+        return result, out, change
 
     return returned
 
@@ -72,12 +70,12 @@ def counts_left(
     graphdef: GraphDef,
     before: Sequence[Any],
     out: Any,
-    static: Static,
+    change: Change,
 ) -> list[Any]:
     """The values of the counts after a step, in their order: what it wrote, or those of before."""
     written = {
         leaf: out[group][i]
-        for group, leaves in enumerate(leaves_out(static.change, graphdef))
+        for group, leaves in enumerate(leaves_out(change, graphdef))
         for i, leaf in enumerate(leaves)
     }
     return [written.get(c.leaf, value) for c, value in zip(counts, before, strict=True)]
@@ -94,7 +92,7 @@ def run_with_counts(
     """`pure(*arguments)`, traced once.
 
     Args:
-        pure: an instance, (values by group, tree) → (result, values by group, static).
+        pure: an instance, (values by group, tree) → (result, values by group, change).
         arguments: of it.
         varies: by leaf of the arguments, whether it differs between the instances.
         counts, graphdef: of the call.
@@ -102,8 +100,8 @@ def run_with_counts(
     """
     jaxpr, shapes = jax.make_jaxpr(pure, return_shape=True)(*arguments)
     structure = jax.tree.structure(shapes)
-    _, out, static = structure.unflatten(depends(jaxpr.jaxpr, varies))
-    differs = counts_left(counts, graphdef, [False] * len(counts), out, static)
+    _, out, change = structure.unflatten(depends(jaxpr.jaxpr, varies))
+    differs = counts_left(counts, graphdef, [False] * len(counts), out, change)
     for count, wrong in zip(counts, differs, strict=True):
         if wrong:
             raise problem(count.leaf)

@@ -11,7 +11,7 @@ from ..graph.graphdef import VARIABLE, WITH_IDENTITY, record_children
 from ..lift.arguments import is_slot
 from ..lift.call import CallForm
 from ..lift.errors import PrefixError
-from ..lift.inside import NewGraph, Static
+from ..lift.inside import Change, NewGraph
 from ..lift.places import place_of_leaf, place_of_output, type_of_record
 from ..lift.prefix import OutputRules
 from ..objects.errors import path_string
@@ -38,7 +38,7 @@ def check_carry(
     before: tuple[Sequence[Any], Any, Sequence[Any]],
     out: Sequence[Sequence[Any]],
     tree: Any,
-    static: Static,
+    change: Change,
 ) -> None:
     """Raise if a step changed the form of what it carries; names the place and both forms.
 
@@ -48,10 +48,10 @@ def check_carry(
         before: (values by group, tree with slots, leaves of it) as the step got them.
         out: values by group as the step leaves them.
         tree: the carried result, with slots that name roots.
-        static: what the step did to the objects.
+        change: what the step did to the objects.
     """
     groups_in, tree_in, leaves_in = before
-    change, graphdef = static.change, form.graphdef
+    graphdef = form.graphdef
     _check_result(form, loop, tree_in, tree)
     for group, entry in enumerate(rules.entries):
         if not is_carry(entry):

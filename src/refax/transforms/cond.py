@@ -15,7 +15,7 @@ import jax
 from .._jax_compat import jaxpr_as_fun
 from ..lift.call import CallForm, enter, leave, pure_function
 from ..lift.faults import execute
-from ..lift.inside import Change, Static
+from ..lift.inside import Change
 from ..lift.programs import eager_program
 from ..objects.modes import Switch
 from ..objects.variable import Variable
@@ -117,7 +117,7 @@ def _branch(
             except TypeError:
                 _check_values(looks, given, form, name)
                 raise
-            return result, out, _static(looks[0].change, written)
+            return result, out, _all_written(looks[0].change, written)
 
         return run
 
@@ -135,9 +135,9 @@ def _of_jaxpr(jaxpr: Any, out: Any, written: Sequence[int]) -> Callable:
 
     def branch(grouped: Any, tree: Any) -> Any:
         outputs = function(*jax.tree.leaves((grouped, tree)))
-        result, groups, static = structure.unflatten(outputs)
-        if static.change.graph is None:
-            (before,), (changed,), (leaves,) = grouped, groups, static.change.dirty
+        result, groups, change = structure.unflatten(outputs)
+        if change.graph is None:
+            (before,), (changed,), (leaves,) = grouped, groups, change.dirty
             of_leaf = dict(zip(leaves, changed, strict=True))
             groups = [[of_leaf.get(leaf, before[leaf]) for leaf in written]]
         return result, groups
@@ -145,9 +145,9 @@ def _of_jaxpr(jaxpr: Any, out: Any, written: Sequence[int]) -> Callable:
     return branch
 
 
-def _static(change: Change, written: Sequence[int]) -> Static:
+def _all_written(change: Change, written: Sequence[int]) -> Change:
     dirty = (tuple(written),) if change.graph is None else ()
-    return Static(Change(dirty, change.graph))
+    return Change(dirty, change.graph)
 
 
 def _written(

@@ -12,7 +12,7 @@ import jax
 from ..lift.arguments import set_unbound, unbind
 from ..lift.call import Call, enter, leave, pure_function
 from ..lift.errors import PrefixError
-from ..lift.inside import Change, Static, values_out
+from ..lift.inside import Change, values_out
 from ..objects.errors import describe_value
 from ..objects.type_names import A
 from ..objects.variable_types import Param
@@ -144,7 +144,7 @@ class CustomVjp(Generic[A]):
 
             return of_inputs
 
-        def apart(result: Any, grouped: list, static: Static) -> Any:
+        def apart(result: Any, grouped: list, static: Change) -> Any:
             value, residuals = result
             return (value, grouped, static), residuals
 
@@ -156,7 +156,7 @@ class CustomVjp(Generic[A]):
             value_g, grouped_g, static = cotangent
             given = value_g
             if call.roots:
-                inputs_g = _cotangents(call, grouped_g, static.change, types)
+                inputs_g = _cotangents(call, grouped_g, static, types)
                 given = (as_users_get_them(inputs_g), value_g)
             out = bwd([args[n] for n in sorted(nondiff)], residuals, given)
             return self._gradients(call, out, wrt, types, shift), None

@@ -13,7 +13,7 @@ from ..graph.rebuild import rebuild
 from ..graph.walk import walk
 from ..lift.call import Call
 from ..lift.faults import execute
-from ..lift.inside import Static
+from ..lift.inside import Change
 from ..lift.write_back import write_back
 from ..objects.modes import Switch
 from ..verbs.splitting import split
@@ -48,14 +48,14 @@ def eval_shape(
     return leave_abstract(call, out)
 
 
-def leave_abstract(call: Call, out: tuple[Any, Any, Static]) -> Any:
+def leave_abstract(call: Call, out: tuple[Any, Any, Change]) -> Any:
     """The result of a call that was only traced; its objects are left as they are."""
-    tree, grouped, static = out
+    tree, grouped, change = out
     values = _abstract(call.values)
     stand_ins = rebuild(call.plan.graphdef, values)
     roots = [stand_ins[i] for i in call.plan.graphdef.roots]
     plan = Plan(walk(tuple(roots)))
-    return write_back(plan, roots, values, tree, grouped, static.change)
+    return write_back(plan, roots, values, tree, grouped, change)
 
 
 def _abstract(values: list[Any]) -> list[Any]:

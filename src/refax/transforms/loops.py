@@ -12,7 +12,7 @@ from ..lift.arguments import Slot, named_like, put_back
 from ..lift.call import Call, CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
-from ..lift.inside import Change, Static
+from ..lift.inside import Change
 from ..lift.places import place_of_leaf
 from ..lift.prefix import OutputRules
 from ..lift.programs import eager_program
@@ -142,9 +142,9 @@ def _enter(function: Callable, value: Any, together: Together) -> tuple[Call, Ou
 def _only_result(form: CallForm, rules: OutputRules) -> Callable[..., Any]:
     """What the condition returns, after a check that it changed nothing."""
 
-    def returned(result: Any, grouped: Any, static: Static) -> Any:
-        dirty = [leaf for group in static.change.dirty for leaf in group]
-        if dirty or static.change.graph is not None:
+    def returned(result: Any, grouped: Any, change: Change) -> Any:
+        dirty = [leaf for group in change.dirty for leaf in group]
+        if dirty or change.graph is not None:
             place = "an object"
             if dirty:
                 place = place_of_leaf(form.graphdef, rules.arguments, dirty[0])
@@ -166,10 +166,10 @@ def _step(
 
     def step(carry: Any) -> Any:
         grouped, value = carry
-        result, out, static = pure(grouped, ((value,), objects))
+        result, out, change = pure(grouped, ((value,), objects))
         result = input_slots(result, form.graphdef.roots)
         before = (grouped, value, jax.tree.leaves(value))
-        check_carry(form, rules, loop, before, out, result, static)
+        check_carry(form, rules, loop, before, out, result, change)
         return [list(o) for o in out], result
 
     return named_like(function, step)
@@ -178,4 +178,4 @@ def _step(
 def _result(form: CallForm, grouped: Any, value: Any) -> Any:
     """What `leave` takes: every leaf is written, nothing else changed."""
     slots = [Slot(r) for r in form.graphdef.roots]
-    return put_back(value, slots), grouped, Static(Change(form.groups.members, None))
+    return put_back(value, slots), grouped, Change(form.groups.members, None)

@@ -99,8 +99,8 @@ class FunctionPrefix(FilterPrefix):
         self.function = function
         self.entries = tuple(known)
 
-    def entry(self, path: tuple, value: Any) -> tuple[bool, Any]:
-        return True, self.function(path, value)
+    def entry(self, path: tuple, value: Any, place: str) -> Any:
+        return self.function(path, value)
 
     def map_entries(self, f: Callable[[Any], Any]) -> FunctionPrefix:
         return FunctionPrefix(lambda path, x: f(self.function(path, x)), map(f, self.entries))

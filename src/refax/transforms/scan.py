@@ -200,20 +200,20 @@ def _loop(
                 done = run_with_counts(pure, arguments, varies, counts, form.graphdef, problem)
             else:
                 done = pure(*arguments)
-            result, out, static = done
+            result, out, change = done
             new_tree, ys = _split_result(result, out_axes)
             new_tree = input_slots(new_tree, roots)
             before = (carry[:count], carry_tree, jax.tree.leaves(carry[count:]))
-            check_carry(form, rules, "scan", before, out, new_tree, static)
+            check_carry(form, rules, "scan", before, out, new_tree, change)
             new_leaves = iter(jax.tree.leaves(new_tree))
             new_carry = [o if is_carry(e) else None for o, e in zip(out, entries, strict=True)]
             new_carry += [next(new_leaves) if is_carry(e) else None for e in axes]
             stacked = [o if isinstance(e, int) else None for o, e in zip(out, entries, strict=True)]
-            left = counts_left(counts, form.graphdef, counted, out, static)
-            return (new_carry, left), (ys, stacked, static)
+            left = counts_left(counts, form.graphdef, counted, out, change)
+            return (new_carry, left), (ys, stacked, change)
 
         body = named_like(function, body)
-        (last, left), (ys, stacked, static) = jax.lax.scan(
+        (last, left), (ys, stacked, change) = jax.lax.scan(
             body, (carry_in, counted), scanned, **options
         )
         y_leaves, y_def = jax.tree.flatten(ys)
@@ -222,12 +222,12 @@ def _loop(
         new_tree = jax.tree.structure(carry_tree).unflatten(jax.tree.leaves(last[count:]))
         result = _join_result(put_back(new_tree, [Slot(r) for r in roots]), moved, out_axes)
         new_counts = {c.leaf: value for c, value in zip(counts, left, strict=True)}
-        leaving = [*leaves_out(static.change, form.graphdef), *([()] * count)]
+        leaving = [*leaves_out(change, form.graphdef), *([()] * count)]
         out = [
             g if is_carry(e) else _back(s, e) if isinstance(e, int) else [new_counts[i] for i in b]
             for g, s, e, b in zip(last[:count], stacked, entries, leaving[:count], strict=True)
         ]
-        return result, out, static
+        return result, out, change
 
     return run
 
