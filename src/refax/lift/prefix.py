@@ -181,9 +181,10 @@ def occurrences(
     """
 
     def place(path: tuple) -> str:
-        return (
-            root + keystr(path) if isinstance(root, str) else root[path[0].idx] + keystr(path[1:])
-        )
+        if isinstance(root, str):
+            return root + keystr(path)
+        number: int = path[0].idx
+        return root[number] + keystr(path[1:])
 
     found, _ = stretched(prefix, tree, name, is_leaf)
     return [Occurrence(place(p), numbers[id(x)], e) for p, x, e in found if is_object(x)]
@@ -246,7 +247,7 @@ def _groups_by_place(
                 entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
             groups[leaf] = position(entries, entry) if known is None else known
             places.setdefault(leaf, []).append((place, shown(entry)))
-    for leaf, listed in places.items():
+    for leaf, listed in sorted(places.items()):
         if any(entry != listed[0][1] for _, entry in listed):
             raise errors.inconsistent_alias(type(leaves[leaf]), sorted(listed, key=lambda p: p[0]))
     return groups
