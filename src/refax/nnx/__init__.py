@@ -70,6 +70,9 @@ from ..objects.modes import (
     use_mutable_arrays as use_mutable_arrays, use_refs as use_refs,
     using_eager_sharding as using_eager_sharding, using_hijax as using_hijax,
     using_refs as using_refs, var_defaults as var_defaults)
+from ..objects.placing import (
+    get_logical_axis_rules as get_logical_axis_rules, logical_axis_rules as logical_axis_rules,
+    set_logical_axis_rules as set_logical_axis_rules)
 from ..objects.snapshots import (
     LostWriteWarning as LostWriteWarning, SnapshotWarning as SnapshotWarning)
 from ..objects.type_names import A as A, F as F, Initializer as Initializer, M as M
@@ -135,10 +138,8 @@ from ..verbs.rngs import (
 from ..verbs.splitting import flatten as flatten, graphdef as graphdef, split as split
 from ..verbs.spmd import (
     abstract_with_sharding as abstract_with_sharding, as_abstract as as_abstract,
-    get_logical_axis_rules as get_logical_axis_rules, get_named_sharding as get_named_sharding,
-    get_partition_spec as get_partition_spec, logical_axis_rules as logical_axis_rules,
-    PARTITION_NAME as PARTITION_NAME, set_logical_axis_rules as set_logical_axis_rules,
-    with_partitioning as with_partitioning)
+    get_named_sharding as get_named_sharding, get_partition_spec as get_partition_spec,
+    PARTITION_NAME as PARTITION_NAME, with_partitioning as with_partitioning)
 from ..verbs.updating import set_path as set_path, update as update
 from ..verbs.variable_modes import (
     as_array_vars as as_array_vars, as_hijax_vars as as_hijax_vars,

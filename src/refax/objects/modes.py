@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
 from typing import Any, TypeAlias
+
+import jax
 
 Switch: TypeAlias = bool | None
 
@@ -39,7 +40,8 @@ _IMMUTABLE = (
 )
 # Of these, refax's semantics gives the default only. All others are accepted.
 _REFUSED = dict.fromkeys(_FOR_JAX, _WRITTEN_BACK) | dict.fromkeys(_MUTABLE, _IMMUTABLE)
-_SETTINGS = {name: ContextVar(name, default=value) for name, value in DEFAULTS.items()}
+# Contexts of JAX, of each thread: a function that was traced under another value is traced again.
+_SETTINGS = {name: jax.make_user_context(value) for name, value in DEFAULTS.items()}
 
 
 def check_modes(**switches: Switch) -> None:
@@ -65,11 +67,11 @@ class Setting(AbstractContextManager):
 
     def __init__(self, name: str, value: bool):
         check_modes(**{name: value})
-        self._setting = _SETTINGS[name]
-        self._before = self._setting.set(value)
+        self._context = _SETTINGS[name](value)
+        self._context.__enter__()
 
     def __exit__(self, *error: object) -> None:
-        self._setting.reset(self._before)
+        self._context.__exit__(*error)
 
 
 def set_graph_mode(value: bool, /) -> Setting:
@@ -103,7 +105,7 @@ def use_eager_sharding(value: bool, /) -> Setting:
 
 def using_eager_sharding() -> bool:
     """Whether annotated Variables are placed when they are made, where a mesh is set."""
-    return _SETTINGS["eager_sharding"].get()
+    return _SETTINGS["eager_sharding"].value
 
 
 def use_hijax(value: bool, /) -> Setting:
@@ -113,7 +115,7 @@ def use_hijax(value: bool, /) -> Setting:
 
 def using_hijax() -> bool:
     """False: no Variable is written back by `jax.jit`."""
-    return _SETTINGS["hijax"].get()
+    return _SETTINGS["hijax"].value
 
 
 def use_refs(value: bool, /) -> Setting:
@@ -126,7 +128,7 @@ use_mutable_arrays = use_refs
 
 def using_refs() -> bool:
     """False: no Variable holds a `jax.Ref` by itself."""
-    return _SETTINGS["ref"].get()
+    return _SETTINGS["ref"].value
 
 
 class VarDefaults(dict[str, bool], AbstractContextManager):

@@ -32,6 +32,7 @@ from .modes import OF_VARIABLES as MODES
 from .operators import add_operators
 from .outer_reads import outer_read
 from .pickling import copy_leaf, pack_leaf
+from .placing import placed_by_annotation
 from .representation import Form, Shown
 from .snapshots import UNREAD, Snapshot, taken, written
 from .trace_errors import mutation_error
@@ -99,8 +100,11 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             _set_metadata(self, Metadata(metadata))
             _set_hooked(self, _has_hooks(type(self), self._metadata))
         create = self._hook("on_create_value")
-        value = create(value) if create is not None else value
-        set_raw_value(self, value if type(value) in ARRAYS else entered(value))
+        value = entered(create(value) if create is not None else value)
+        if "sharding" in self._metadata:
+            eager = metadata.get("eager_sharding")
+            value = placed_by_annotation(value, self._metadata, type(self).__name__, eager)
+        set_raw_value(self, value)
 
     # -- value ---------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from ..verbs.splitting import state as state_of
 from ..verbs.updating import update_with
 from . import optimizer_errors as errors
 from .gradients import gradients_like, with_value
-from .placement import beside
+from .placement import annotated_like, beside
 
 _REQUIRED: Any = object()
 
@@ -183,7 +183,8 @@ class Optimizer(Pytree, Generic[M]):
     Attributes:
         step: how many updates were made, a uint32 scalar in an `nnx.OptState`.
         opt_state: the state of `tx`, with Variables for its arrays. It lives where the parameters
-            live: what belongs to one has its sharding, the rest is replicated.
+            live: what belongs to one has its sharding (or the annotation `optimizer_sharding` of
+            its metadata), the rest is replicated.
 
     Raises:
         TypeError: `tx` is no transformation, or `wrt` is not given.
@@ -215,7 +216,7 @@ class Optimizer(Pytree, Generic[M]):
             raise errors.no_parameters(model, wrt)
         settle = beside(params)
         self.step = OptState(settle(jnp.array(0, jnp.uint32)))
-        opt_state = jax.tree.map(settle, tx.init(params))
+        opt_state = annotated_like(jax.tree.map(settle, tx.init(params)), params)
         if isinstance(tx, optax.GradientTransformation) and tracer_in(tx.init) is not None:
             # optax.inject_hyperparams(…)(traced rate): the rate is in the state now.
             tx = tx._replace(init=errors.init_was_traced)

@@ -15,7 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from ..graph.state import State, iter_leaves, map_state
 from ..objects.entering import replicated
+from ..objects.errors import path_string
+from ..objects.placing import placed_by_annotation
+from ..objects.variable import Variable, make_variable
 
 
 def beside(params: Any) -> Callable[[Any], Any]:
@@ -37,3 +41,35 @@ def beside(params: Any) -> Callable[[Any], Any]:
         return jax.device_put(x, place)
 
     return settle
+
+
+def annotated_like(tree: Any, params: State) -> Any:
+    """The same state of an optimizer: what belongs to an annotated parameter lies as that says.
+
+    The entry `optimizer_sharding` of a parameter's metadata goes before its own annotation. What
+    has another shape than its parameter, as in factored states, has no annotation.
+    """
+    by_path = dict(iter_leaves(params))
+
+    def placed(path: tuple, leaf: Any) -> Any:
+        param = by_path.get(path)
+        if not isinstance(leaf, Variable) or not isinstance(param, Variable):
+            return leaf
+        value, metadata = leaf._value, leaf._metadata
+        if "optimizer_sharding" in metadata:
+            own = metadata["optimizer_sharding"]
+            metadata = metadata.without("sharding").with_items(out_sharding=own)
+        if "sharding" not in metadata:
+            return leaf
+        if jnp.shape(value) == jnp.shape(param._value):
+            name = f"the optimizer's state for `{path_string(path)}`"
+            value = placed_by_annotation(value, metadata, name)
+        else:
+            metadata = metadata.without("sharding")
+        return make_variable(type(leaf), value, metadata)
+
+    return jax.tree.map(
+        lambda x: map_state(placed, x) if isinstance(x, State) else x,
+        tree,
+        is_leaf=lambda x: isinstance(x, State),
+    )

@@ -68,10 +68,14 @@ def _abstract(values: list[Any]) -> list[Any]:
 def get_abstract_model(
     init_fn: Callable[[], Any], mesh: Any = None, *, graph: Switch = None
 ) -> tuple[Any, Any]:
-    """(graphdef, abstract state) of the model that `init_fn()` would make, sharded over `mesh`."""
-    graphdef, state = split(eval_shape(init_fn))
+    """(graphdef, abstract state) of the model that `init_fn()` would make, sharded over `mesh`.
+
+    `init_fn` runs under the mesh, if it is given.
+    """
     if mesh is None:
-        return graphdef, state
+        return split(eval_shape(init_fn))
+    with jax.set_mesh(mesh):
+        graphdef, state = split(eval_shape(init_fn))
     shardings = get_named_sharding(state, mesh)
     return graphdef, jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings

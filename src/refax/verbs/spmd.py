@@ -6,9 +6,7 @@ logical ones, mapped to the axes of a mesh by rules. Making an annotated Variabl
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,43 +17,14 @@ from ..graph.state import State, map_state
 from ..objects.metadata import with_metadata
 from ..objects.modes import Switch
 from ..objects.node import Node
+from ..objects.placing import spec_of
 from ..objects.type_names import T
 from ..objects.variable import Variable, make_variable
 from ..objects.watch import is_array
 from .layouts import leaves_of
-from .splitting import state
 
 PARTITION_NAME = "partition_name"
 """The key of `transform_metadata` that says which axis name a transform adds or removes."""
-
-Rules = Sequence[tuple[str, Any]]
-
-
-class _Rules(threading.local):
-    rules: Rules = ()
-
-
-_RULES = _Rules()
-
-
-def set_logical_axis_rules(rules: Rules) -> None:
-    """Map logical axis names to mesh axes: `[('embed', None), ('mlp', 'model')]`."""
-    _RULES.rules = tuple(rules)
-
-
-def get_logical_axis_rules() -> Rules:
-    return _RULES.rules
-
-
-@contextlib.contextmanager
-def logical_axis_rules(rules: Rules) -> Iterator[None]:
-    """The rules for the time of a `with` block."""
-    before = _RULES.rules
-    set_logical_axis_rules(rules)
-    try:
-        yield
-    finally:
-        _RULES.rules = before
 
 
 def with_partitioning(
@@ -71,37 +40,26 @@ def with_partitioning(
 
 def get_var_pspec(v: Any) -> PartitionSpec:
     """The partition spec that a Variable's annotation says, by the rules; `P()` without one."""
-    annotation = v._metadata.get("sharding") if isinstance(v, Variable) else None
-    if annotation is None:
-        return PartitionSpec()
-    if isinstance(annotation, jax.sharding.Sharding):
-        return getattr(annotation, "spec", PartitionSpec())
-    own = v._metadata.get("sharding_rules") or ()
-    rules = {**dict(_RULES.rules), **dict(own)}
+    return spec_of(v._metadata) if isinstance(v, Variable) else PartitionSpec()
 
-    def mapped(name: Any) -> Any:
-        if isinstance(name, (tuple, list)):
-            return tuple(mapped(n) for n in name)
-        return rules.get(name, name)
 
-    return PartitionSpec(*map(mapped, annotation))
+def _map_leaves(tree: Any, f: Callable[[Any], Any]) -> Any:
+    """The same tree, States and objects in it too, with `f(leaf)` for each Variable and array."""
+
+    def of(x: Any) -> Any:
+        if isinstance(x, State):
+            return map_state(lambda _, leaf: f(leaf), x)
+        if isinstance(x, Node):
+            graphdef, leaves = leaves_of(x)
+            return rebuild(graphdef, list(map(f, leaves)))[0]
+        return f(x)
+
+    return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, (Variable, State, Node)))
 
 
 def _map_variables(tree: Any, f: Callable[[Any], Any]) -> Any:
     """The same tree with each Variable's value replaced by `f(variable)`."""
-
-    def mapped(x: Any) -> Any:
-        return x.replace(f(x)) if isinstance(x, Variable) else f(x)
-
-    if isinstance(tree, Node):
-        tree = state(tree)
-    if isinstance(tree, State):
-        return map_state(lambda _, x: mapped(x), tree)
-    return jax.tree.map(
-        lambda x: _map_variables(x, f) if isinstance(x, (State, Node)) else mapped(x),
-        tree,
-        is_leaf=lambda x: isinstance(x, (Variable, State, Node)),
-    )
+    return _map_leaves(tree, lambda x: x.replace(f(x)) if isinstance(x, Variable) else f(x))
 
 
 def as_abstract(tree: T, graph: Switch = None) -> T:
@@ -134,22 +92,14 @@ def as_abstract(tree: T, graph: Switch = None) -> T:
         value = jax.tree.map(lambda x: of_array(x, sharding), leaf._value)
         return make_variable(type(leaf), value, leaf._metadata)
 
-    def of(x: Any) -> Any:
-        if isinstance(x, State):
-            return map_state(lambda _, leaf: of_leaf(leaf), x)
-        if isinstance(x, Node):
-            graphdef, leaves = leaves_of(x)
-            return rebuild(graphdef, [of_leaf(leaf) for leaf in leaves])[0]
-        return of_leaf(x)
-
-    return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, (Variable, State, Node)))
+    return _map_leaves(tree, of_leaf)
 
 
 abstract_with_sharding = as_abstract
 
 
 def get_partition_spec(tree: Any) -> Any:
-    """A State (or tree) with a `PartitionSpec` in the place of each value.
+    """The same object, State or tree with a `PartitionSpec` in the place of each value.
 
     Example:
         >>> from refax import nnx
@@ -162,7 +112,10 @@ def get_partition_spec(tree: Any) -> Any:
 
 
 def get_named_sharding(tree: Any, mesh: Any) -> Any:
-    """A State (or tree) with a `NamedSharding` on `mesh` in the place of each value."""
+    """The same object, State or tree with a `NamedSharding` on `mesh` in the place of each value.
+
+    It says where things belong to `jax.device_put`, and to `jax.jit` as `out_shardings`.
+    """
     return _map_variables(tree, lambda leaf: named_sharding_of(leaf, mesh))
 
 

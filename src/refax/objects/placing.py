@@ -1,0 +1,130 @@
+"""Where an annotated value belongs: from axis names, by the rules, to a place on the mesh.
+
+An annotation is a tuple of axis names (or None), one for each axis of the value; a name may be a
+logical one, which the rules map to axes of the mesh. An annotated Variable that is made while a
+mesh is set (`jax.set_mesh`, or `mesh=`) is placed by it: moved there, or constrained inside `jit`.
+With no mesh nothing happens.
+
+The rules are a context of JAX: a compiled function that was traced under others is traced again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+
+from .._jax_compat import is_outside_of_traces
+from .errors import StructureError
+from .modes import Switch, using_eager_sharding
+
+Rules = Sequence[tuple[str, Any]]
+_RULES: Any = jax.make_user_context(())
+
+
+def set_logical_axis_rules(rules: Rules) -> None:
+    """Map logical axis names to mesh axes, from now on in this thread.
+
+    Example:
+        >>> from refax import nnx
+        >>> with nnx.logical_axis_rules([("embed", None), ("mlp", "model")]):
+        ...     nnx.get_logical_axis_rules()
+        (('embed', None), ('mlp', 'model'))
+    """
+    _RULES(_hashable(rules)).__enter__()
+
+
+def get_logical_axis_rules() -> Rules:
+    return _RULES.value
+
+
+def logical_axis_rules(rules: Rules) -> contextlib.AbstractContextManager[None]:
+    """The rules for the time of a `with` block."""
+    return _RULES(_hashable(rules))
+
+
+def _hashable(rules: Rules) -> Rules:
+    return tuple(
+        (name, tuple(to) if isinstance(to, list) else to) for name, to in dict(rules).items()
+    )
+
+
+def spec_of(metadata: Mapping[str, Any]) -> PartitionSpec:
+    """The partition spec that an annotation says, by the rules; `P()` without one."""
+    annotation = metadata.get("sharding")
+    if annotation is None:
+        return PartitionSpec()
+    if isinstance(annotation, Sharding):
+        return getattr(annotation, "spec", PartitionSpec())
+    rules = {**dict(_RULES.value), **dict(metadata.get("sharding_rules") or ())}
+
+    def mapped(name: Any) -> Any:
+        if isinstance(name, (tuple, list)):
+            return tuple(mapped(n) for n in name)
+        return rules.get(name, name)
+
+    return PartitionSpec(*map(mapped, annotation))
+
+
+def placed_by_annotation(
+    value: Any, metadata: Mapping[str, Any], name: str, eager_sharding: Switch = None
+) -> Any:
+    """`value` where its annotation says that it belongs, if there is a mesh; `name` is for errors.
+
+    Raises:
+        StructureError: the annotation does not fit the value, or the mesh.
+    """
+    eager_sharding = using_eager_sharding() if eager_sharding is None else eager_sharding
+    if not eager_sharding or not isinstance(value, jax.Array):
+        return value
+    annotation, given = metadata["sharding"], metadata.get("mesh")
+    if given is None:
+        given = getattr(annotation, "mesh", None)
+    around: Any = jax.sharding.get_abstract_mesh()
+    mesh = around if given is None else given
+    if mesh.empty:
+        return value
+    kinds = dict(zip(around.axis_names, around.axis_types))  # those of shard_map are Manual
+    if AxisType.Manual in kinds.values():
+        return value
+    spec = spec_of(metadata)
+    if why := misfit(spec, value.shape, mesh):
+        raise StructureError(
+            f"{name} of shape {value.shape} does not fit its annotation {annotation!r}, which is "
+            f"{spec} on the mesh {dict(mesh.shape)}: {why}.\nCure: another annotation, other rules "
+            f"(nnx.logical_axis_rules; they are {dict(get_logical_axis_rules())}), or "
+            "eager_sharding=False, which leaves it where it is."
+        )
+    if is_outside_of_traces():
+        mesh = jax.sharding.get_mesh() if given is None else given
+        return jax.device_put(value, NamedSharding(mesh, spec))
+    if any(kinds.get(axis) is AxisType.Explicit for axis in _axes(spec)):
+        return jax.sharding.reshard(value, spec)
+    return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
+
+
+def misfit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> str | None:
+    """Why an array of this shape cannot be laid out so; None if it can."""
+    if len(spec) > len(shape):
+        return f"it has {len(spec)} entries, and the array {len(shape)} axes"
+    sizes = dict(mesh.shape)
+    for axis, times in Counter(_axes(spec)).items():
+        if axis not in sizes:
+            return f"the mesh has no axis {axis!r}, and no rule maps such a name"
+        if times > 1:
+            return f"it has the axis {axis!r} {times} times"
+    for i, names in enumerate(spec):
+        if shape[i] % (parts := math.prod(sizes[axis] for axis in _axes((names,)))):
+            return f"axis {i} of size {shape[i]} cannot be divided into {parts} equal parts"
+    return None
+
+
+def _axes(spec: Any) -> list[str]:
+    """The names of mesh axes in a spec."""
+    entries = (names if isinstance(names, tuple) else (names,) for names in spec)
+    return [axis for names in entries for axis in names if isinstance(axis, str)]
