@@ -70,9 +70,7 @@ def abstract(tree: Any) -> Any:
         if is_object(x):
             graphdef, leaves = leaves_of(x)
             return rebuild(graphdef, [of_leaf(leaf) for leaf in leaves])[0]
-        if not is_array(x):
-            return x
-        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype) if is_array(x) else x
 
     return jax.tree.map(of_leaf, tree, is_leaf=is_object)
 
@@ -86,10 +84,8 @@ def traceable(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     places = [i for i, x in enumerate(leaves) if is_array(x) or is_object(x)]
 
     def put(values: list[Any]) -> Any:
-        filled = list(leaves)
-        for i, value in zip(places, values, strict=True):
-            filled[i] = value
-        return treedef.unflatten(filled)
+        filled = dict(enumerate(leaves)) | dict(zip(places, values, strict=True))
+        return treedef.unflatten(filled.values())
 
     return [leaves[i] for i in places], put
 
@@ -115,9 +111,8 @@ def trace_calls(
     eval_shape(run, model, values)
     distinct: dict[Any, Call] = {}
     for call in recorder.calls:
-        distinct.setdefault(
-            (call.path, call.method, *map(describe, (call.args, call.kwargs, call.outputs))), call
-        )
+        looks = map(describe, (call.args, call.kwargs, call.outputs))
+        distinct.setdefault((call.path, call.method, *looks), call)
     return list(distinct.values())
 
 

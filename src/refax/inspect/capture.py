@@ -9,17 +9,17 @@ as they are, so that what is recorded through a copy of the model is recorded.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 
 from ..graph.filters import Filter
 from ..graph.state import State, iter_leaves, nest, state_over
+from ..graph.walk import key_name
 from ..lift.arguments import capturing, is_object, unbind
 from ..objects.errors import describe_value
 from ..objects.metadata import EMPTY, SHARED, Metadata
-from ..objects.variable import Variable, make_variable
+from ..objects.variable import Variable, make_variable, raw
 from ..objects.variable_types import Intermediate, Perturbation
 from ..objects.watch import is_array
 from ..verbs.iteration import iter_graph
@@ -115,12 +115,7 @@ def capture(
 def _objects_of(argument: Any) -> list[tuple[tuple, Any]]:
     """(path in the argument, object) of each object that an argument is or holds."""
     leaves = jax.tree_util.tree_leaves_with_path(argument, is_leaf=is_object)
-    return [(_keys(path), leaf) for path, leaf in leaves if isinstance(leaf, Pytree)]
-
-
-def _keys(path: Iterable[Any]) -> tuple:
-    names = ("key", "idx", "name")  # of the entries of JAX's paths
-    return tuple(next(getattr(k, n) for n in names if hasattr(k, n)) for k in path)
+    return [(tuple(map(key_name, path)), x) for path, x in leaves if isinstance(x, Pytree)]
 
 
 class _Recording:
@@ -160,9 +155,8 @@ class _Recording:
                     f"nnx.capture: `init` has the path {path}, but no Module is at {path[:-1]}.\n"
                     "Cure: give a State that nnx.capture returned for the same model."
                 )
-            is_variable = isinstance(leaf, Variable)
-            kind, value = (type(leaf), leaf._value) if is_variable else (Perturbation, leaf)
-            given.setdefault(path[:-1], {}).setdefault(kind, {})[path[-1]] = value
+            kind = type(leaf) if isinstance(leaf, Variable) else Perturbation
+            given.setdefault(path[:-1], {}).setdefault(kind, {})[path[-1]] = raw(leaf)
         kinds = dict.fromkeys((*self.types, *(kind for of in given.values() for kind in of)))
         for path, module in modules.items():
             starts = given.get(path, {})
@@ -199,12 +193,10 @@ class _Recording:
                     self._restore(node)
 
     def _restore(self, node: Any) -> None:
-        if CAPTURES in vars(node):
-            outer = self.outer.get(id(node), ())
-            if outer:
-                setattr(node, CAPTURES, outer)
-            else:
-                delattr(node, CAPTURES)
+        if outer := self.outer.get(id(node), ()):
+            setattr(node, CAPTURES, outer)
+        elif CAPTURES in vars(node):
+            delattr(node, CAPTURES)
 
     def state(self, kind: type[Variable]) -> State:
         found: dict[tuple, Variable] = {}
@@ -220,9 +212,7 @@ class _Recording:
         return state_over(nest(found.items()))
 
 
-def _output_hooks(
-    roots: list[tuple[tuple, Any]], kind: type[Variable] | None, filter: Filter
-) -> Any:
+def _output_hooks(roots: list, kind: type[Variable] | None, filter: Filter) -> list:
     if kind is None:
         return []
     modules = {id(m): m for _, root in roots for _, m in modules_of(root, filter)}

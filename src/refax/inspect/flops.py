@@ -35,22 +35,15 @@ def _count(call: Call, vjp: bool) -> int | None:
 
     def forward(module: Any, values: list[Any]) -> Any:
         args, kwargs = put(values)
-        return getattr(module, call.method)(*args, **kwargs)
+        output = getattr(module, call.method)(*args, **kwargs)
+        return [x for x in jax.tree.leaves(output) if is_array(x)]
 
-    function = _with_vjp(forward) if vjp else _arrays_of(forward)
+    function = _with_vjp(forward) if vjp else forward
     try:
         cost: Any = jit(function).lower(call.module, values).cost_analysis()
     except (TypeError, ValueError, NotImplementedError, RuntimeError):
         return None  # there is no reverse mode of it, or no analysis on this platform
-    if isinstance(cost, (list, tuple)):  # one for each device, in some releases
-        cost = cost[0] if cost else None
     return int(cost["flops"]) if cost and cost.get("flops", -1) >= 0 else None
-
-
-def _arrays_of(forward: Callable) -> Callable:
-    return lambda module, values: [
-        x for x in jax.tree.leaves(forward(module, values)) if is_array(x)
-    ]
 
 
 def _is_float(x: Any) -> bool:
@@ -70,12 +63,10 @@ def _with_vjp(forward: Callable) -> Callable:
 
         def of_floats(params: Any, floats: dict[int, Any]) -> tuple[list[Any], Any]:
             # Objects are copied: here is another trace level, where they may be written.
-            inputs = [
-                floats[i] if i in floats else clone(x) if is_object(x) else x
-                for i, x in enumerate(values)
-            ]
+            copied = dict(enumerate(clone(x) if is_object(x) else x for x in values))
+            inputs = list((copied | floats).values())
             module = merge(definition, params, rest)
-            outputs = [x for x in jax.tree.leaves(forward(module, inputs)) if _is_float(x)]
+            outputs = [x for x in forward(module, inputs) if _is_float(x)]
             return outputs, jax.tree.leaves(state(module))
 
         outputs, backward, after = jax.vjp(of_floats, params, floats, has_aux=True)

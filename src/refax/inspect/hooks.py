@@ -30,15 +30,13 @@ from ..verbs.module import Module
 _HOOKS = "_refax_hooks"
 
 
+@dataclass(eq=False, slots=True, repr=False)
 class Hook:
     """A function, whether it runs before the call, and whether it does for every method."""
 
-    __slots__ = ("before", "every_method", "function")
-
-    def __init__(self, function: Callable, before: bool, every_method: bool = False):
-        self.function = function
-        self.before = before
-        self.every_method = every_method
+    function: Callable
+    before: bool
+    every_method: bool = False
 
     def run(self, method: str, *call: Any) -> Any:
         """What the function says of a call: (module, args, kwargs[, output])."""
@@ -79,7 +77,7 @@ def add_hook(module: Module, hook: Hook) -> HookHandle:
     Raises:
         TypeError: what is hooked is no Module, or has no `__call__`.
     """
-    if not is_callable_module(module):
+    if not (isinstance(module, Module) and callable(module)):
         raise TypeError(
             f"A forward hook needs a Module with a `__call__`, got {type(module).__name__}.\n"
             "Cure: hook the layer that is called."
@@ -90,10 +88,6 @@ def add_hook(module: Module, hook: Hook) -> HookHandle:
 def _put(module: Module, hook: Hook) -> HookHandle:
     _set_hooks(module, [*hooks_of(module), hook])
     return HookHandle(module, hook)
-
-
-def is_callable_module(value: Any) -> bool:
-    return isinstance(value, Module) and callable(value)
 
 
 def _set_hooks(module: Module, hooks: list[Hook]) -> None:
@@ -114,13 +108,8 @@ def _hooked_class(cls: Any) -> type:
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         return _new_hooked, (cls,), self.__getstate__()
 
-    body = {
-        "__slots__": (),
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "__reduce_ex__": __reduce_ex__,
-    }
+    body = {"__slots__": (), "__reduce_ex__": __reduce_ex__}
+    body |= {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
     body |= {name: _hooked_method(cls, name) for name in methods_of(cls)}
     return types.new_class(cls.__name__, (cls,), exec_body=lambda space: space.update(body))
 
@@ -234,7 +223,7 @@ def forward_hooks(
         Sequential (3,)
     """
     hooks = [Hook(f, before) for f, before in ((pre, True), (fn, False)) if f is not None]
-    modules = [m for _, m in modules_of(model, filter) if is_callable_module(m)]
+    modules = [m for _, m in modules_of(model, filter) if callable(m)]
     with hooked((m, hook) for m in modules for hook in hooks):
         yield
 

@@ -129,8 +129,8 @@ def tabulate(
     if len(rows) > _MANY_ROWS if collapse is None else collapse:
         rows = _collapse(rows)
     totals = variables.sizes.get((), {})
-    hidden = {"flops": not compute_flops, "vjp_flops": not compute_vjp_flops}
-    known = [c for c in (*_CALL_COLUMNS, *sorted(totals)) if not hidden.get(c)]
+    wanted = {"flops": compute_flops, "vjp_flops": compute_vjp_flops}
+    known = [c for c in (*_CALL_COLUMNS, *sorted(totals)) if wanted.get(c, True)]
     for name in columns or ():
         if name not in known:
             raise ValueError(
@@ -139,7 +139,8 @@ def tabulate(
             )
     shown = list(columns) if columns is not None else known
     title = f"{type(obj).__name__} Summary"
-    return _render(rows, shown, totals, title, table_kwargs, column_kwargs, console_kwargs)
+    options = [dict(given or {}) for given in (table_kwargs, column_kwargs, console_kwargs)]
+    return _render(rows, shown, totals, title, *options)
 
 
 class _VariablesByModule:
@@ -153,12 +154,10 @@ class _VariablesByModule:
         self.sizes: dict[tuple, dict[str, tuple[int, int]]] = {}
         for path, node in visited:
             for key, child in iter_children_of(node):
-                if not (isinstance(child, Variable) or is_array(child)):
+                place, is_leaf = (*path, key), isinstance(child, Variable) or is_array(child)
+                if not is_leaf or not matches(place, child):
                     continue
-                place = (*path, key)
                 home = first.get(id(child), place)
-                if not matches(place, child):
-                    continue
                 kind = _column_of(child)
                 module = self._module_above(place)
                 line = f"{_name(place[len(module) :])}: {describe(child)}"
@@ -183,16 +182,10 @@ class _VariablesByModule:
     def row(self, call: Call) -> Row:
         inputs = [describe(x) for x in call.args]
         inputs += [f"{k}: {describe(x)}" for k, x in call.kwargs.items() if x is not None]
-        return Row(
-            call.path,
-            call.type,
-            call.method,
-            "\n".join(inputs),
-            describe(call.outputs),
-            own=self.own.get(call.path, {}),
-            totals=self.sizes.get(call.path, {}),
-            depth=sum(call.path[:length] in self.modules for length in range(len(call.path))),
-        )
+        row = Row(call.path, call.type, call.method, "\n".join(inputs), describe(call.outputs))
+        row.own, row.totals = self.own.get(row.path, {}), self.sizes.get(row.path, {})
+        row.depth = sum(row.path[:length] in self.modules for length in range(len(row.path)))
+        return row
 
 
 def _column_of(leaf: Any) -> str:
@@ -242,15 +235,9 @@ def _cell(row: Row, column: str) -> str:
     return "\n\n".join(filter(None, (own, total)))
 
 
-def _render(
-    rows: list[Row],
-    columns: list[str],
-    totals: dict[str, tuple[int, int]],
-    title: str,
-    table_kwargs: Mapping[str, Any] | None,
-    column_kwargs: Mapping[str, Any] | None,
-    console_kwargs: Mapping[str, Any] | None,
-) -> str:
+def _render(rows: list[Row], columns: list[str], totals: dict, title: str, *options: dict) -> str:
+    """The text of the table; `options` are for the table, its columns, and the console."""
+    of_table, of_column, of_console = options
     try:
         from rich.console import Console
         from rich.table import Table
@@ -259,17 +246,16 @@ def _render(
         raise ImportError("nnx.tabulate needs rich.\nCure: pip install rich.") from None
 
     everything = sum(n for n, _ in totals.values()), sum(size for _, size in totals.values())
-    options = {"title": title, "caption": f"Total: {_size(everything)}", "show_lines": True}
-    table = Table(**{"show_footer": True, **options, **(table_kwargs or {})})
+    texts = {"title": title, "caption": f"Total: {_size(everything)}"}
+    table = Table(**{"show_footer": True, "show_lines": True, **texts, **of_table})
     footers = {column: _size(totals[column]) for column in columns if column in totals}
     labelled = next((c for c in reversed(columns) if c not in footers), None)
     for column in columns:
         footer = "Total" if column == labelled else footers.get(column, "")
-        table.add_column(column, **{"footer": footer, "no_wrap": True, **(column_kwargs or {})})
+        table.add_column(column, **{"footer": footer, "no_wrap": True, **of_column})
     for row in rows:
         table.add_row(*(Text(_cell(row, column)) for column in columns))
     text = io.StringIO()
     # As wide as the table needs: a string has no terminal that it would have to fit in.
-    options = {"file": text, "width": 400, "force_terminal": False, **(console_kwargs or {})}
-    Console(**options).print(table)
+    Console(**{"file": text, "width": 400, "force_terminal": False, **of_console}).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 
 from .._jax_compat import TRACE
 from ..graph.filters import Filter
-from ..graph.plan import plan_for
-from ..graph.rebuild import rebuild
 from ..graph.state import iter_leaves, map_state
 from ..objects.at_once import set_each
 from ..objects.errors import describe_value, path_string
 from ..objects.modes import Switch
 from ..objects.variable import Variable, check_write, make_variable, set_raw_value
 from ..objects.variable_types import OptState
+from ..verbs.merging import merge
 from ..verbs.pytree import Pytree
+from ..verbs.splitting import split
 from ..verbs.splitting import state as state_of
 from ..verbs.updating import update as update_node
 from .placement import beside
@@ -29,7 +29,8 @@ M = TypeVar("M")
 
 def is_floating(path: tuple, value: Any) -> bool:
     """The filter of Variables with floating-point numbers."""
-    return isinstance(value, Variable) and _is_inexact(value)
+    dtype = getattr(value._value, "dtype", None) if isinstance(value, Variable) else None
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
 
 class EMA(Pytree):
@@ -90,21 +91,20 @@ class EMA(Pytree):
                     f"{describe_value(leaf)}.\nCure: keep it in a Variable, or leave it out with "
                     "`only`."
                 )
-            kind = dtype if _is_inexact(leaf) else None  # a copy: the model may be donated
+            kind = dtype if is_floating(path, leaf) else None  # a copy: the model may be donated
             value = jax.tree.map(lambda x: jnp.array(x, kind, copy=True), leaf._value)
             return make_variable(type(leaf), value, leaf._metadata)
 
         self.decay = decay
         self.only = tuple(only) if isinstance(only, list) else only
         self.params = map_state(start, state_of(params, self.only))
-        if not any(True for _ in iter_leaves(self.params)):
+        if next(iter_leaves(self.params), None) is None:
             raise ValueError(
                 f"nnx.EMA: no Variable of the {type(params).__name__} matches only={self.only!r}: "
                 "nothing would be averaged.\nCure: nnx.Param, or `...` for all Variables."
             )
-        settle = beside(self.params)
-        self.step = OptState(settle(jnp.array(0, jnp.uint32)))
-        self._weight = OptState(settle(jnp.array(0.0 if zero_debias else 1.0, float)))
+        step, weight = jnp.array(0, jnp.uint32), jnp.array(0.0 if zero_debias else 1.0, float)
+        self.step, self._weight = map(OptState, beside(self.params, (step, weight)))
 
     def update(self, updates: Any) -> None:
         """Take in the present values of the model (or of a State of it).
@@ -122,7 +122,7 @@ class EMA(Pytree):
         values: list[Any] = [self.step.value + jnp.uint32(1), weight]
         for path, cell in cells.items():
             new = given[path]._value
-            if _is_inexact(cell):
+            if is_floating(path, cell):
                 wide = jnp.promote_types(cell._value.dtype, jnp.float32)
                 average = cell._value.astype(wide)
                 average += share.astype(wide) * (new.astype(wide) - average)
@@ -140,11 +140,8 @@ class EMA(Pytree):
         It shares everything else with `model`: what is not averaged is the same Variable.
         """
         cells, _ = self._pairs(model)
-        plan = plan_for((model,))
-        paths = plan.graphdef.paths.leaves
-        leaves = [*plan.variables, *plan.gather()[len(plan.variables) :]]
-        mixed = [cells.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
-        return rebuild(plan.graphdef, mixed)[0]
+        graphdef, own = split(model, copy=False)
+        return merge(graphdef, map_state(cells.get, own), copy=False)
 
     @contextmanager
     def swap(self, model: M) -> Iterator[M]:
@@ -170,23 +167,17 @@ class EMA(Pytree):
         """The averages and what they are averages of, by path."""
         cells = dict(iter_leaves(self.params))
         given = dict(iter_leaves(state_of(model, self.only)))
-        other = [*[p for p in cells if p not in given], *[p for p in given if p not in cells]]
-        if other:
-            who, not_who = ("EMA", "model") if other[0] in cells else ("model", "EMA")
-            raise ValueError(
-                f"nnx.EMA: the {who} has `{path_string(other[0])}`, the {not_who} has not.\n"
-                "Cure: make a new EMA when parameters were added or removed."
-            )
-        for path, cell in cells.items():
-            ours, theirs = describe_value(cell._value), describe_value(given[path]._value)
+        for path in cells | given:
+            if path not in cells or path not in given:
+                who, not_who = ("EMA", "model") if path in cells else ("model", "EMA")
+                raise ValueError(
+                    f"nnx.EMA: the {who} has `{path_string(path)}`, the {not_who} has not.\n"
+                    "Cure: make a new EMA when parameters were added or removed."
+                )
+            ours, theirs = (describe_value(of[path]._value) for of in (cells, given))
             if ours.partition("[")[2] != theirs.partition("[")[2]:
                 raise ValueError(
                     f"nnx.EMA: the average of `{path_string(path)}` is {ours}, the model has "
                     f"{theirs}.\nCure: make a new EMA when parameters were resized."
                 )
         return cells, given
-
-
-def _is_inexact(cell: Variable) -> bool:
-    dtype = getattr(cell._value, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)

@@ -71,14 +71,13 @@ def with_value(param: Any, value: Any) -> Any:
 
 def _other_paths(wanted: dict, given: dict, known: dict) -> str:
     parts = []
-    for text, paths in (
-        ("has no gradient for {}", [p for p in wanted if p not in given]),
-        (
-            "has a gradient for {}, which the model does not have",
-            [p for p in given if p not in known],
-        ),
-    ):
-        if paths:
-            more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
-            parts.append(text.format(f"`{path_string(paths[0])}`{more}"))
+    if missing := [p for p in wanted if p not in given]:
+        parts.append(f"has no gradient for {_first(missing)}")
+    if unknown := [p for p in given if p not in known]:
+        parts.append(f"has a gradient for {_first(unknown)}, which the model does not have")
     return f"The State of gradients {' and '.join(parts)}.\n{_CURE}" if parts else ""
+
+
+def _first(paths: list[tuple]) -> str:
+    more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+    return f"`{path_string(paths[0])}`{more}"

@@ -80,18 +80,15 @@ def _masked(
         _check_names({"": metric}, given)
         return values, None
     mask = jnp.asarray(mask, jnp.float32)
-    fits = mask.ndim <= values.ndim and all(
-        m in (1, v)
-        for m, v in zip(mask.shape, values.shape)  # noqa: B905 - leading axes only
-    )
-    if not fits:
+    leading = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    try:
+        weights = jnp.broadcast_to(leading, values.shape)
+    except ValueError:
         raise ValueError(
             f"{type(metric).__name__}: the mask has shape {mask.shape}, the values have "
             f"{values.shape}.\nCure: the axes of a mask are the leading axes of the values, such "
             "as the batch."
-        )
-    mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
-    weights = jnp.broadcast_to(mask, values.shape)
+        ) from None
     return jnp.where(weights != 0, values, 0), weights  # what is masked may be nan
 
 
@@ -105,8 +102,13 @@ def _add(high: MetricState, low: MetricState, amount: Any) -> None:
     high.value = new
 
 
-def _zero() -> jax.Array:
-    return jnp.array(0, jnp.float32)
+def _zeros(count: int) -> list[Any]:
+    return [MetricState(jnp.array(0, jnp.float32)) for _ in range(count)]
+
+
+def _reset(*cells: MetricState) -> None:
+    for cell in cells:
+        cell.value = jnp.array(0, jnp.float32)
 
 
 class Average(Metric):
@@ -127,12 +129,10 @@ class Average(Metric):
 
     def __init__(self, argname: str = "values"):
         self.argname = argname
-        self.total, self._total_low = MetricState(_zero()), MetricState(_zero())
-        self.count, self._count_low = MetricState(_zero()), MetricState(_zero())
+        self.total, self._total_low, self.count, self._count_low = _zeros(4)
 
     def reset(self) -> None:
-        for cell in (self.total, self._total_low, self.count, self._count_low):
-            cell.value = _zero()
+        _reset(self.total, self._total_low, self.count, self._count_low)
 
     def update(self, *, mask: Any = None, **values: Any) -> None:
         """Take in `values[argname]`.
@@ -147,9 +147,8 @@ class Average(Metric):
 
     def compute(self) -> jax.Array:
         """The mean, a float32 scalar; nan before the first value."""
-        return (self.total.value + self._total_low.value) / (
-            self.count.value + self._count_low.value
-        )
+        total = self.total.value + self._total_low.value
+        return total / (self.count.value + self._count_low.value)
 
 
 class Accuracy(Average):
@@ -212,13 +211,10 @@ class Welford(Metric):
 
     def __init__(self, argname: str = "values"):
         self.argname = argname
-        self.count, self._count_low = MetricState(_zero()), MetricState(_zero())
-        self.mean = MetricState(_zero())
-        self.m2, self._m2_low = MetricState(_zero()), MetricState(_zero())
+        self.count, self._count_low, self.mean, self.m2, self._m2_low = _zeros(5)
 
     def reset(self) -> None:
-        for cell in (self.count, self._count_low, self.mean, self.m2, self._m2_low):
-            cell.value = _zero()
+        _reset(self.count, self._count_low, self.mean, self.m2, self._m2_low)
 
     def update(self, *, mask: Any = None, **values: Any) -> None:
         """Take in `values[argname]`, with a `mask` as in `Average.update`."""

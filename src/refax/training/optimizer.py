@@ -69,10 +69,6 @@ class _MultiSteps:
         return getattr(self._tx, name)
 
 
-def _is_variable(x: Any) -> bool:
-    return isinstance(x, Variable)
-
-
 def _is_kept(x: Any) -> bool:
     return isinstance(x, OptState) and entered(x._value) is x._value
 
@@ -132,10 +128,10 @@ def _like_before(new: Any, old: Any) -> Any:
 def _parameters(model: Any, wrt: Filter) -> tuple[State, State]:
     """The State of what is optimized, as it is and as optax sees it: the same, or without hooks."""
     stored = state_of(model, wrt)
-    cells = jax.tree.leaves(stored, is_leaf=_is_variable)
+    cells = jax.tree.leaves(stored, is_leaf=_is_part)
     if not any(isinstance(cell, Variable) and cell._hooked for cell in cells):
         return stored, stored
-    return stored, jax.tree.map(without_hooks, stored, is_leaf=_is_variable)
+    return stored, jax.tree.map(without_hooks, stored, is_leaf=_is_part)
 
 
 def _like_parameters(tree: Any, params: State) -> Any:
@@ -155,17 +151,14 @@ def _like_parameters(tree: Any, params: State) -> Any:
 def _of_parameters(value_fn: Any, model: Any, params: State) -> Any:
     """A function of the State of parameters from one of it, or of the model."""
 
-    def of_model(state: State, *args: Any, **kwargs: Any) -> Any:
-        at = clone(model)
-        update_with(at, (state,), ())
-        return value_fn(at, *args, **kwargs)
-
     def of_either(state: State, *args: Any, **kwargs: Any) -> Any:
         try:
             return value_fn(state, *args, **kwargs)
         except (TypeError, AttributeError) as error:
             try:
-                return of_model(state, *args, **kwargs)
+                at = clone(model)
+                update_with(at, (state,), ())
+                return value_fn(at, *args, **kwargs)
             except Exception:
                 raise error from None
 
@@ -206,7 +199,7 @@ class Optimizer(Pytree, Generic[M]):
 
     def __init__(self, model: Any, tx: Any, *, wrt: Filter = _REQUIRED, graph: Switch = None):
         if wrt is _REQUIRED:
-            raise errors.wrt_is_required()
+            raise TypeError(errors.WRT_IS_REQUIRED)
         if not isinstance(tx, _Transformation):
             raise errors.no_transformation(tx)
         tx = _MultiSteps(tx) if isinstance(tx, optax.MultiSteps) else tx
@@ -214,9 +207,9 @@ class Optimizer(Pytree, Generic[M]):
         _, params = _parameters(model, self.wrt)
         if not params:
             raise errors.no_parameters(model, wrt)
-        settle = beside(params)
-        self.step = OptState(settle(jnp.array(0, jnp.uint32)))
-        opt_state = annotated_like(jax.tree.map(settle, tx.init(params)), params)
+        step, opt_state = beside(params, (jnp.array(0, jnp.uint32), tx.init(params)))
+        opt_state = annotated_like(opt_state, params)
+        self.step = OptState(step)
         if isinstance(tx, optax.GradientTransformation) and tracer_in(tx.init) is not None:
             # optax.inject_hyperparams(…)(traced rate): the rate is in the state now.
             tx = tx._replace(init=errors.init_was_traced)
@@ -281,8 +274,7 @@ class Optimizer(Pytree, Generic[M]):
                 check_write(cell, "write the value of")
         writes = list(map(partial, repeat(set_raw_value), cells, values))
         if not same:
-            state = to_opt_state(_like_before(after, self.opt_state))
-            state = self._refax_prepare("opt_state", state)
+            state = self._refax_prepare("opt_state", to_opt_state(after))
             writes.append(partial(object.__setattr__, self, "opt_state", state))
         update_with(model, (new,), writes)
         return pure(updates)

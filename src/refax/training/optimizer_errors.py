@@ -25,15 +25,11 @@ MODEL_IS_HELD = (
     "is nnx.Optimizer."
 )
 
-
-def wrt_is_required() -> TypeError:
-    return TypeError(
-        "nnx.Optimizer: `wrt` is required: which Variables of the model are optimized.\n"
-        "Cure: nnx.Optimizer(model, tx, wrt=nnx.Param). An optimizer that holds its model, and is "
-        "updated with the gradients alone, is nnx.ModelAndOptimizer(model, tx)."
-    )
-
-
+WRT_IS_REQUIRED = (
+    "nnx.Optimizer: `wrt` is required: which Variables of the model are optimized.\n"
+    "Cure: nnx.Optimizer(model, tx, wrt=nnx.Param). An optimizer that holds its model, and is "
+    "updated with the gradients alone, is nnx.ModelAndOptimizer(model, tx)."
+)
 SWAPPED = (
     "Optimizer.update got a State as the model and a Module as the gradients.\n"
     "Cure: the model comes first: optimizer.update(model, grads)."
@@ -77,12 +73,11 @@ def explain(error: Exception, opt_state: Any, params: State, extra: dict) -> Non
             f"gradients.\nCure: optimizer.update(model, grads, {call}), with the loss as `value`, "
             "the gradients again as `grad`, and the loss as a function of the model as `value_fn`."
         ) from error
-    for where in _misfits(opt_state, dict(iter_leaves(params))):
+    if where := next(_misfits(opt_state, dict(iter_leaves(params))), None):
         error.add_note(
             f"Optimizer.update: the optimizer {where}.\nCure: make a new optimizer when parameters "
             "were added, removed or resized, and update the model that it was made for."
         )
-        return
 
 
 def _misfits(opt_state: Any, wanted: dict[tuple, Any]) -> Iterator[str]:
@@ -92,8 +87,8 @@ def _misfits(opt_state: Any, wanted: dict[tuple, Any]) -> Iterator[str]:
         for path, cell in kept.items():
             name, shape = path_string(path), _shape(cell)
             if not isinstance(cell, Variable):
-                continue  # it stands for a part that is masked
-            if path not in wanted:
+                pass  # it stands for a part that is masked
+            elif path not in wanted:
                 yield f"keeps a state for `{name}`, which the model does not have"
             elif shape != _shape(wanted[path]):
                 yield f"keeps {shape} for `{name}`, which is {_shape(wanted[path])}"

@@ -8,7 +8,6 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,8 +21,8 @@ from ..objects.placing import placed_by_annotation
 from ..objects.variable import Variable, make_variable
 
 
-def beside(params: Any) -> Callable[[Any], Any]:
-    """What brings an array to the devices of `params`: replicated, if it has no place of its own.
+def beside(params: Any, tree: Any) -> Any:
+    """`tree` with its arrays on the devices of `params`: replicated, if they have no own place.
 
     Arrays that are committed already stay where they are; inside a trace nothing is moved.
     """
@@ -40,7 +39,7 @@ def beside(params: Any) -> Callable[[Any], Any]:
             return x
         return jax.device_put(x, place)
 
-    return settle
+    return jax.tree.map(settle, tree)
 
 
 def annotated_like(tree: Any, params: State) -> Any:

@@ -66,9 +66,7 @@ class TrainState(Pytree, Generic[M]):
         cls, graphdef: GraphDef[M], *, params: State, tx: Any, step: int = 0, **fields: Any
     ) -> Self:
         """A new state with `opt_state = tx.init(params)`; `fields` are those of a subclass."""
-        settle = beside(params)
-        opt_state = jax.tree.map(settle, tx.init(params))
-        count = settle(jnp.asarray(step))
+        opt_state, count = beside(params, (tx.init(params), jnp.asarray(step)))
         return cls(
             graphdef=graphdef, params=params, opt_state=opt_state, step=count, tx=tx, **fields
         )
@@ -94,13 +92,12 @@ class TrainState(Pytree, Generic[M]):
             ValueError: gradients of another structure or shape; the path is named.
         """
         names = {field.name for field in dataclasses.fields(self)}
-        extra = {name: value for name, value in kwargs.items() if name not in names}
+        extra = {name: kwargs.pop(name) for name in [*kwargs] if name not in names}
         grads = gradients_like(self.params, grads, ...)
         tx: Any = optax.with_extra_args_support(self.tx) if extra else self.tx
         updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra)
         new = {"params": optax.apply_updates(self.params, updates), "opt_state": opt_state}
-        fields = {name: value for name, value in kwargs.items() if name in names}
-        return self.replace(**{**new, "step": self.step + 1, **fields})
+        return self.replace(**{**new, "step": self.step + 1, **kwargs})
 
     def replace(self, **fields: Any) -> Self:
         """The same state with other values of some fields."""
