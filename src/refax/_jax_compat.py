@@ -45,11 +45,15 @@ def is_outside_of_traces() -> bool:
     return TRACE.value is _TOP
 
 
+def _current_trace() -> Any:
+    """The trace itself; None where the fallback's token, which is no reference, stands for it."""
+    return TRACE.value() if callable(TRACE.value) else None
+
+
 def describe_current_trace() -> str:
     """What is being traced now and where, as far as JAX tells: "`step` (train.py:12), by jit"."""
-    try:
-        trace = TRACE.value()
-    except TypeError:  # the fallback's token is not a reference
+    trace = _current_trace()
+    if trace is None:
         return "a JAX transform"
     innermost = type(trace).__name__
     # Debug information is private and only some traces carry it; a message can do without.
@@ -110,11 +114,10 @@ def is_mapped_here(value: object) -> bool:
     JAX tells so only by an error after the trace, without a path. If the private attributes go
     away, that error is what users see.
     """
-    try:
-        here = TRACE.value()
-    except TypeError:
+    here = _current_trace()
+    if here is None or getattr(value, "_trace", None) is not here:
         return False
-    return getattr(value, "_trace", None) is here and getattr(value, "batch_dim", None) is not None
+    return getattr(value, "batch_dim", None) is not None
 
 
 def is_of_current_trace(tracer: object) -> bool:
@@ -122,11 +125,8 @@ def is_of_current_trace(tracer: object) -> bool:
 
     Without the private attribute every tracer counts, also one that is of use outside.
     """
-    try:
-        here = TRACE.value()
-    except TypeError:
-        return True
-    return getattr(tracer, "_trace", here) is here
+    here = _current_trace()
+    return here is None or getattr(tracer, "_trace", here) is here
 
 
 def varying_axes(value: Any) -> frozenset:
@@ -153,15 +153,11 @@ def load_checkify() -> Any:
 def jaxpr_as_fun(closed_jaxpr: Any) -> Any:
     """A traced program as a function that can be traced into another one.
 
-    How `cond` and `switch` get by with one trace of each branch. It has stood in `jax.core` before.
-    Loaded when it is used: `jax.extend` brings Pallas along, a tenth of what importing refax takes.
+    How `cond` and `switch` get by with one trace of each branch. Loaded when it is used:
+    `jax.extend` brings Pallas along, a tenth of what importing refax takes.
     """
-    try:
-        from jax.extend import core
-    except ImportError:  # pragma: no cover - depends on the JAX release
-        from jax import core
+    from jax.extend import core
 
-        return lambda *args: core.eval_jaxpr(closed_jaxpr.jaxpr, closed_jaxpr.consts, *args)
     return core.jaxpr_as_fun(closed_jaxpr)
 
 

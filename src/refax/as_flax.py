@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import multiprocessing.spawn
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
@@ -43,9 +42,7 @@ class _Finder:
     """Waits for `flax` and `flax.errors`; says what there is of `flax.nnx`."""
 
     @staticmethod
-    def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name.startswith("flax.nnx."):
             raise _no_address(name)
         if name.startswith("flax.") and isinstance(sys.modules.get("flax"), _FlaxAlone):
@@ -55,35 +52,24 @@ class _Finder:
         others = [finder for finder in sys.meta_path if finder is not _Finder]
         found = (finder.find_spec(name, path, target) for finder in others)
         spec = next((spec for spec in found if spec is not None and spec.loader is not None), None)
-        if spec is not None:
-            return _and_then(spec, _ADDED[name])
-        return importlib.machinery.ModuleSpec(name, _Alone()) if name == "flax" else None
+        if spec is None:
+            return ModuleSpec(name, _Alone()) if name == "flax" else None
+        _and_then_add(spec.loader)
+        return spec
 
 
-def _add_nnx(flax: Any) -> None:
-    flax.nnx = nnx
+_ADDED = {"flax": ("nnx", nnx), "flax.errors": ("TraceContextError", nnx.TraceContextError)}
 
 
-def _add_error(errors: Any) -> None:
-    errors.TraceContextError = nnx.TraceContextError
-
-
-_ADDED: dict[str, Callable[[Any], None]] = {"flax": _add_nnx, "flax.errors": _add_error}
-
-
-def _and_then(
-    spec: importlib.machinery.ModuleSpec, add: Callable[[Any], None]
-) -> importlib.machinery.ModuleSpec:
-    """The spec of a module to which something is added after it was run."""
-    loader: Any = spec.loader
+def _and_then_add(loader: Any) -> None:
+    """Have a module get what is added to it after it was run."""
     run = loader.exec_module
 
     def exec_module(module: ModuleType) -> None:
         run(module)
-        add(module)
+        setattr(module, *_ADDED[module.__name__])
 
     loader.exec_module = exec_module
-    return spec
 
 
 class _FlaxAlone(ModuleType):
@@ -96,13 +82,13 @@ class _FlaxAlone(ModuleType):
 
 
 class _Alone(importlib.abc.Loader):
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         flax = _FlaxAlone("flax", "Flax is not installed; `flax.nnx` is refax's.")
         flax.__path__ = []
         return flax
 
     def exec_module(self, module: ModuleType) -> None:
-        _add_nnx(module)
+        setattr(module, *_ADDED["flax"])
 
 
 def _not_installed(name: str) -> ModuleNotFoundError:
@@ -138,18 +124,13 @@ def install() -> None:
         )
     if any(getattr(finder, "__name__", "") == "_Finder" for finder in sys.meta_path):
         return  # by the same file under its other name, `__main__` or `refax.as_flax`
-    for name in _addresses():
+    below = pkgutil.walk_packages(nnx.__path__, "refax.nnx.")
+    for name in ("refax.nnx", *(module.name for module in below)):
         sys.modules["flax" + name.removeprefix("refax")] = importlib.import_module(name)
     sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
-    for name, add in _ADDED.items():
-        if name in sys.modules:
-            add(sys.modules[name])
+    for name in _ADDED.keys() & sys.modules.keys():
+        setattr(sys.modules[name], *_ADDED[name])
     _install_in_children()
-
-
-def _addresses() -> list[str]:
-    below = pkgutil.walk_packages(nnx.__path__, "refax.nnx.")
-    return ["refax.nnx", *(module.name for module in below)]
 
 
 class _Install:
@@ -197,7 +178,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _run_file(path: str) -> None:
-    loader = importlib.machinery.SourceFileLoader("__main__", path)
+    loader = SourceFileLoader("__main__", path)
     try:
         source = loader.get_data(path)
     except OSError as error:

@@ -10,9 +10,10 @@ Variable, its axis names `sharding`, and its class is remembered, to box the val
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from ..graph.state import iter_leaves
 from ..objects.variable import Variable
 from ..objects.variable_types import variable_name_from_type, variable_type_from_name
 
@@ -84,7 +85,9 @@ def key_for(names: Mapping[Any, Any], name: Any, collection: str, part: Any) -> 
 def collections(attributes: Mapping[Any, Any]) -> dict[str, Any]:
     """The nested dicts by collection of a Module's attributes, and of dicts inside them."""
     found: dict[str, Any] = {}
-    for path, variable in _variables(attributes):
+    for path, variable in iter_leaves(attributes):
+        if not isinstance(variable, Variable):
+            continue
         collection = collection_of(variable)
         place = found.setdefault(collection, {})
         *path, last = [_name_of(key, collection) for key in path]
@@ -92,15 +95,6 @@ def collections(attributes: Mapping[Any, Any]) -> dict[str, Any]:
             place = place.setdefault(name, {})
         place[last] = to_leaf(variable)
     return found
-
-
-def _variables(names: Mapping[Any, Any]) -> Iterator[tuple[tuple, Variable]]:
-    for key, value in names.items():
-        if isinstance(value, Variable):
-            yield (key,), value
-        elif isinstance(value, Mapping):
-            for path, variable in _variables(value):
-                yield (key, *path), variable
 
 
 def _name_of(key: Any, collection: str) -> Any:

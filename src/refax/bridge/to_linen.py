@@ -154,15 +154,8 @@ def to_linen(
         >>> model.apply(variables, jnp.ones(2)).shape
         (3,)
     """
-    return ToLinen(
-        nnx_class,
-        args=args,
-        kwargs=FrozenDict(kwargs),
-        skip_rng=skip_rng,
-        metadata_fn=metadata_fn,
-        abstract_init=abstract_init,
-        name=name,
-    )
+    fields = (nnx_class, args, FrozenDict(kwargs), skip_rng, metadata_fn, abstract_init)
+    return ToLinen(*fields, name=name)
 
 
 _Leaves = dict[tuple, Any]  # path → Variable or array

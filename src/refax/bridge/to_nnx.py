@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import jax
@@ -18,9 +18,7 @@ from .linen_variables import collections, into
 
 F = TypeVar("F")
 # The ToNNX modules that have their variables from the `lazy_init` that runs; None if none does.
-_INITIALIZED: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar(
-    "refax_lazy_init", default=None
-)
+_INITIALIZED: ContextVar[list[Any] | None] = ContextVar("refax_lazy_init", default=None)
 
 
 def lazy_init(fn: F, *args: Any, **kwargs: Any) -> F:
@@ -88,7 +86,8 @@ class ToNNX(Module):
 
     def __init__(self, module: Any, rngs: Rngs | jax.Array | None = None):
         self.to_nnx__form = _Form.of(module)
-        self.to_nnx__rngs = None if rngs is None else _as_rngs(rngs).fork()
+        streams = rngs if rngs is None or isinstance(rngs, Rngs) else Rngs(rngs)
+        self.to_nnx__rngs = None if streams is None else streams.fork()
 
     def lazy_init(self, *args: Any, **kwargs: Any) -> ToNNX:
         """Make the variables: `nnx.bridge.lazy_init(self, …)`."""
@@ -184,7 +183,7 @@ class _Form:
             )
         of_init = inspect.signature(module.init).parameters
         of_apply = inspect.signature(module.apply).parameters
-        first = next((p for p in of_init.values()), None)
+        first = next(iter(of_init.values()), None)
         one_key = first is not None and first.name != "rngs" and first.kind < first.VAR_POSITIONAL
         names = [*of_apply, "", "", ""]
         params, state = names[0] == "params", names[:2] == ["params", "state"]
@@ -197,37 +196,24 @@ class _Form:
             token = object()
         return cls(module, token, one_key, params, state, key, rngs, methods)
 
-    def init(
-        self, keys: dict[str, Any], args: Any, kwargs: Any
-    ) -> tuple[Mapping[str, Any], _Form, Any]:
+    def init(self, keys: dict, args: Any, kwargs: Any) -> tuple[Mapping[str, Any], _Form, Any]:
         """(the variables by collection, this form as the variables show it, the output)."""
         key = _one_key(keys) if self.one_key else keys
-        made: Any
         with_output = getattr(self.module, "init_with_output", None)
-        if with_output is not None:
-            out, made = with_output(key, *args, **kwargs)
-        else:
-            out, made = None, self.module.init(key, *args, **kwargs)
+        made: Any = (with_output or self.module.init)(key, *args, **kwargs)
+        out, made = (None, made) if with_output is None else made
         if self.state:
             form, made = self, dict(zip(("params", "state"), made, strict=True))
         else:
             arrays = not all(isinstance(names, Mapping) for names in made.values())
-            form = dataclasses.replace(
-                self, params="params" not in made and (self.params or arrays)
-            )
+            params = "params" not in made and (self.params or arrays)
+            form = dataclasses.replace(self, params=params)
             made = {"params": made} if form.params else made
         if with_output is None:
             out, _ = form.apply(made, keys, None, args, kwargs)
         return made, form, out
 
-    def apply(
-        self,
-        variables: Mapping[str, Any],
-        keys: dict[str, Any],
-        mutable: Any,
-        args: Any,
-        kwargs: Any,
-    ) -> tuple[Any, Mapping[str, Any]]:
+    def apply(self, variables: Mapping, keys: dict, mutable: Any, args: Any, kwargs: Any) -> Any:
         """(the output, what was written, by collection)."""
         first = [variables.get("params", {}) if self.params else variables]
         if self.state:
@@ -236,18 +222,12 @@ class _Form:
             first.append(_one_key(keys))
         if self.rngs and keys:
             kwargs = {"rngs": keys, **kwargs}
-        writes = self.state or mutable is not None and mutable is not False
-        if writes and not self.state:
-            kwargs = {"mutable": mutable, **kwargs}
-        out = self.module.apply(*first, *args, **kwargs)
-        if not writes:
-            return out, {}
-        out, updates = out
-        return out, {"state": updates} if self.state else updates
-
-
-def _as_rngs(rngs: Any) -> Rngs:
-    return rngs if isinstance(rngs, Rngs) else Rngs(rngs)
+        if self.state:
+            out, state = self.module.apply(*first, *args, **kwargs)
+            return out, {"state": state}
+        if mutable is None or mutable is False:
+            return self.module.apply(*first, *args, **kwargs), {}
+        return self.module.apply(*first, *args, **{"mutable": mutable, **kwargs})
 
 
 def _keys(rngs: Any) -> dict[str, Any]:
