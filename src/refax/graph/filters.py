@@ -196,10 +196,7 @@ def matches_any(filters: Iterable[Filter]) -> Predicate | None:
 
 def first_match(predicates: Iterable[Predicate], path: tuple, value: typing.Any) -> int | None:
     """The position of the first predicate that matches."""
-    for i, predicate in enumerate(predicates):
-        if predicate(path, value):
-            return i
-    return None
+    return next((i for i, matches in enumerate(predicates) if matches(path, value)), None)
 
 
 def check_ellipsis_last(filters: tuple[Filter, ...], verb: str) -> None:

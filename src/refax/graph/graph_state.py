@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections import UserDict
 from typing import Any
 
 import jax
@@ -12,34 +12,20 @@ from .graphdef import VERBS, GraphDef
 from .state import K, V
 
 
-class GraphState(MutableMapping[K, V], Shown):
+class GraphState(Shown, UserDict[K, V]):
     """A State with the GraphDef of the object that it is of: a pytree, and a mapping as its State.
 
     Made by `nnx.unpack`; `graph_state.merge(*others)` gives the object.
     """
 
-    __slots__ = ("graphdef", "state")
-
     def __init__(self, graphdef: GraphDef, state: Any):
         self.graphdef = graphdef
-        self.state = state
+        self.data = state  # where UserDict looks
 
-    def __getitem__(self, key: Any) -> Any:
-        return self.state[key]
+    state = property(lambda self: self.data, doc="The State.")
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.state[key] = value
-
-    def __delitem__(self, key: Any) -> None:
-        del self.state[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.state)
-
-    def __len__(self) -> int:
-        return len(self.state)
-
-    __repr__ = Shown.__repr__
+    def __copy__(self) -> GraphState:
+        return GraphState(self.graphdef, self.state)
 
     def merge(self, /, *others: Any) -> Any:
         """The object that this and other GraphStates, or States, make up."""

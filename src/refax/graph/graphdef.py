@@ -28,6 +28,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
+from functools import cached_property
 from typing import Any, Generic, NamedTuple
 
 import jax
@@ -45,21 +46,15 @@ VARIABLE, OBJECT, LIST, DICT, TUPLE, PYTREE = range(6)
 WITH_IDENTITY = (VARIABLE, OBJECT, LIST, DICT)
 
 
-class _Leaf(Enum):
-    LEAF = "leaf"
+class _Name(Enum):
+    LEAF = "leaf"  # among children
+    ITSELF = "itself"  # among keys: adds nothing to a path
 
     def __repr__(self) -> str:
-        return "LEAF"
+        return self.name
 
 
-LEAF = _Leaf.LEAF
-
-
-class _Itself(Enum):
-    ITSELF = "itself"
-
-
-ITSELF = _Itself.ITSELF  # adds nothing to a path
+LEAF, ITSELF = _Name.LEAF, _Name.ITSELF
 
 
 def record_children(record: tuple) -> tuple[Iterable[Any], tuple]:
@@ -91,22 +86,20 @@ class GraphDef(Generic[M]):
     `nnx.graphdef`; turned back into an object by `nnx.merge`.
     """
 
-    __slots__ = ("__weakref__", "_cache", "_hash", "_paths", "arrays", "records", "roots")
-
     def __init__(self, roots: tuple[int, ...], records: tuple[tuple, ...], arrays: int):
         self.roots = roots
         self.records = records
         self.arrays = arrays  # how many LEAFs
-        self._hash: int | None = None
-        self._paths: Paths | None = None
         self._cache: dict[Any, Any] = {}
 
+    @cached_property
+    def _hash(self) -> int:
+        try:
+            return hash((self.roots, self.records))
+        except TypeError:
+            raise self._unhashable() from None
+
     def __hash__(self) -> int:
-        if self._hash is None:
-            try:
-                self._hash = hash((self.roots, self.records))
-            except TypeError:
-                raise self._unhashable() from None
         return self._hash
 
     def __eq__(self, other: object) -> bool:
@@ -114,12 +107,8 @@ class GraphDef(Generic[M]):
             return True
         if not isinstance(other, GraphDef):
             return NotImplemented
-        return (
-            len(self.records) == len(other.records)
-            and hash(self) == hash(other)
-            and self.roots == other.roots
-            and self.records == other.records
-        )
+        content, others = (self.roots, self.records), (other.roots, other.records)
+        return hash(self) == hash(other) and content == others
 
     def __reduce__(self) -> Any:
         for path, _, value in self.statics():
@@ -151,11 +140,19 @@ class GraphDef(Generic[M]):
                 if type(child) is tuple:
                     yield (*path, key), child, static_value(child)
 
-    @property
+    @cached_property
     def paths(self) -> Paths:
-        if self._paths is None:
-            self._paths = self._find_paths()
-        return self._paths
+        nodes: dict[int, tuple] = {}
+        leaves: dict[int, tuple] = {}  # in the order in which they are met
+        several = len(self.roots) > 1
+        starts = [(root, (i,) if several else ()) for i, root in enumerate(self.roots)]
+        for path, record, leaf in self._visit(starts):
+            if record is not None:
+                nodes.setdefault(record, path)
+            if leaf is not None:
+                leaves.setdefault(leaf, path)
+        by_record = tuple(nodes[i] for i in range(len(nodes)))
+        return Paths(by_record, tuple(leaves[i] for i in range(len(leaves))), tuple(leaves))
 
     @property
     def variables(self) -> list[tuple]:
@@ -203,19 +200,6 @@ class GraphDef(Generic[M]):
             arrays[i] = number
             number += sum(child is LEAF for child in record_children(record)[1])
         return variables, arrays
-
-    def _find_paths(self) -> Paths:
-        nodes: dict[int, tuple] = {}
-        leaves: dict[int, tuple] = {}  # in the order in which they are met
-        several = len(self.roots) > 1
-        starts = [(root, (i,) if several else ()) for i, root in enumerate(self.roots)]
-        for path, record, leaf in self._visit(starts):
-            if record is not None:
-                nodes.setdefault(record, path)
-            if leaf is not None:
-                leaves.setdefault(leaf, path)
-        by_record = tuple(nodes[i] for i in range(len(nodes)))
-        return Paths(by_record, tuple(leaves[i] for i in range(len(leaves))), tuple(leaves))
 
     def all_paths(self, start: int) -> Iterator[tuple[tuple, int]]:
         """Every (path, leaf number) from the record `start`, each node entered once per call.

@@ -27,8 +27,6 @@ Guard = tuple[Any, Any, tuple, bool]
 class _Snapshot:
     """What some lists and dicts held."""
 
-    __slots__ = ("dicts", "items", "keys", "lengths", "lists")
-
     def __init__(self, guards: list[Guard]):
         lists = [g for g in guards if g[1] is None]
         dicts = [g for g in guards if g[1] is not None]
@@ -50,8 +48,6 @@ class _Snapshot:
 
 class Guards:
     """The guards of one plan, or of one root of it."""
-
-    __slots__ = ("_compared", "_entries", "_epoch", "_plain", "_pytrees", "_states")
 
     def __init__(self, entries: Iterable[Guard]):
         self._entries = list(entries)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from functools import partial
 from operator import is_
 from typing import Any
 
@@ -42,20 +43,6 @@ def check_plans(enabled: bool = True) -> bool:
 
 class Plan:
     """What a call needs to know of its roots: see the top of the file."""
-
-    __slots__ = (
-        "__weakref__",
-        "arrays",
-        "constants",
-        "graphdef",
-        "guards",
-        "held",
-        "nested",
-        "others",
-        "trace",
-        "valid",
-        "variables",
-    )
 
     def __init__(self, walked: Walk):
         self.graphdef = intern(walked.graphdef)
@@ -101,7 +88,8 @@ class Plan:
             holding = _Holding(Guards(walked.guards.get(number, ())))
             for i, (container, key) in enumerate(self.arrays):
                 if walked.array_roots[i] == number and container is not None:
-                    self.arrays[i] = (holding.keep(container), key)
+                    holding.containers[i] = container
+                    self.arrays[i] = (weakref.proxy(holding), (i, key))
             _plans_of(roots[number])["held", id(self)] = holding
             held.append(weakref.ref(holding))
         self.held = tuple(held)
@@ -111,37 +99,21 @@ class Plan:
     def place(self, number: int) -> tuple[Any, Any, Guards]:
         """(container, key, guards of the container) of an array; container None: in a tuple."""
         container, key = self.arrays[number]
-        if type(container) is not _Held:
+        if type(container) is not weakref.ProxyType:
             return container, key, self.guards
-        holding = container.holding()
-        return holding.containers[container.number], key, holding.guards
+        return container.containers[number], key[1], container.guards
 
 
 class _Holding:
     """What a plan needs of a root that is not its owner; kept alive by that root."""
 
-    __slots__ = ("__weakref__", "containers", "guards")
-
     def __init__(self, guards: Guards):
         self.guards = guards
-        self.containers: list[Any] = []
+        self.containers: dict[int, Any] = {}  # by the number of the array
 
-    def keep(self, container: Any) -> _Held:
-        self.containers.append(container)
-        return _Held(weakref.ref(self), len(self.containers) - 1)
-
-
-class _Held:
-    """A container in a holding, read as the container itself."""
-
-    __slots__ = ("holding", "number")
-
-    def __init__(self, holding: Any, number: int):
-        self.holding = holding
-        self.number = number
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.holding().containers[self.number][key]
+    def __getitem__(self, place: tuple[int, Any]) -> Any:
+        number, key = place
+        return self.containers[number][key]
 
 
 def plan_for(roots: tuple[Any, ...]) -> Plan:
@@ -172,9 +144,8 @@ def _known_or_new(roots: tuple[Any, ...]) -> Plan:
     if len(plans) >= _MAX_PLANS_PER_ROOT:
         plans.pop(next(iter(plans)), None)
     if len(roots) > 1:
-        plan.others = tuple(
-            weakref.ref(root, _Forget(owner, key)) for root in roots[1:] if root is not owner
-        )
+        forget = partial(_forget, weakref.ref(owner), key)
+        plan.others = tuple(weakref.ref(root, forget) for root in roots[1:] if root is not owner)
         plan.hand_over(walked, roots)
     plans[key] = plan
     return plan
@@ -187,19 +158,11 @@ def _plans_of(owner: Any) -> dict[Any, Any]:
     return plans
 
 
-class _Forget:
-    """Drops a plan from its owner when another of its roots dies; refers to the owner weakly."""
-
-    __slots__ = ("key", "owner")
-
-    def __init__(self, owner: Node, key: Any):
-        self.owner = weakref.ref(owner)
-        self.key = key
-
-    def __call__(self, _: Any) -> None:
-        owner = self.owner()
-        if owner is not None and owner._refax_plans is not None:
-            owner._refax_plans.pop(self.key, None)
+def _forget(owner: weakref.ref[Node], key: Any, _: Any) -> None:
+    """Drop a plan from its owner, since another of its roots died."""
+    node: Any = owner()
+    if node is not None and node._refax_plans is not None:
+        node._refax_plans.pop(key, None)
 
 
 def _assert_right(plan: Plan, roots: tuple[Any, ...]) -> None:
@@ -210,7 +173,7 @@ def _assert_right(plan: Plan, roots: tuple[Any, ...]) -> None:
         and len(walked.variables) == len(plan.variables)
         and all(map(is_, walked.variables, plan.variables))
         and all(
-            (a is b or type(b) is _Held) and i == j
+            i == j[1] if type(b) is weakref.ProxyType else a is b and i == j
             for (a, i), (b, j) in zip(walked.arrays, plan.arrays, strict=True)
         )
     )

@@ -31,23 +31,18 @@ from .graphdef import (
     record_children,
 )
 from .plan import Plan
-from .state import State, form_changed, state_over
+from .state import State, form_changed
 from .walk import walk
 
 
 def make_empty(record: tuple) -> Any:
     """An object for a record, without its content; None for one that has no identity."""
-    kind = record[0]
+    kind, cls = record[:2]
     if kind == OBJECT:
-        return new_pytree(record[1])
-    if kind == LIST:
-        return record[1]()
-    if kind == DICT:
-        cls = record[1]
-        if cls is State:
-            return state_over({})
-        return defaultdict(static_value(record[4])) if record[4] is not None else cls()
-    return None
+        return new_pytree(cls)
+    if kind == DICT and record[4] is not None:
+        return defaultdict(static_value(record[4]))
+    return cls() if kind in (LIST, DICT) else None
 
 
 def fill(obj: Any, record: tuple, children: Sequence[Any]) -> None:
@@ -204,25 +199,20 @@ def write_leaves(
     if not also and max(leaves, default=0) < count:  # the way of nearly every call
         set_each(set_raw_value, [plan.variables[i] for i in leaves], values)
         return
-    writes, touched = list(also), []
-    bare: list[Any] | None = None  # if one is inside a tuple, all as they will be
+    writes, touched, in_tuples = list(also), [], False
     for leaf, value in zip(leaves, values, strict=True):
-        number = leaf - count
-        if number < 0:
+        if leaf < count:
             writes.append(partial(set_raw_value, plan.variables[leaf], value))
             continue
-        container, key, guards = plan.place(number)
+        container, key, guards = plan.place(leaf - count)
         if container is None:
-            bare = plan.bare() if bare is None else bare
-            writes.append(partial(setitem, plan.constants, number, value))
+            container, key, in_tuples = plan.constants, leaf - count, True
         else:
-            writes.append(partial(setitem, container, key, value))
             touched.append((guards, container))
-    if bare is not None:
-        for leaf, value in zip(leaves, values, strict=True):
-            if leaf >= count:
-                bare[leaf - count] = value
-        writes += _new_tuples(plan, roots, bare)
+        writes.append(partial(setitem, container, key, value))
+    if in_tuples:
+        arrays = dict(enumerate(plan.bare(), count)) | dict(zip(leaves, values, strict=True))
+        writes += _new_tuples(plan, roots, [arrays[count + i] for i in range(len(plan.arrays))])
     at_once(writes)
     for guards, container in touched:
         guards.refresh(container)

@@ -21,7 +21,7 @@ from ..objects.type_names import K, V
 from ..objects.variable import Variable, raw
 from .errors import not_exhaustive
 from .filters import Filter, PathIn, first_match, to_predicate
-from .traversals import as_path, unflatten_mapping
+from .traversals import as_path, empty_node, iter_pairs, unflatten_mapping
 
 Path = tuple[Any, ...]
 
@@ -40,283 +40,6 @@ def form_changed() -> None:
     Epoch.now += 1
 
 
-def _bare(mapping: Mapping) -> dict:
-    """Nested plain dicts of any nesting of mappings; leaves as they are. Iterative: any depth."""
-    top: dict = {}
-    stack: list[tuple[Mapping, dict]] = [(mapping, top)]
-    while stack:
-        source, target = stack.pop()
-        items = source._tree if isinstance(source, State) else source
-        for key, value in items.items():
-            if isinstance(value, Mapping) and not isinstance(value, Variable):
-                target[key] = {}
-                stack.append((value, target[key]))
-            else:
-                target[key] = value
-    return top
-
-
-class State(MutableMapping[K, V], Shown):
-    """A nested mapping path → Variable (or array). Made by `nnx.state`, `nnx.split`, `nnx.grad`.
-
-    Args:
-        mapping: nested mappings, or pairs (path, leaf), or a `FlatState`. A path is a tuple of
-            keys; a key alone, such as a name, is the path of that key.
-
-    Example:
-        >>> from refax import nnx
-        >>> state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
-        >>> state.kernel.shape, state["kernel"] is state.kernel
-        ((2, 3), True)
-    """
-
-    __slots__ = ("_tree",)
-    _tree: dict
-
-    def __init__(self, mapping: Mapping | Iterable[tuple[Any, Any]] = (), /):
-        if isinstance(mapping, FlatState) or not isinstance(mapping, Mapping):
-            mapping = unflatten_mapping(mapping)  # type: ignore[arg-type]
-        object.__setattr__(self, "_tree", _bare(mapping))
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            value = self._tree[key]
-        except KeyError:
-            raise KeyError(
-                f"the State has no entry {key!r}; it has {list(self._tree)}."
-                f"{suggest(key, self._tree)} Cure: ask for one of these, or use `get`."
-            ) from None
-        return state_over(value) if type(value) is dict else value
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_tree":
-            raise AttributeError(name)
-        try:
-            return self[name]
-        except KeyError as e:
-            raise AttributeError(e.args[0]) from None
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(value, State):
-            value = value._tree
-        elif isinstance(value, Mapping):
-            value = _bare(value)
-        form_changed()
-        self._tree[key] = value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("__"):  # such as the `__orig_class__` of typing
-            raise AttributeError(name)
-        self[name] = value
-
-    def __delitem__(self, key: Any) -> None:
-        form_changed()
-        del self._tree[key]
-
-    def __delattr__(self, name: str) -> None:
-        del self[name]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._tree)
-
-    def __len__(self) -> int:
-        return len(self._tree)
-
-    def __or__(self, other: State) -> State:
-        return merge_state(self, other) if other else self
-
-    def __sub__(self, other: Mapping) -> State:
-        return diff(self, other)
-
-    def __reduce__(self) -> Any:
-        return (state_over, (self._tree,))
-
-    def __copy__(self) -> State:
-        return State(self)
-
-    __repr__ = Shown.__repr__
-
-    def _refax_form(self) -> Form:
-        return Form("State({", self._tree.items(), ": ", "})")
-
-    @property
-    def raw_mapping(self) -> dict:
-        """The nested dicts themselves."""
-        Epoch.handed_out = True
-        return self._tree
-
-    # The verbs as methods, as Flax users know them.
-    def flat_state(self) -> FlatState:
-        return to_flat_state(self)
-
-    @staticmethod
-    def from_flat_path(flat_state: Any, /) -> State:
-        return from_flat_state(flat_state)
-
-    def to_pure_dict(self, extract_fn: Any = None) -> dict:
-        return to_pure_dict(self, extract_fn)
-
-    def replace_by_pure_dict(self, pure_dict: Mapping, replace_fn: Any = None) -> None:
-        replace_by_pure_dict(self, pure_dict, replace_fn)
-
-    def filter(self, first: Filter, /, *filters: Filter) -> Any:
-        return filter_state(self, first, *filters)
-
-    def split(self, first: Filter = ..., /, *filters: Filter) -> Any:
-        return split_state(self, first, *filters)
-
-    def merge(self, /, *states: Mapping) -> State:
-        """`state.merge(other)` and `State.merge(state, other)`."""
-        return merge_state(self, *states)
-
-    def map(self, f: Callable[[Path, Any], Any]) -> State:
-        return map_state(f, self)
-
-
-def state_over(tree: dict) -> State:
-    """A State over these very dicts, not a copy."""
-    self = object.__new__(State)
-    object.__setattr__(self, "_tree", tree)
-    return self
-
-
-register_mapping(State, lambda state: (state._tree, None), lambda tree, _: state_over(tree))
-
-
-class Entry(tuple):
-    """A (path, leaf) of a FlatState: a pair that a set, or a comparison with a path, takes by path.
-
-    So `set(state.flat_state())` is a set of paths, whatever the leaves are (arrays have no hash).
-    """
-
-    __slots__ = ()
-
-    def __hash__(self) -> int:
-        return hash(self[0])
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Entry):
-            return self[0] == other[0]
-        return self[0] == other or _is_pair(other, *self)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-
-def _is_pair(value: Any, path: Path, leaf: Any) -> bool:
-    if not isinstance(value, tuple) or len(value) != 2 or value[0] != path:
-        return False
-    return value[1] is leaf or (not hasattr(leaf, "shape") and value[1] == leaf)
-
-
-class FlatState(Mapping[Path, V]):
-    """A State as a flat mapping from paths to leaves, in the order of the State as a pytree.
-
-    Iterating gives (path, leaf) pairs, as a list of pairs would; `dict(flat)`, `path in flat` and
-    indexing by path work as well, and a set of the pairs is a set of the paths.
-
-    Args:
-        items: pairs (path, leaf), or a mapping; a key alone is the path of that key.
-        sort: put them into the order of a State, rather than leave them in theirs.
-
-    Example:
-        >>> from refax import nnx
-        >>> flat = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0))).flat_state()
-        >>> [(path, leaf.shape) for path, leaf in flat]
-        [(('bias',), (3,)), (('kernel',), (2, 3))]
-        >>> ("bias",) in flat, set(flat) == {("bias",), ("kernel",)}
-        (True, True)
-    """
-
-    __slots__ = ("_leaf_of", "_leaves", "_paths")
-
-    def __init__(self, items: Iterable[tuple[Any, V]] | Mapping[Any, V], /, *, sort: bool = False):
-        pairs = [(as_path(p), v) for p, v in (items.items() if type(items) is dict else items)]
-        if sort:
-            pairs = list(iter_leaves(nest(pairs)))
-        self._paths = tuple(p for p, _ in pairs)
-        self._leaves = [v for _, v in pairs]
-        self._leaf_of = dict(zip(self._paths, self._leaves, strict=True))
-
-    @classmethod
-    def from_sorted_keys_values(cls, keys: tuple[Path, ...], values: list[V], /) -> FlatState[V]:
-        return cls(zip(keys, values, strict=True))
-
-    paths = property(lambda self: self._paths, doc="The paths, in order.")
-    leaves = property(lambda self: self._leaves, doc="The leaves, in the order of the paths.")
-
-    def keys(self) -> Any:
-        return self._paths
-
-    def values(self) -> Any:
-        return self._leaves
-
-    def items(self) -> Any:
-        return list(zip(self._paths, self._leaves, strict=True))
-
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, (int, slice)):
-            return list(self)[key]
-        try:
-            return self._leaf_of[as_path(key)]
-        except KeyError:
-            near = suggest(path_string(as_path(key)), map(path_string, self._leaf_of))
-            raise KeyError(
-                f"the State has no leaf at `{path_string(as_path(key))}`.{near} Cure: give the "
-                "whole path as a tuple."
-            ) from None
-
-    def __contains__(self, item: object) -> bool:
-        return self.count(item) > 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(Entry, self.items())
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def index(self, item: Any) -> int:
-        """The position of a path, or of a (path, leaf) pair."""
-        path = as_path(item)
-        return [path == p or _is_pair(item, p, leaf) for p, leaf in self.items()].index(True)
-
-    def count(self, item: Any) -> int:
-        """1 for a path, or a (path, leaf) pair, that is there; else 0."""
-        try:
-            return int(self.index(item) >= 0)
-        except ValueError:
-            return 0
-
-    def split(self, first: Filter, /, *filters: Filter) -> Any:
-        """As `nnx.split_state`, in FlatStates."""
-        return _flat(split_state(self, first, *filters))
-
-    def filter(self, first: Filter, /, *filters: Filter) -> Any:
-        """As `nnx.filter_state`, in FlatStates."""
-        return _flat(filter_state(self, first, *filters))
-
-    def merge(self, /, *flat_states: Iterable[tuple[Path, Any]]) -> FlatState:
-        """One FlatState of several, sorted; where two have the same path, the later one counts."""
-        return FlatState([pair for flat in (self, *flat_states) for pair in flat], sort=True)
-
-    def to_nested_state(self) -> State:
-        return from_flat_state(self)
-
-    def __repr__(self) -> str:
-        return f"FlatState({self.items()!r})"
-
-
-def _flat(states: Any) -> Any:
-    return tuple(map(to_flat_state, states)) if type(states) is tuple else to_flat_state(states)
-
-
-jax.tree_util.register_pytree_node(
-    FlatState,
-    lambda flat: (tuple(flat._leaves), flat._paths),
-    lambda paths, leaves: FlatState(zip(paths, leaves, strict=True)),
-)
-
-
 def to_flat_state(state: Mapping) -> FlatState:
     """The (path, leaf) pairs of a State, keys sorted at every level."""
     return FlatState(iter_leaves(state))
@@ -325,27 +48,20 @@ def to_flat_state(state: Mapping) -> FlatState:
 def iter_leaves(state: Mapping) -> Iterator[tuple[Path, Any]]:
     """Every (path, leaf) of nested mappings, in sorted order; of a FlatState in its own."""
     if isinstance(state, FlatState):
-        yield from state.items()
-        return
+        return iter(state.items())
     if UNREAD:
         taken(jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Variable)))
-    stack: list[tuple[Path, Any]] = [((), state)]
-    while stack:
-        path, value = stack.pop()
-        if isinstance(value, Mapping):
-            tree = value._tree if isinstance(value, State) else value
-            stack.extend(((*path, k), tree[k]) for k in reversed(sorted_keys(tree)))
-        else:
-            yield path, value
+    tree = state._tree if isinstance(state, State) else state
+    return (pair for pair in iter_pairs(tree, sorted_keys) if pair[1] is not empty_node)
 
 
 def from_flat_state(
-    flat_state: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, cls: type = State
+    flat_state: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, cls: type | None = None
 ) -> Any:
     """The State (or other mapping `cls`) of these (path, leaf) pairs."""
     pairs = flat_state.items() if isinstance(flat_state, Mapping) else flat_state
     state = state_over(nest((as_path(path), leaf) for path, leaf in pairs))
-    return state if cls is State else cls(state)
+    return state if cls in (None, State) else cls(state)
 
 
 def nest(pairs: Iterable[tuple[Path, Any]]) -> dict:
@@ -453,9 +169,9 @@ def filter_state(state: Mapping, first: Filter, /, *filters: Filter) -> Any:
     return one_or_all(map(from_flat_state, _partition(state, (first, *filters))[0]))
 
 
-def merge_state(state: Mapping, /, *states: Mapping, cls: type = State) -> Any:
+def merge_state(state: Mapping, /, *states: Mapping, cls: type | None = None) -> Any:
     """One State of several; where two have the same path, the later one counts."""
-    if not states and type(state) is cls is State:
+    if not states and type(state) is State and cls in (None, State):
         return state
     return from_flat_state([pair for s in (state, *states) for pair in iter_leaves(s)], cls=cls)
 
@@ -463,3 +179,238 @@ def merge_state(state: Mapping, /, *states: Mapping, cls: type = State) -> Any:
 def map_state(f: Callable[[Path, Any], Any], state: Mapping) -> State:
     """A State of `f(path, leaf)`."""
     return from_flat_state([(path, f(path, leaf)) for path, leaf in iter_leaves(state)])
+
+
+class State(MutableMapping[K, V], Shown):
+    """A nested mapping path → Variable (or array). Made by `nnx.state`, `nnx.split`, `nnx.grad`.
+
+    Args:
+        mapping: nested mappings, or pairs (path, leaf), or a `FlatState`. A path is a tuple of
+            keys; a key alone, such as a name, is the path of that key.
+
+    Example:
+        >>> from refax import nnx
+        >>> state = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Param)
+        >>> state.kernel.shape, state["kernel"] is state.kernel
+        ((2, 3), True)
+    """
+
+    __slots__ = ("_tree",)
+    _tree: dict
+
+    def __init__(self, mapping: Mapping | Iterable[tuple[Any, Any]] = (), /):
+        nested = isinstance(mapping, Mapping) and not isinstance(mapping, FlatState)
+        pairs = iter_pairs(mapping) if nested else mapping
+        object.__setattr__(self, "_tree", unflatten_mapping(pairs))
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            value = self._tree[key]
+        except KeyError:
+            raise KeyError(
+                f"the State has no entry {key!r}; it has {list(self._tree)}."
+                f"{suggest(key, self._tree)} Cure: ask for one of these, or use `get`."
+            ) from None
+        return state_over(value) if type(value) is dict else value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_tree":
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError as e:
+            raise AttributeError(e.args[0]) from None
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(value, Mapping):
+            value = (value if isinstance(value, State) else State(value))._tree
+        form_changed()
+        self._tree[key] = value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):  # such as the `__orig_class__` of typing
+            raise AttributeError(name)
+        self[name] = value
+
+    def __delitem__(self, key: Any) -> None:
+        form_changed()
+        del self._tree[key]
+
+    def __delattr__(self, name: str) -> None:
+        del self[name]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._tree)
+
+    def __len__(self) -> int:
+        return len(self._tree)
+
+    def __or__(self, other: State) -> State:
+        return merge_state(self, other) if other else self
+
+    def __reduce__(self) -> Any:
+        return (state_over, (self._tree,))
+
+    def __copy__(self) -> State:
+        return State(self)
+
+    def _refax_form(self) -> Form:
+        return Form("State({", self._tree.items(), ": ", "})")
+
+    @property
+    def raw_mapping(self) -> dict:
+        """The nested dicts themselves."""
+        Epoch.handed_out = True
+        return self._tree
+
+    # The verbs as methods, as Flax users know them.
+    flat_state = to_flat_state
+    from_flat_path = staticmethod(from_flat_state)
+    to_pure_dict = to_pure_dict
+    replace_by_pure_dict = replace_by_pure_dict
+    filter = filter_state
+    split = split_state
+    merge = merge_state
+    __sub__ = diff
+
+    def map(self, f: Callable[[Path, Any], Any]) -> State:
+        return map_state(f, self)
+
+
+def state_over(tree: dict) -> State:
+    """A State over these very dicts, not a copy."""
+    self = object.__new__(State)
+    object.__setattr__(self, "_tree", tree)
+    return self
+
+
+register_mapping(State, lambda state: (state._tree, None), lambda tree, _: state_over(tree))
+
+
+class Entry(tuple):
+    """A (path, leaf) of a FlatState: a pair that a set, or a comparison with a path, takes by path.
+
+    So `set(state.flat_state())` is a set of paths, whatever the leaves are (arrays have no hash).
+    """
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(self[0])
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Entry):
+            return self[0] == other[0]
+        return self[0] == other or _is_pair(other, *self)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def _is_pair(value: Any, path: Path, leaf: Any) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2 or value[0] != path:
+        return False
+    return value[1] is leaf or (not hasattr(leaf, "shape") and value[1] == leaf)
+
+
+class FlatState(Mapping[Path, V]):
+    """A State as a flat mapping from paths to leaves, in the order of the State as a pytree.
+
+    Iterating gives (path, leaf) pairs, as a list of pairs would; `dict(flat)`, `path in flat` and
+    indexing by path work as well, and a set of the pairs is a set of the paths.
+
+    Args:
+        items: pairs (path, leaf), or a mapping; a key alone is the path of that key.
+        sort: put them into the order of a State, rather than leave them in theirs.
+
+    Example:
+        >>> from refax import nnx
+        >>> flat = nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0))).flat_state()
+        >>> [(path, leaf.shape) for path, leaf in flat]
+        [(('bias',), (3,)), (('kernel',), (2, 3))]
+        >>> ("bias",) in flat, set(flat) == {("bias",), ("kernel",)}
+        (True, True)
+    """
+
+    __slots__ = ("_leaf_of",)
+
+    def __init__(self, items: Iterable[tuple[Any, V]] | Mapping[Any, V], /, *, sort: bool = False):
+        pairs: Any = items.items() if type(items) is dict else items
+        leaf_of = {as_path(path): leaf for path, leaf in pairs}
+        self._leaf_of = dict(iter_leaves(nest(leaf_of.items()))) if sort else leaf_of
+
+    @classmethod
+    def from_sorted_keys_values(cls, keys: tuple[Path, ...], values: list[V], /) -> FlatState[V]:
+        return cls(zip(keys, values, strict=True))
+
+    def keys(self) -> Any:
+        return tuple(self._leaf_of)
+
+    def values(self) -> Any:
+        return list(self._leaf_of.values())
+
+    def items(self) -> Any:
+        return list(self._leaf_of.items())
+
+    paths = property(keys, doc="The paths, in order.")
+    leaves = property(values, doc="The leaves, in the order of the paths.")
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, (int, slice)):
+            return list(self)[key]
+        try:
+            return self._leaf_of[as_path(key)]
+        except KeyError:
+            near = suggest(path_string(as_path(key)), map(path_string, self._leaf_of))
+            raise KeyError(
+                f"the State has no leaf at `{path_string(as_path(key))}`.{near} Cure: give the "
+                "whole path as a tuple."
+            ) from None
+
+    def __contains__(self, item: object) -> bool:
+        return self.count(item) > 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(Entry, self.items())
+
+    def __len__(self) -> int:
+        return len(self._leaf_of)
+
+    def index(self, item: Any) -> int:
+        """The position of a path, or of a (path, leaf) pair."""
+        path = as_path(item)
+        return [path == p or _is_pair(item, p, leaf) for p, leaf in self.items()].index(True)
+
+    def count(self, item: Any) -> int:
+        """1 for a path, or a (path, leaf) pair, that is there; else 0."""
+        try:
+            return int(self.index(item) >= 0)
+        except ValueError:
+            return 0
+
+    def split(self, first: Filter, /, *filters: Filter) -> Any:
+        """As `nnx.split_state`, in FlatStates."""
+        return _flat(split_state(self, first, *filters))
+
+    def filter(self, first: Filter, /, *filters: Filter) -> Any:
+        """As `nnx.filter_state`, in FlatStates."""
+        return _flat(filter_state(self, first, *filters))
+
+    def merge(self, /, *flat_states: Iterable[tuple[Path, Any]]) -> FlatState:
+        """One FlatState of several, sorted; where two have the same path, the later one counts."""
+        return FlatState([pair for flat in (self, *flat_states) for pair in flat], sort=True)
+
+    def to_nested_state(self) -> State:
+        return from_flat_state(self)
+
+    def __repr__(self) -> str:
+        return f"FlatState({self.items()!r})"
+
+
+def _flat(states: Any) -> Any:
+    return tuple(map(to_flat_state, states)) if type(states) is tuple else to_flat_state(states)
+
+
+jax.tree_util.register_pytree_node(
+    FlatState, lambda flat: (flat.values(), flat.keys()), FlatState.from_sorted_keys_values
+)

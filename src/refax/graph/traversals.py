@@ -5,7 +5,7 @@ The same four verbs as for a State, for plain dicts such as a checkpoint that wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -27,9 +27,31 @@ class _EmptyNode:
 empty_node = _EmptyNode()
 
 
-def flatten_to_sequence(
-    xs: Mapping, /, *, is_leaf: Callable[[tuple, Any], bool] | None = None
-) -> list[tuple[tuple, Any]]:
+IsLeaf = Callable[[tuple, Any], bool] | None
+
+
+def iter_pairs(
+    xs: Any, order: Callable[[Mapping], list] = list, is_leaf: IsLeaf = None
+) -> Iterator[tuple[tuple, Any]]:
+    """The (path, leaf) pairs of nested mappings, and of those in it that are empty.
+
+    Args:
+        xs: the nested mappings.
+        order: of a mapping, its keys in order.
+        is_leaf: (path, value) → whether not to go into a mapping.
+    """
+    stack: list[tuple[tuple, Any]] = [((), xs)]
+    while stack:
+        path, value = stack.pop()
+        if not isinstance(value, Mapping) or (is_leaf is not None and is_leaf(path, value)):
+            yield path, value
+        elif value or not path:
+            stack.extend(((*path, k), value[k]) for k in reversed(order(value)))
+        else:
+            yield path, empty_node
+
+
+def flatten_to_sequence(xs: Mapping, /, *, is_leaf: IsLeaf = None) -> list[tuple[tuple, Any]]:
     """The (path, leaf) pairs of nested mappings, in their own order.
 
     Raises:
@@ -40,17 +62,7 @@ def flatten_to_sequence(
             f"Expected a mapping to flatten, got a {type(xs).__name__}.\n"
             "Cure: for an object, flatten its State: nnx.to_flat_state(nnx.state(object))."
         )
-    pairs: list[tuple[tuple, Any]] = []
-    stack: list[tuple[tuple, Any]] = [((), xs)]
-    while stack:
-        path, value = stack.pop()
-        if isinstance(value, Mapping) and not (is_leaf is not None and is_leaf(path, value)):
-            if not value and path:
-                pairs.append((path, empty_node))
-            stack.extend(((*path, k), v) for k, v in reversed(list(value.items())))
-        else:
-            pairs.append((path, value))
-    return pairs
+    return list(iter_pairs(xs, is_leaf=is_leaf))
 
 
 def flatten_mapping(
@@ -58,7 +70,7 @@ def flatten_mapping(
     /,
     *,
     keep_empty_nodes: bool = False,
-    is_leaf: Callable[[tuple, Any], bool] | None = None,
+    is_leaf: IsLeaf = None,
     sep: str | None = None,
 ) -> dict[Any, Any]:
     """A flat dict {path: leaf} of nested mappings.
@@ -83,7 +95,7 @@ def flatten_mapping(
 
 
 def unflatten_mapping(
-    xs: Mapping[Any, Any] | Sequence[tuple[Any, Any]], /, *, sep: str | None = None
+    xs: Mapping[Any, Any] | Iterable[tuple[Any, Any]], /, *, sep: str | None = None
 ) -> dict[Any, Any]:
     """Nested dicts of a flat mapping (or pairs) whose keys are paths, or strings joined by `sep`.
 
@@ -92,11 +104,10 @@ def unflatten_mapping(
     Raises:
         ValueError: a path that goes through another path's leaf.
     """
+    pairs: Any = xs.items() if isinstance(xs, Mapping) else xs
     nested: dict[Any, Any] = {}
-    for path, value in xs.items() if isinstance(xs, Mapping) else xs:
+    for path, value in pairs:
         path = path.split(sep) if sep is not None else as_path(path)
-        if value is empty_node:
-            value = {}
         target = nested
         for key in path[:-1]:
             target = target.setdefault(key, {})
@@ -105,5 +116,5 @@ def unflatten_mapping(
                     f"The path {tuple(path)} goes through {key!r}, which holds a value already.\n"
                     "Cure: drop one of the two paths."
                 )
-        target[path[-1]] = value
+        target[path[-1]] = {} if value is empty_node else value
     return nested
