@@ -166,6 +166,10 @@ def test_unpack():
     del params["extra"]
     assert set(params) == {"layers", "parts"} and "GraphState" in repr(params)
     nnx.update(model, whole)
+    union = nnx.GraphState.merge(
+        *nnx.split(model, nnx.Param, ...)[1:]
+    )  # the States of an older way
+    assert type(union) is nnx.State and set(union) == set(whole)
     with pytest.raises(ValueError, match="none matches"):
         nnx.unpack(model, nnx.Param)
 

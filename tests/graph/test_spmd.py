@@ -155,3 +155,36 @@ def test_a_spec_may_leave_out_axes_that_a_new_one_stands_behind():
     keys = nnx.Rngs(0).fork(splits=2)
     stack = nnx.vmap(make, out_axes=2, transform_metadata=metadata)(keys)
     assert nnx.get_partition_spec(stack).value == P("model", None, "data")
+
+
+SPECS = [P("data"), ("data", None), ("rows", None), (None, "data"), (None, ("data",))]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit, nnx.jit], ids=["eager", "jax.jit", "jit"])
+def test_constraints_are_those_of_jax_by_names(spec, run):
+    x, mesh = jnp.ones((8, 8)), mesh_of(8)
+    names = ["data" if name == "rows" else name for name in spec]
+
+    def constrained(given):
+        return run(lambda x: nnx.with_sharding_constraint(x, spec, given))(x).sharding
+
+    with nnx.logical_axis_rules([("rows", "data")]):
+        expected = NamedSharding(mesh, P(*names))
+        assert constrained(mesh).is_equivalent_to(expected, 2)
+        with jax.set_mesh(mesh):
+            assert constrained(None).is_equivalent_to(expected, 2)
+        assert constrained(None) == x.sharding  # no mesh
+
+
+def test_constraints_of_a_state():
+    mesh, state = mesh_of(8), nnx.state(annotated())
+    with jax.set_mesh(mesh):
+        placed = jax.jit(
+            lambda state: nnx.with_sharding_constraint(state, nnx.get_partition_spec(state))
+        )(state)
+    assert placed.w.value.sharding.is_equivalent_to(NamedSharding(mesh, P("data")), 2)
+    assert placed.deep[0].b.value.sharding.is_equivalent_to(NamedSharding(mesh, P("data")), 1)
+    assert nnx.with_sharding_constraint(state, None, mesh) is state
+    sharding = NamedSharding(mesh, P(None, "data"))
+    assert nnx.with_sharding_constraint(jnp.ones((8, 8)), sharding, mesh).sharding == sharding

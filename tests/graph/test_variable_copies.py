@@ -85,6 +85,13 @@ def test_types_and_names():
     assert issubclass(nnx.RngKey, nnx.RngState) and issubclass(nnx.RngCount, nnx.RngState)
     assert issubclass(nnx.OptVariable, nnx.OptState) and issubclass(nnx.OptArray, nnx.OptState)
     assert nnx.VariableState is nnx.Variable
+    for made in (
+        nnx.VariableState(type=nnx.Param, value=2, tag="a"),
+        nnx.VariableState(nnx.Param, 2, tag="a"),
+    ):
+        assert type(made) is nnx.Param and int(made) == 2 and made.get_metadata() == {"tag": "a"}
+        assert made.type is nnx.Param and nnx.OfType(nnx.Param)((), made)
+    assert nnx.Variable(2, type="weight").get_metadata("type") == "weight"
     assert nnx.variable_type_from_name("params") is nnx.Param
     assert nnx.variable_name_from_type(nnx.BatchStat) == "batch_stats"
     with pytest.raises(ValueError, match="test_unknown"):

@@ -32,7 +32,7 @@ NAMES: dict[str, str] = {
         using_eager_sharding using_hijax using_refs value_and_grad var_defaults
         variable_name_from_type variable_type_from_name variablelib variables vars_as view view_info
         visualization vjp vmap while_loop with_attributes with_metadata with_partitioning with_rngs
-        with_vars wrappers
+        with_sharding_constraint with_vars wrappers
     """,
     "bridge": "NNXMeta ToLinen ToNNX lazy_init to_linen variables wrappers",
     "bridge.variables": "A B NNXMeta to_linen_var",

@@ -63,6 +63,7 @@ TAKERS = {
     "as_abstract": lambda n, **s: nnx.as_abstract(n, **s),
     "backup_keys": lambda n, **s: [k for _, k, _ in nnx.backup_keys(nnx.Rngs(0), **s)],
     "cached_partial": lambda n, **s: nnx.cached_partial(nnx.jit(body), n, **s)(X),
+    "checkpoint": lambda n, **s: nnx.checkpoint(body, **s)(n, X),
     "checkify": lambda n, **s: nnx.checkify(body, **s)(n, X)[1],
     "clone": lambda n, **s: nnx.state(nnx.clone(n, **s)),
     "cond": lambda n, **s: nnx.cond(True, body, lambda n, x: x.sum(), n, X, **s),
@@ -143,9 +144,9 @@ def test_switches_are_accepted_and_change_nothing(name):
 
 
 WITH_UPDATES = """
-    cached_partial checkify cond custom_vjp eval_shape fori_loop fork_rngs grad jit jit_partial jvp
-    make_jaxpr pmap remat scan shard_map split_rngs switch value_and_grad vjp vmap while_loop
-    with_rngs
+    cached_partial checkify checkpoint cond custom_vjp eval_shape fori_loop fork_rngs grad jit
+    jit_partial jvp make_jaxpr pmap remat scan shard_map split_rngs switch transform_metadata
+    value_and_grad vjp vmap while_loop with_rngs
 """.split()
 
 
@@ -314,9 +315,12 @@ def test_the_mutable_arrays_of_jax_have_their_older_names():
     assert not nnx.graph.is_array_ref(ref[...])
 
 
-def test_every_public_taker_is_in_the_table():
+@pytest.mark.parametrize(("switch", "known"), [("graph", TAKERS), ("graph_updates", WITH_UPDATES)])
+def test_every_public_taker_is_in_the_table(switch, known):
     def takes(f):
-        return callable(f) and "graph" in inspect.signature(f).parameters
+        return callable(f) and switch in inspect.signature(f).parameters
 
     found = {name for name, f in vars(nnx).items() if name[0].islower() and takes(f)}
-    assert found - set(TAKERS) == set()
+    assert found - set(known) == set()
+    functions = {name for name in known if name[0].islower() and hasattr(nnx, name)}
+    assert functions - found == {"jit_partial"}  # which hands its keywords on

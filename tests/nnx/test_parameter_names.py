@@ -11,12 +11,6 @@ from refax import nnx
 from tests.nnx.parameters import PARAMETERS
 
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-# These take a function, or give a decorator; they hand on what is not theirs.
-MAKERS = """
-    jit grad value_and_grad vmap pmap scan remat shard_map custom_vjp make_jaxpr checkify
-    transform_metadata
-""".split()
-OF_MAKERS = {"fun", "f", "graph", "graph_updates"}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -29,7 +23,6 @@ def test_every_name_binds(name):
     if any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return  # what such keywords mean is shown by the calls below and by the tests of each
     own = {n for n, p in parameters.items() if p.kind in BY_NAME}
-    own |= OF_MAKERS if name in MAKERS else set()
     assert set(PARAMETERS[name].split()) - own == set()
 
 

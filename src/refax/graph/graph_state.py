@@ -9,7 +9,7 @@ import jax
 
 from ..objects.representation import Form, Shown
 from .graphdef import VERBS, GraphDef
-from .state import K, V
+from .state import K, State, V
 
 
 class GraphState(Shown, UserDict[K, V]):
@@ -28,7 +28,12 @@ class GraphState(Shown, UserDict[K, V]):
         return GraphState(self.graphdef, self.state)
 
     def merge(self, /, *others: Any) -> Any:
-        """The object that this and other GraphStates, or States, make up."""
+        """The object that this and other GraphStates, or States, make up.
+
+        `GraphState.merge(params, rest)` of States is their union, as `State.merge`.
+        """
+        if not isinstance(self, GraphState):
+            return State.merge(self, *others)
         return VERBS["merge"](self, *others)
 
     def _refax_form(self) -> Form:

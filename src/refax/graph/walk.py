@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ..objects.marks import class_marks
-from ..objects.node import Node
+from ..objects.node import Node, check_static
 from ..objects.statics import compared, is_plain_static, static_key
 from ..objects.variable import Variable
 from ..objects.watch import is_array
@@ -142,7 +142,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
                 marks = {**marks, **own} if marks else own
             if marks:
                 children = tuple(
-                    _marked(x, marks.get(k), child, static, attributes, k)
+                    _marked(cls, x, marks.get(k), child, static, attributes, k)
                     for k, x in attributes.items()
                 )
                 used = tuple((k, m) for k, m in (own or {}).items() if k in attributes)
@@ -197,8 +197,11 @@ def _is_graph_part(value: Any) -> bool:
     return isinstance(value, (Node, Variable, State)) or cls is list or cls in _DICTS
 
 
-def _marked(value: Any, mark: str | None, child: Any, static: Any, container: Any, key: Any) -> Any:
+def _marked(
+    cls: type, value: Any, mark: str | None, child: Any, static: Any, container: Any, key: Any
+) -> Any:
     if mark == "static":
+        check_static(cls, key, value)
         return static(value)
     encoded = child(value, container, key)
     if mark == "data" and type(encoded) is tuple:  # a number as data: a leaf

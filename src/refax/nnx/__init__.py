@@ -70,6 +70,7 @@ from ..objects.modes import (
     use_mutable_arrays as use_mutable_arrays, use_refs as use_refs,
     using_eager_sharding as using_eager_sharding, using_hijax as using_hijax,
     using_refs as using_refs, var_defaults as var_defaults)
+from ..objects.node import has_data as has_data, is_data as is_data
 from ..objects.placing import (
     get_logical_axis_rules as get_logical_axis_rules, logical_axis_rules as logical_axis_rules,
     set_logical_axis_rules as set_logical_axis_rules)
@@ -91,7 +92,7 @@ from ..training.ema import EMA as EMA
 from ..training.metrics import Metric as Metric, MultiMetric as MultiMetric
 from ..training.optimizer import ModelAndOptimizer as ModelAndOptimizer, Optimizer as Optimizer
 from ..training.train_state import TrainState as TrainState
-from ..transforms.bound import cached_partial as cached_partial
+from ..transforms.cached_partial import cached_partial as cached_partial
 from ..transforms.carry import Carry as Carry
 from ..transforms.cond import cond as cond, switch as switch
 from ..transforms.custom_vjp import custom_vjp as custom_vjp
@@ -115,8 +116,7 @@ from ..transforms.vmap import (
 from ..verbs.containers import Dict as Dict, List as List
 from ..verbs.copying import clone as clone
 from ..verbs.data import (
-    check_pytree as check_pytree, has_data as has_data, is_data as is_data,
-    is_data_type as is_data_type,
+    check_pytree as check_pytree, is_data_type as is_data_type,
     register_data_type as register_data_type, set_metadata as set_metadata)
 from ..verbs.iteration import find_duplicates as find_duplicates, iter_graph as iter_graph
 from ..verbs.mapping import (
@@ -139,7 +139,8 @@ from ..verbs.splitting import flatten as flatten, graphdef as graphdef, split as
 from ..verbs.spmd import (
     abstract_with_sharding as abstract_with_sharding, as_abstract as as_abstract,
     get_named_sharding as get_named_sharding, get_partition_spec as get_partition_spec,
-    PARTITION_NAME as PARTITION_NAME, with_partitioning as with_partitioning)
+    PARTITION_NAME as PARTITION_NAME, with_partitioning as with_partitioning,
+    with_sharding_constraint as with_sharding_constraint)
 from ..verbs.updating import set_path as set_path, update as update
 from ..verbs.variable_modes import (
     as_array_vars as as_array_vars, as_hijax_vars as as_hijax_vars,

@@ -1,6 +1,6 @@
 """`nnx.compat`: names only."""
 
-from ..transforms.bound import cached_partial as cached_partial
+from ..transforms.cached_partial import cached_partial as cached_partial
 from ..transforms.cond import cond as cond, switch as switch
 from ..transforms.custom_vjp import custom_vjp as custom_vjp
 from ..transforms.eval_shape import (

@@ -19,7 +19,7 @@ from ..objects.type_names import (
     A as A, B as B, C as C, F as F, Index as Index, Key as Key, Leaf as Leaf,
     PathParts as PathParts, V as V)
 from ..objects.variable import Variable as Variable
-from ..transforms.bound import cached_partial as cached_partial
+from ..transforms.cached_partial import cached_partial as cached_partial
 from ..verbs.copying import clone as clone
 from ..verbs.data import set_metadata as set_metadata
 from ..verbs.iteration import find_duplicates as find_duplicates, iter_graph as iter_graph

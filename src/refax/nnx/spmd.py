@@ -11,4 +11,4 @@ from ..verbs.spmd import (
     abstract_with_sharding as abstract_with_sharding, as_abstract as as_abstract,
     get_named_sharding as get_named_sharding, get_partition_spec as get_partition_spec,
     get_var_pspec as get_var_pspec, PARTITION_NAME as PARTITION_NAME,
-    with_partitioning as with_partitioning)
+    with_partitioning as with_partitioning, with_sharding_constraint as with_sharding_constraint)

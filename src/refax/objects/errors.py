@@ -68,3 +68,20 @@ def slots_of_a_node(cls: type, slots: Iterable[str]) -> TypeError:
         "looked for in its attributes, and what stands in a slot would not be found.\n"
         "Cure: leave __slots__ out; for a dataclass, leave out slots=True."
     )
+
+
+def data_in_static(cls: type, name: Any, value: Any) -> StructureError:
+    return StructureError(
+        f"`{path_string((name,), cls.__name__)}` is marked static, but holds "
+        f"{describe_value(value)}, which no verb or transform would find.\n"
+        "Cure: leave the mark out, or mark it nnx.data(...)."
+    )
+
+
+def mark_in_container(cls: type, name: Any, container: type) -> StructureError:
+    kind = container.__name__
+    return StructureError(
+        f"`{path_string((name,), cls.__name__)}` is given a {kind} with nnx.data(...) or "
+        "nnx.static(...) in it, which say what an attribute is, and of nothing inside one.\n"
+        f"Cure: mark the whole {kind}, or hold the items in an nnx.List or nnx.Dict."
+    )

@@ -5,7 +5,7 @@ nothing else. Writing an attribute does two things besides: it checks that the o
 current trace, and, if a plan knows the object, tells it of a change of structure.
 
 What an attribute is follows from its value (node, Variable, array, container: data; anything else:
-static), unless a mark overrules that (`marks.py`).
+static), unless a mark overrules that (`marks.py`). A number in the place of an array is data too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from .._jax_compat import TRACE
 from . import pickling
 from .at_once import Write
-from .errors import slots_of_a_node
+from .errors import data_in_static, mark_in_container, slots_of_a_node
 from .marks import Mark
 from .representation import Form, Shown
 from .trace_errors import mutation_error
-from .watch import invalidate, keeps_structure
+from .variable import Variable
+from .watch import invalidate, is_array, keeps_structure
 
 
 class Node(Shown):
@@ -66,19 +69,39 @@ class Node(Shown):
         if self._refax_trace is not TRACE.value:
             raise mutation_error(self, f"set the attribute `{name}` of")
         cls = type(value)
-        if cls is Mark:
-            set_object_marks(self, {**(self._refax_marks or {}), name: value.kind})
-            value = value.value
-            self._refax_changed()
-        elif self._refax_watch is not None:
+        asked = cls in _ASKED and (cls not in _NUMBERS or is_array(self.__dict__.get(name)))
+        if asked or self._refax_marks is not None:
+            value = self._refax_marked(name, value, cls)
+        if self._refax_watch is not None:
             attributes = self.__dict__
             if name not in attributes or not keeps_structure(attributes[name], value):
                 self._refax_changed()
         return value
 
+    def _refax_marked(self, name: Any, value: Any, cls: type) -> Any:
+        """The value without its mark; what is said of the attribute is checked and noted."""
+        marks = self._refax_marks or {}
+        kind = marks.get(name)
+        if cls is Mark:
+            kind, value = value.kind, value.value
+        elif cls in _CONTAINERS:
+            items = value.values() if cls is dict else value
+            if any([type(x) is Mark for x in items]):
+                raise mark_in_container(type(self), name, cls)
+        elif kind is None and cls in _NUMBERS and is_array(self.__dict__.get(name)):
+            kind = "data"  # as it was
+        if kind == "static":
+            check_static(type(self), name, value)
+        if kind != marks.get(name):
+            set_object_marks(self, {**marks, name: kind})
+            self._refax_changed()
+        return value
+
     def __delattr__(self, name: str) -> None:
         self._refax_change(f"delete the attribute `{name}` of")
         object.__delattr__(self, name)
+        if name in (marks := self._refax_marks or {}):
+            set_object_marks(self, {k: v for k, v in marks.items() if k != name} or None)
 
     def _refax_change(self, action: str) -> None:
         """The check before a change of structure, of which plans are told."""
@@ -110,6 +133,48 @@ def attribute_write(obj: Node, name: str, value: Any) -> Write:
     if type(obj).__setattr__ is not Node.__setattr__:
         return functools.partial(setattr, obj, name, value)
     return functools.partial(object.__setattr__, obj, name, obj._refax_prepare(name, value))
+
+
+# What may be marked, or have marks in it; and what stays data in the place of an array.
+_NUMBERS = frozenset({int, float, complex, bool, str})
+_CONTAINERS = frozenset({list, tuple, dict})
+_ASKED = _NUMBERS | _CONTAINERS | {Mark}
+
+
+def is_data(value: Any, /) -> bool:
+    """Whether a value by itself is data in an attribute: an array, a Variable, an object.
+
+    A number or a string is static. So is a plain container by this question, though what it holds
+    may be data: see `nnx.has_data`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from refax import nnx
+        >>> [
+        ...     nnx.is_data(x)
+        ...     for x in (jnp.ones(2), nnx.Param(1), nnx.Rngs(0), 1, "a", [jnp.ones(2)])
+        ... ]
+        [True, True, True, False, False, False]
+    """
+    return isinstance(value, (Node, Variable)) or is_array(value)
+
+
+def has_data(value: Any, /) -> list[Any]:
+    """What in a pytree is data by `nnx.is_data`; an empty list if nothing is.
+
+    Example:
+        >>> from refax import nnx
+        >>> len(nnx.has_data({"a": [nnx.Param(1), 2]})), nnx.has_data([1, "b"])
+        (1, [])
+    """
+    return [x for x in jax.tree.leaves(value, is_leaf=is_data) if is_data(x)]
+
+
+def check_static(cls: type, name: Any, value: Any) -> None:
+    """Raise if a static attribute holds data."""
+    found = [x for x in has_data(value) if not isinstance(x, jax.ShapeDtypeStruct)]
+    if found:
+        raise data_in_static(cls, name, found[0])
 
 
 # The slot descriptors, called as functions, go past `__setattr__` and its checks.

@@ -11,7 +11,7 @@ from typing import Any
 from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.array_prefix import by_path
 from ..lift.call import Call, enter, pure_function
-from ..objects.modes import Switch, without_modes
+from ..objects.modes import without_modes
 from ..verbs.pytree import Pytree
 
 
@@ -34,7 +34,16 @@ def decorator_or_function(transform: Callable) -> Callable:
             return lambda f: transform(f, *args, **kwargs)
         return transform(fun, *args, **kwargs)
 
+    signature = inspect.signature(transform)
+    parameters = sorted([*signature.parameters.values(), *_MODES], key=lambda p: p.kind)
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return wrapper
+
+
+_MODES = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Switch")
+    for name in ("graph", "graph_updates")
+]
 
 
 def lifted(f: Callable, run: Callable[[Callable, tuple, dict[str, Any]], Any]) -> Callable:
@@ -211,13 +220,3 @@ def by_position(
 
 
 resolve_kwargs = by_position
-
-
-def cached_partial(
-    f: Callable, *cached_args: Any, graph: Switch = None, graph_updates: Switch = None
-) -> Callable:
-    """`functools.partial(f, *objects)`, for code that fixes the objects of a jitted step.
-
-    Plans make every call cheap, so there is nothing left to cache.
-    """
-    return functools.partial(f, *cached_args)

@@ -40,7 +40,6 @@ _NOTHING = Donated()
 @decorator_or_function
 def jit(
     fun: Callable,
-    /,
     *,
     in_shardings: Any = None,
     out_shardings: Any = None,

@@ -4,51 +4,19 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import jax
-
 from .._jax_compat import TRACE
 from ..graph.filters import Filter, to_predicate
-from ..graph.state import State
-from ..objects.errors import StructureError, describe_value
+from ..objects.errors import describe_value
 from ..objects.marks import class_marks
-from ..objects.node import Node
+from ..objects.node import Node, check_static, is_data
 from ..objects.variable import Variable, check_write
-from ..objects.watch import is_array, register_array_type
+from ..objects.watch import register_array_type
 from .layouts import plan_of
 
 C = TypeVar("C", bound=type)
 
 
-def is_data(value: Any, /) -> bool:
-    """Whether a value by itself is data in an attribute: an array, a Variable, an object.
-
-    A number or a string is static. So is a plain container by this question, though what it holds
-    may be data: see `nnx.has_data`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from refax import nnx
-        >>> [
-        ...     nnx.is_data(x)
-        ...     for x in (jnp.ones(2), nnx.Param(1), nnx.Rngs(0), 1, "a", [jnp.ones(2)])
-        ... ]
-        [True, True, True, False, False, False]
-    """
-    return isinstance(value, (Node, Variable, State)) or is_array(value)
-
-
 is_data_type = is_data
-
-
-def has_data(value: Any, /) -> list[Any]:
-    """What in a pytree is data by `nnx.is_data`; an empty list if nothing is.
-
-    Example:
-        >>> from refax import nnx
-        >>> len(nnx.has_data({"a": [nnx.Param(1), 2]})), nnx.has_data([1, "b"])
-        (1, [])
-    """
-    return [x for x in jax.tree.leaves(value, is_leaf=is_data) if is_data(x)]
 
 
 def register_data_type(type_: C, /) -> C:
@@ -85,12 +53,8 @@ def check_pytree(pytree: Any) -> None:
         )
     marks = {**class_marks(type(pytree)), **(pytree._refax_marks or {})}
     for name, value in vars(pytree).items():
-        if marks.get(name) == "static" and (found := has_data(value)):
-            raise StructureError(
-                f"`{type(pytree).__name__}.{name}` is marked static, but holds "
-                f"{describe_value(found[0])}, which no verb or transform would find.\n"
-                "Cure: leave the mark out, or mark it nnx.data(...)."
-            )
+        if marks.get(name) == "static":
+            check_static(type(pytree), name, value)
 
 
 def set_metadata(node: Any, /, *, only: Filter = Variable, **metadata: Any) -> None:

@@ -7,6 +7,7 @@ logical ones, mapped to the axes of a mesh by rules. Making an annotated Variabl
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from ..graph.state import State, map_state
 from ..objects.metadata import with_metadata
 from ..objects.modes import Switch
 from ..objects.node import Node
-from ..objects.placing import spec_of
+from ..objects.placing import placed_by_annotation, spec_of
 from ..objects.type_names import T
 from ..objects.variable import Variable, make_variable
 from ..objects.watch import is_array
@@ -41,6 +42,37 @@ def with_partitioning(
 def get_var_pspec(v: Any) -> PartitionSpec:
     """The partition spec that a Variable's annotation says, by the rules; `P()` without one."""
     return spec_of(v._metadata) if isinstance(v, Variable) else PartitionSpec()
+
+
+def with_sharding_constraint(x: T, axis_resources: Any, mesh: Any = None) -> T:
+    """`x` placed on the mesh that is set, by names; without a mesh, `x` as it is.
+
+    Args:
+        x: an array, a State, or another pytree of arrays.
+        axis_resources: axis names, which may be logical, or a spec or sharding; or a tree of them,
+            as `nnx.get_partition_spec(state)` is; None to leave `x` as it is.
+        mesh: another mesh than the one that is set.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax, jax.numpy as jnp
+        >>> with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        ...     y = jax.jit(lambda x: nnx.with_sharding_constraint(x, ("data",)))(jnp.ones(2))
+        >>> tuple(y.sharding.spec)
+        ('data',)
+    """
+
+    def placed(spec: Any, part: Any) -> Any:
+        said = {"sharding": spec, "mesh": mesh}
+        place = partial(placed_by_annotation, metadata=said, name="An array", eager_sharding=True)
+        return part if spec is None else jax.tree.map(place, part)
+
+    return jax.tree.map(placed, axis_resources, x, is_leaf=_is_spec)
+
+
+def _is_spec(x: Any) -> bool:
+    names = type(x) is tuple and all(isinstance(name, (str, tuple, type(None))) for name in x)
+    return names or isinstance(x, (PartitionSpec, jax.sharding.Sharding, type(None)))
 
 
 def _map_leaves(tree: Any, f: Callable[[Any], Any]) -> Any:
