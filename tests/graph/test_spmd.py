@@ -177,6 +177,14 @@ def test_constraints_are_those_of_jax_by_names(spec, run):
         assert constrained(None) == x.sharding  # no mesh
 
 
+def test_constraints_on_explicit_axes_move_the_array():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        for run in (jax.jit, nnx.jit, lambda f: f):
+            y = run(lambda x: nnx.with_sharding_constraint(x, (None, "data")) + 1)(jnp.ones((8, 8)))
+            assert y.sharding.spec == P(None, "data")
+
+
 def test_constraints_of_a_state():
     mesh, state = mesh_of(8), nnx.state(annotated())
     with jax.set_mesh(mesh):
