@@ -152,6 +152,7 @@ from ..verbs.views import view as view, view_info as view_info, with_attributes 
 from ..weights.checkpoints import Checkpoints as Checkpoints
 from ..weights.file_errors import WeightsFileError as WeightsFileError
 from ..weights.files import inspect_file as inspect_file, load as load, save as save
+from ..weights.export import export as export
 from ..weights.state_dict import load_state_dict as load_state_dict, state_dict as state_dict
 from . import (
     state as _state_address, variables as _variables_address, bridge as bridge, compat as compat,

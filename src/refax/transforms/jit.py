@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -17,11 +18,11 @@ from typing import Any, Generic, NamedTuple
 import jax
 
 from ..lift import errors
-from ..lift.arguments import named_like, set_unbound, unbind
+from ..lift.arguments import Slot, named_like, set_unbound, unbind
 from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.closures import collecting
 from ..lift.faults import execute
-from ..lift.inside import Inside
+from ..lift.inside import Change, Inside
 from ..lift.places import inputs_of
 from ..lift.programs import programs_of, proxy, remember
 from ..objects.outer_reads import Reads, written_since
@@ -231,7 +232,12 @@ class JitWrapped(Generic[P, R]):
         return self.traces.explain()
 
     def trace(self, *args: Any, **kwargs: Any) -> Any:
-        """`jax.jit(f).trace(…)` of the inner function: `.jaxpr`, `.lower()`, …"""
+        """`jax.jit(f).trace(…)` of the inner function: `.jaxpr`, `.lower()`, …
+
+        That is also what `jax.export.export(nnx.jit(f))` asks for; its artifact takes the arrays in
+        refax's own form. `nnx.export` makes one that takes and gives what the function does.
+        """
+        _let_export_write()
         _, jitted, inputs = self._inner(args, kwargs)
         return jitted.trace(*inputs)
 
@@ -330,6 +336,20 @@ class JitPartial(functools.partial):
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         return self.jitted_fn.eval_shape(*self.args, *args, **kwargs)
+
+
+@functools.cache
+def _let_export_write() -> None:
+    """Tell `jax.export` how to write what an inner function has in its trees besides arrays."""
+    from jax import export
+
+    for part in (Slot, Change):
+        export.register_pytree_node_serialization(
+            part,
+            serialized_name=f"refax.{part.__name__}",
+            serialize_auxdata=pickle.dumps,
+            deserialize_auxdata=pickle.loads,
+        )
 
 
 def _compiled(event: str, *_: Any, **__: Any) -> None:
