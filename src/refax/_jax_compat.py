@@ -45,6 +45,11 @@ def is_outside_of_traces() -> bool:
     return TRACE.value is _TOP
 
 
+def is_top(trace: Any) -> bool:
+    """Whether what `TRACE.value` was stands for being outside of every trace."""
+    return trace is _TOP
+
+
 def _current_trace() -> Any:
     """The trace itself; None where the fallback's token, which is no reference, stands for it."""
     return TRACE.value() if callable(TRACE.value) else None
@@ -79,13 +84,14 @@ def rebuilds_arguments() -> bool:
     JAX rebuilds results too, and users their own trees. The module that asks tells them apart, so a
     JAX that has renamed its modules gives False for all.
     """
-    frame: Any = sys._getframe(2)
-    while frame.f_globals.get("__name__") in ("jax._src.tree_util", "jax._src.flattree"):
+    frame: Any = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").startswith(_FLATTENING):
         frame = frame.f_back
     module = frame.f_globals.get("__name__", "")
     return module.startswith(_REBUILDING) or frame.f_code.co_name in ("_fun", "f_wrapped")
 
 
+_FLATTENING = ("refax.", "jax._src.tree_util", "jax._src.flattree")
 _REBUILDING = tuple(
     f"jax._src.{name}"
     for name in (
@@ -95,6 +101,14 @@ _REBUILDING = tuple(
         "interpreters.batching",
     )
 )
+
+
+def hides_a_trace() -> bool:
+    """Whether JAX traces further up the stack; `jax.ensure_compile_time_eval` hides that."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith(_REBUILDING):
+        frame = frame.f_back
+    return frame is not None
 
 
 def only_asked() -> bool:

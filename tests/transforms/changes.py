@@ -35,7 +35,8 @@ def tracers_in(root: Any) -> list[Any]:
         values = [x for _, x in graphs.children(obj)]
         if isinstance(obj, nnx.Variable):
             values = [obj.raw_value, *obj.get_metadata().values()]
-        leaves = jax.tree.leaves(values, is_leaf=graphs.has_identity)
+        stop = None if isinstance(obj, nnx.Variable) else graphs.has_identity
+        leaves = [x for value in values for x in jax.tree.leaves(value, is_leaf=stop)]
         found += [x for x in leaves if isinstance(x, jax.core.Tracer)]
     return found
 

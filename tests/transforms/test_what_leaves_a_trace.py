@@ -229,6 +229,31 @@ def test_a_captured_object_that_is_put_into_an_argument(case):
     assert not hasattr(model, "new")
 
 
+@pytest.mark.parametrize("case", RETURNING, ids=str)
+def test_an_object_that_was_made_while_compile_time_values_are_known(case):
+    def body(model, x):
+        with jax.ensure_compile_time_eval():
+            made = Node(w=nnx.Param(jnp.ones((3, 3))), items=[nnx.Variable(jnp.ones((3, 3)))])
+        return {"a": [made, made.w]}
+
+    result = case.make(body)(holder(1), X)
+    if case.name not in ABSTRACT:
+        made, w = result["a"]
+        assert made.w is w and float(w.value.max()) == 1.0
+        w += 1.0
+
+
+class Registry:
+    model = holder(1)
+
+
+@pytest.mark.parametrize("case", RETURNING, ids=str)
+def test_a_captured_object_of_a_class(case):
+    if case.name not in ABSTRACT:
+        with pytest.raises(nnx.TraceContextError, match=r"`result.*` is a Node that"):
+            case.make(lambda model, x: Registry.model)(holder(1), X)
+
+
 def test_the_message_names_the_captured_object():
     teacher = Dense(2, 1)
 

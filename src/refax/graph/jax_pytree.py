@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .._jax_compat import TRACE, rebuilds_arguments
+from .._jax_compat import TRACE, is_outside_of_traces, rebuilds_arguments
 from ..objects.errors import path_string
 from ..objects.mappings import register_mapping
 from ..objects.snapshots import Rebuilt
@@ -23,7 +23,7 @@ from .state import nest
 
 
 def _content(node: Any) -> tuple[dict, GraphDef]:
-    plan = plan_for((node,))
+    plan = plan_for((node,)).checked(node)
     if plan.nested is not None:
         return plan.nested, plan.graphdef
     tree = nest_leaves(plan.graphdef, plan.leaves())
@@ -51,12 +51,11 @@ def nested_leaves(graphdef: GraphDef, tree: dict) -> list[Any]:
 
 def _made(tree: dict, graphdef: GraphDef) -> Any:
     objects = rebuild(graphdef, nested_leaves(graphdef, tree))
-    if TRACE.value is not _TOP and rebuilds_arguments():
+    if not is_outside_of_traces() and rebuilds_arguments():
         _note_writes(graphdef, objects)
     return objects[0]
 
 
-_TOP = TRACE.value
 # What a forward pass writes by the way; under plain JAX one often wants its result only.
 _BY_THE_WAY = (RngState, BatchStat, Cache, Intermediate)
 

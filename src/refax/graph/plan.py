@@ -18,6 +18,11 @@ from functools import partial
 from operator import is_
 from typing import Any
 
+import jax
+from jax.core import Tracer
+
+from .._jax_compat import hides_a_trace, is_outside_of_traces
+from ..objects.errors import left_behind, path_string
 from ..objects.node import Node, set_object_plans, set_object_watch
 from ..objects.snapshots import UNREAD, taken
 from ..objects.variable import Variable, set_watch
@@ -41,6 +46,10 @@ def check_plans(enabled: bool = True) -> bool:
     return before
 
 
+def _is_tracer(value: Any) -> bool:
+    return isinstance(value, Tracer)
+
+
 class Plan:
     """What a call needs to know of its roots: see the top of the file."""
 
@@ -55,6 +64,23 @@ class Plan:
         self.others: tuple = ()
         self.held: tuple = ()
         self.nested: Any = None  # the Variables by path, for Modules as JAX pytrees
+        self.over = (  # whether there is a tracer although nothing is traced
+            is_outside_of_traces()
+            and any(map(_is_tracer, jax.tree.leaves(self.gather())))
+            and not hides_a_trace()
+        )
+
+    def checked(self, root: Any) -> Plan:
+        """The plan itself.
+
+        Raises:
+            TraceContextError: a leaf holds a tracer of a trace that has ended.
+        """
+        if self.over:
+            leaves = zip(self.graphdef.paths.leaves, self.gather(), strict=True)
+            path, value = next(x for x in leaves if any(map(_is_tracer, jax.tree.leaves(x[1]))))
+            raise left_behind(path_string(path, type(root).__name__), value)
+        return self
 
     def watch(self, walked: Walk) -> None:
         """Ask every object of the walk to tell this plan of a change."""

@@ -7,25 +7,32 @@ was captured, not passed, would come out as another one.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jax.core import Tracer
 from jax.tree_util import keystr
 
-from .._jax_compat import TRACE, is_of_current_trace
+from .._jax_compat import TRACE, is_of_current_trace, is_top
 from ..graph.graphdef import PYTREE, TUPLE, GraphDef
+from ..graph.state import State
 from ..graph.walk import Walk
-from ..objects.errors import TraceContextError, describe_value
+from ..objects.errors import TraceContextError, describe_value, path_string
 from ..objects.node import Node
 from ..objects.trace_errors import where
-from ..objects.variable import Variable, trace_of
+from ..objects.variable import Variable, raw, trace_of
+from ..objects.watch import is_array
+from ..verbs.iteration import iter_graph
 from .arguments import slot_places
-from .closures import reached
+from .closures import PLAIN, closed_over, reached
 from .errors import place_under
 
+_CONTAINERS = (list, dict, set, deque)
 _MANY = 2000  # parts of one static value; beyond, one cannot tell in reasonable time
 
 
@@ -54,7 +61,9 @@ def check_border(
     roots += ["an object taken out"] * (len(after.roots) - len(roots))
     for i, obj in enumerate(() if captured else now.objects):
         if id(obj) not in known and is_of_another_trace(obj):
-            raise _captured(function, obj, place_under(after.paths.nodes[i], roots))
+            # What is made under `jax.ensure_compile_time_eval` has no trace either.
+            if not is_top(_home(obj)) or id(obj) in map(id, _below(_captured_by(function))):
+                raise _captured(function, obj, place_under(after.paths.nodes[i], roots))
     old = {id(value) for _, _, value in graphdef.statics()}
     for path, _, value in after.statics():
         if id(value) not in old and (tracer := tracer_in(value, is_of_current_trace)) is not None:
@@ -63,9 +72,79 @@ def check_border(
 
 def is_of_another_trace(obj: Any) -> bool:
     """Whether an object of a graph belongs to another trace than the current one."""
-    if isinstance(obj, Variable):
-        return trace_of(obj) is not TRACE.value
-    return isinstance(obj, Node) and obj._refax_trace is not TRACE.value
+    return _home(obj) not in (None, TRACE.value)
+
+
+@contextlib.contextmanager
+def containers_kept(function: Callable) -> Iterator[None]:
+    """Raise if the block leaves something of this trace in containers that `function` captured.
+
+    Lists and dicts have no hook that could refuse a write. They are put back as they were.
+    """
+    function = inspect.unwrap(function)
+    captured = _captured_by(function)
+    kept: list[tuple[Any, Any]] = [
+        (x, copy.copy(x)) for x in _below(captured) if isinstance(x, _CONTAINERS)
+    ]
+    left = None
+    try:
+        yield
+    finally:
+        for container, before in kept:
+            old = set(map(id, _items(before)))
+            if any(id(x) not in old and _is_of_this_trace(x) for x in _items(container)):
+                left = left or _left(function, captured, container)
+                container.clear()
+                (container.extend if hasattr(container, "extend") else container.update)(before)
+    if left is not None:
+        raise left
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _captured_by(function: Callable) -> list[Any]:
+    return [x for x in closed_over(function) if isinstance(x, (Node, Variable, State))]
+
+
+def _below(objects: Sequence[Any]) -> list[Any]:
+    """The objects and everything in them, through containers; some of it several times."""
+    seen, found = set(), list(objects)
+    for value in found:  # which grows
+        if isinstance(value, Variable) and is_array(value._value) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Node):
+            found += [x for x in vars(value).values() if type(x) not in PLAIN]
+        elif isinstance(value, (Variable, State)):
+            found.append(value._value if isinstance(value, Variable) else value._tree)
+        elif isinstance(value, (tuple, *_CONTAINERS)):
+            found += _items(value)
+    return found
+
+
+def _home(value: Any) -> Any:
+    """The trace that an object belongs to; None for what belongs to none."""
+    return trace_of(value) if isinstance(value, Variable) else getattr(value, "_refax_trace", None)
+
+
+def _is_of_this_trace(value: Any) -> bool:
+    """Whether it was made in the trace that runs, or holds a tracer of it."""
+    return _home(value) is TRACE.value or tracer_in(value, is_of_current_trace) is not None
+
+
+def _left(function: Callable, captured: list[Any], container: Any) -> TraceContextError:
+    paths = (p for p, x in iter_graph(captured) if getattr(raw(x), "_tree", raw(x)) is container)
+    number, *below = next(paths, (0,))
+    place = path_string(below, type(captured[number]).__name__)
+    return TraceContextError(
+        f"{where(function)} leaves a value of its trace in `{place}`, a "
+        f"{type(container).__name__} of an object that it got from the surrounding code, not as an "
+        "argument: outside, the value is a tracer that stands for nothing. "
+        "The container is as it was before.\n"
+        "Cure: pass the object as an argument; what is put into it then comes back."
+    )
 
 
 def _attribute(graphdef: GraphDef, path: tuple) -> tuple:

@@ -23,7 +23,7 @@ from ..objects.trace_errors import tracing
 from . import errors
 from .arguments import named_like, put_back, slot_places, take_apart
 from .axis_names import AxisName
-from .borders import check_border
+from .borders import check_border, containers_kept
 from .inside import Change, Inside, Leaving
 from .prefix import (
     Groups,
@@ -180,7 +180,7 @@ def pure_function(
         if observe is not None:
             observe(inside, tree)
         args, kwargs = put_back(tree, inside.roots)
-        with tracing(function):
+        with tracing(function), containers_kept(function):
             result = function(*args, **kwargs)
 
         def check(result: Any, now: Walk) -> None:

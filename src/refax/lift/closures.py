@@ -24,7 +24,8 @@ from ..verbs.iteration import iter_graph
 from ..verbs.pytree import Pytree
 
 _OBJECTS = (Pytree, Variable, State)
-_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), range, slice})
+_NAMESPACES = (types.ModuleType, type)  # of which what is named counts
+PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), range, slice})
 # Code that holds no objects of the user's, except in what it wraps.
 _LIBRARIES = frozenset({"jax", "jaxlib", "numpy", "optax", "refax"}) | sys.stdlib_module_names
 _MANY = 2000  # beyond, one cannot tell in reasonable time
@@ -32,16 +33,16 @@ _MANY = 2000  # beyond, one cannot tell in reasonable time
 
 def reads_objects(function: Callable) -> bool:
     """Whether `function` can read Pytrees or Variables that it did not get as arguments."""
-    return next(_closed_over(function), None) is not None
+    return next(closed_over(function), None) is not None
 
 
-def _closed_over(function: Callable) -> Iterator[Any]:
+def closed_over(function: Callable) -> Iterator[Any]:
     """The objects that `function` can reach; `_MANY` comes last if it reaches too much to look."""
     pending: list[Any] = [function]
     seen: set[int] = set()
     while pending:
         value = pending.pop()
-        if type(value) in _PLAIN or id(value) in seen:
+        if type(value) in PLAIN or id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, _OBJECTS):
@@ -59,7 +60,7 @@ def collecting(reads: Reads, function: Callable) -> Iterator[None]:
 
     Only for the time of a trace: reading a Variable that nobody watches costs nothing.
     """
-    objects = [obj for obj in _closed_over(function) if isinstance(obj, (Pytree, Variable))]
+    objects = [obj for obj in closed_over(function) if isinstance(obj, (Pytree, Variable))]
     variables = [v for _, v in iter_graph(objects) if isinstance(v, Variable)]
     try:
         for variable in variables:
@@ -104,15 +105,15 @@ def _surroundings(function: types.FunctionType) -> Iterator[Any]:
     found = [surroundings[name] for name in names.loaded & surroundings.keys()]
     cells = function.__closure__ or ()
     contents = [_content(lambda cell=cell: cell.cell_contents) for cell in cells]
-    found += [c for c in contents if isinstance(c, types.ModuleType)]
+    found += [c for c in contents if isinstance(c, _NAMESPACES)]
     yield from cells
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()  # `__wrapped__`
     for value in found:
-        if not isinstance(value, types.ModuleType):
+        if not isinstance(value, _NAMESPACES):
             yield value
-        elif not _is_library(value.__name__):
+        elif not _is_library(getattr(value, "__module__", value.__name__)):
             yield from (vars(value)[n] for n in names.all & vars(value).keys())
 
 

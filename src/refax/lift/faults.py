@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
-from ..objects.errors import TraceContextError, describe_value
+from ..objects.errors import describe_value, left_behind
 from ..objects.trace_errors import where
 from .arguments import unbind
 from .call import Call, root_places
@@ -86,13 +86,7 @@ def _fault(inputs: Sequence[tuple[str, Any]], error: Exception) -> Exception | N
     for place, value in inputs:
         leaves = jax.tree.leaves(value)
         if any(map(_is_over, leaves)):
-            return TraceContextError(
-                f"`{place}` ({describe_value(value)}) holds a tracer that an earlier transformed "
-                "call left behind: it stood for a value of that call and has none now.\n"
-                "Cure: while a function is traced, keep nothing in globals, closures or objects "
-                "that are no arguments of it; return the value, or assign it to an attribute of an "
-                "argument."
-            )
+            return left_behind(place, value)
         if any(isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted()
                for x in leaves):  # fmt: skip
             return RuntimeError(

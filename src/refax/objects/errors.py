@@ -23,6 +23,15 @@ class TraceContextError(RuntimeError):
     """An object that belongs to an outer trace was mutated inside a transform."""
 
 
+def left_behind(place: str, value: Any) -> TraceContextError:
+    return TraceContextError(
+        f"`{place}` ({describe_value(value)}) holds a tracer that an earlier transformed call left "
+        "behind: it stood for a value of that call and has none now.\n"
+        "Cure: while a function is traced, keep nothing in globals, closures or objects that are "
+        "no arguments of it; return the value, or assign it to an attribute of an argument."
+    )
+
+
 def path_string(path: Iterable[Any], root: str = "") -> str:
     """`('blocks', 3, 'attn')` as `blocks[3].attn`, after the name of the root if there is one."""
     text = root

@@ -87,7 +87,7 @@ def layout_of(plan: Plan, filter: Filter) -> Layout:
 
 
 def plan_of(node: Any) -> Plan:
-    return plan_for((node,))
+    return plan_for((node,)).checked(node)
 
 
 def object_plan(node: Any, verb: str) -> Plan:
