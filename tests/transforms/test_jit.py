@@ -334,6 +334,26 @@ def test_a_step_with_its_objects_fixed():
     np.testing.assert_array_equal(times(x, 2), 2 * x)
 
 
+def test_a_step_with_its_objects_fixed_in_other_transforms():
+    class Scale(nnx.Module):
+        def __init__(self):
+            self.factor = nnx.Param(jnp.array(2.0))
+
+        def times(self, other, x):
+            return self.factor * other.factor * x
+
+    one, two = Scale(), Scale()
+    of_function = nnx.jit_partial(lambda m, carry, x: (carry, m.factor * x), one)
+    of_method = nnx.jit_partial(one.times, two)
+    loop = nnx.scan(of_function)
+    for factor in (2.0, 3.0):  # the second call of an eager loop does not have the value of then
+        one.factor.value = jnp.array(factor)
+        np.testing.assert_array_equal(loop(0.0, jnp.arange(3.0))[1], factor * jnp.arange(3.0))
+        assert float(of_method(1.0)) == factor * 2
+        assert float(nnx.grad(of_method)(1.0)) == factor * 2
+        assert of_method.eval_shape(1.0).shape == ()
+
+
 def test_what_a_wrapper_shows_of_the_function():
     def step(model: Dense, x: jax.Array) -> jax.Array:
         """Says what it does."""

@@ -51,9 +51,9 @@ def programs_of(function: Callable, options: Hashable | None) -> dict[Any, Any]:
 
 
 def remember(programs: dict[Any, Any], key: Any, program: Any) -> None:
-    """Keep a program; beyond the bound the oldest goes. (String keys are notes, not programs.)"""
+    """Keep a program; beyond the bound the oldest goes."""
     if len(programs) >= _MAX_PROGRAMS:
-        programs.pop(next(k for k in programs if not isinstance(k, str)), None)
+        programs.pop(next(iter(programs)), None)
     programs[key] = program
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 
 from .._jax_compat import jaxpr_as_fun
-from ..lift.call import CallForm, enter, leave, pure_function
+from ..lift.call import enter, leave, pure_function
 from ..lift.faults import execute
 from ..lift.inside import Change
 from ..lift.programs import eager_program
 from ..objects.modes import Switch
 from ..objects.variable import Variable
 from .bound import Together
-from .branch_errors import Look, different_structures, different_values
+from .branch_errors import Look, check_structures, check_values
 
 _NO_OPERAND = object()
 
@@ -54,14 +54,12 @@ def cond(
         >>> int(count)
         1
     """
-    if operand is not _NO_OPERAND:
-        operands = (*operands, operand)
+    branches = {"true_fun": true_fun, "false_fun": false_fun}
 
-    def choose(branches: Sequence[Callable], pred: Any, *inputs: Any) -> Any:
+    def choose(pred: Any, branches: Sequence[Callable], *inputs: Any) -> Any:
         return jax.lax.cond(pred, *branches, *inputs)
 
-    branches = {"true_fun": true_fun, "false_fun": false_fun}
-    return _branch(pred, branches, operands, choose, "cond")
+    return _branch("cond", choose, pred, branches, operands, operand)
 
 
 def switch(
@@ -83,49 +81,50 @@ def switch(
         >>> int(nnx.switch(1, [lambda v: v + 1, lambda v: v * 2], v))
         6
     """
-
-    if operand is not _NO_OPERAND:
-        operands = (*operands, operand)
     if not branches:
         raise ValueError("switch: there are no branches.\nCure: give at least one function.")
 
-    def choose(branches: Sequence[Callable], index: Any, *inputs: Any) -> Any:
-        return jax.lax.switch(index, branches, *inputs)
-
     named = {f"branches[{i}]": branch for i, branch in enumerate(branches)}
-    return _branch(index, named, operands, choose, "switch")
+    return _branch("switch", jax.lax.switch, index, named, operands, operand)
 
 
 def _branch(
-    selector: Any, branches: Mapping[str, Callable], operands: tuple, choose: Callable, name: str
+    name: str,
+    choose: Callable,
+    selector: Any,
+    branches: Mapping[str, Callable],
+    operands: tuple,
+    operand: Any,
 ) -> Any:
-    together = Together(branches)
+    """`choose(selector, branches, *inputs)` of functions of the operands."""
+    together, first = Together(branches), next(iter(branches.values()))
+    operands = operands if operand is _NO_OPERAND else (*operands, operand)
     call = enter(operands, together.objects)
 
     def make(functions: tuple[Callable, ...]) -> Callable:
-        form, given = call.form(next(iter(branches.values()))), together.arranged(functions)
+        form, given = call.form(first), together.arranged(functions)
 
-        def run(grouped: Any, tree_and_selector: Any) -> Any:
-            tree, selector = tree_and_selector
+        def run(grouped: Any, tree: Any, selector: Any) -> Any:
             pures = [pure_function(f, form, explicit=True) for f in given]
             traced = [jax.make_jaxpr(f, return_shape=True)(grouped, tree) for f in pures]
             looks = [Look(*out) for _, out in traced]
-            written = sorted(_written(looks, given, form, name))
+            written = sorted(check_structures(name, form, given, looks))
             parts = [_of_jaxpr(jaxpr, out, written) for jaxpr, out in traced]
             try:
-                result, out = choose(parts, selector, grouped, tree)
+                result, out = choose(selector, parts, grouped, tree)
             except TypeError:
-                _check_values(looks, given, form, name)
+                check_values(name, form, given, looks)
                 raise
-            return result, out, _all_written(looks[0].change, written)
+            graph = looks[0].change.graph
+            dirty = (tuple(written),) if graph is None else ()
+            return result, out, Change(dirty, graph)
 
         return run
 
     selector = selector.value if isinstance(selector, Variable) else selector
     key = (name, call.plan.graphdef, tuple(together.names))
     program = eager_program(together.functions, key, make)
-    first = next(iter(branches.values()))
-    return leave(call, execute(call, first, program, call.grouped, (call.tree, selector)))
+    return leave(call, execute(call, first, program, call.grouped, call.tree, selector))
 
 
 def _of_jaxpr(jaxpr: Any, out: Any, written: Sequence[int]) -> Callable:
@@ -143,29 +142,3 @@ def _of_jaxpr(jaxpr: Any, out: Any, written: Sequence[int]) -> Callable:
         return result, groups
 
     return branch
-
-
-def _all_written(change: Change, written: Sequence[int]) -> Change:
-    dirty = (tuple(written),) if change.graph is None else ()
-    return Change(dirty, change.graph)
-
-
-def _written(
-    looks: Sequence[Look], branches: Sequence[Callable], form: CallForm, name: str
-) -> frozenset[int]:
-    """The leaves that any branch writes; raises if the branches leave different structures."""
-    first = looks[0]
-    for look, branch in zip(looks[1:], branches[1:], strict=True):
-        if look.change.graph != first.change.graph:
-            raise different_structures(name, form, (branches[0], branch), (first, look))
-    return frozenset(leaf for look in looks for group in look.change.dirty for leaf in group)
-
-
-def _check_values(
-    looks: Sequence[Look], branches: Sequence[Callable], form: CallForm, name: str
-) -> None:
-    """Say which values differ, when JAX has refused, in the caller's words."""
-    for look, branch in zip(looks[1:], branches[1:], strict=True):
-        error = different_values(name, form, (branches[0], branch), (looks[0], look))
-        if error is not None:
-            raise error from None

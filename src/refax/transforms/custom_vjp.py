@@ -18,7 +18,7 @@ from ..objects.type_names import A
 from ..objects.variable_types import Param
 from ..objects.watch import is_array
 from .bound import by_position, decorator_or_function, method_of, positions
-from .branch_errors import Look, different_structures
+from .branch_errors import Look, check_structures
 from .differentiation import gradient_builder, group_by_argument, join, separate
 from .given_derivatives import Given, laid_out, zeros
 from .jit_options import names_of, resolved
@@ -144,19 +144,19 @@ class CustomVjp(Generic[A]):
 
             return of_inputs
 
-        def apart(result: Any, grouped: list, static: Change) -> Any:
+        def apart(result: Any, grouped: list, change: Change) -> Any:
             value, residuals = result
-            return (value, grouped, static), residuals
+            return (value, grouped, change), residuals
 
         written = self._written(call, pure, fwd, diff, inputs)
         as_users_get_them = gradient_builder(call, wrt)
         types = jax.tree.map(jax.typeof, diff)
 
         def backward(residuals: Any, cotangent: Any) -> Any:
-            value_g, grouped_g, static = cotangent
+            value_g, grouped_g, change = cotangent
             given = value_g
             if call.roots:
-                inputs_g = _cotangents(call, grouped_g, static, types)
+                inputs_g = _cotangents(call, grouped_g, change, types)
                 given = (as_users_get_them(inputs_g), value_g)
             out = bwd([args[n] for n in sorted(nondiff)], residuals, given)
             return self._gradients(call, out, wrt, types, shift), None
@@ -178,15 +178,8 @@ class CustomVjp(Generic[A]):
             looks = [Look(*jax.eval_shape(pure(f), diff, inputs)) for f in functions]
         finally:
             _LOOKING.reset(token)
-        if looks[0].change.graph != looks[1].change.graph:
-            raise different_structures(
-                "custom_vjp",
-                call.form(self._function),
-                (self._function, fwd),
-                looks,
-                "the function and its fwd",
-            )
-        return frozenset(leaf for x in looks for group in x.change.dirty for leaf in group)
+        both, form = (self._function, fwd), call.form(self._function)
+        return check_structures("custom_vjp", form, both, looks, "the function and its fwd")
 
     def _of_arguments(self, fwd: Callable, bwd: Callable) -> tuple[Callable, Callable]:
         """The rules as JAX calls them: fwd of all arguments, residuals in a form for the border.

@@ -33,8 +33,6 @@ from .jit_layout import Donated, Layout, layout_of
 from .jit_options import Options, StaticArguments
 from .retrace import StaleConstantWarning, TraceRecord, Traces, stale_constant, users_level
 
-# The keys of what is noted of a function among its programs: trace records, outer reads.
-_TRACES, _READS = "traces", "reads"
 _NOTHING = Donated()
 
 
@@ -90,33 +88,27 @@ class _Program(NamedTuple):
 class JitWrapped(Generic[P, R]):
     """What `nnx.jit` returns: callable, with `trace`, `lower`, `eval_shape` and `clear_cache`."""
 
-    def __init__(self, fun: Callable, options: Options):
+    def __init__(self, fun: Callable, options: Options, first: tuple = ()):
         functools.update_wrapper(self, fun)
-        self._function, self._bound = unbind(fun)
-        self._shift = 0 if self._bound is None else 1
+        self.__wrapped__ = functools.partial(fun, *first) if first else fun
+        self._function, bound = unbind(fun)
+        self._shift = 0 if bound is None else 1  # positions are counted without a bound object
+        self._first = first if bound is None else (bound, *first)  # in front of what a call gives
         self._options = options
         self._plain = options.plain
-        self._programs = programs_of(self._function, options.key())
-        self.traces: Traces = self._programs.setdefault(_TRACES, Traces(self._function))
-        self._reads: Reads = self._programs.setdefault(_READS, {})
-        if self._bound is not None:
-            of_object = copy.copy(self)
-            of_object._bound = None  # but positions are counted without the object
-            set_unbound(self, of_object, self._bound)
+        kept = programs_of(self._function, options.key())  # by all wrappers of the function
+        self._programs: dict[Any, _Program] = kept.setdefault("programs", {})
+        self.traces: Traces = kept.setdefault("traces", Traces(self._function))
+        self._reads: Reads = kept.setdefault("reads", {})
+        if bound is not None:
+            free = copy.copy(self)
+            free._first = ()
+            set_unbound(self, lambda obj, /, *args, **kw: free(obj, *first, *args, **kw), bound)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._bound is not None:
-            args = (self._bound, *args)
         if self._reads:
             self._warn_of_constants()
-        if self._plain:  # the way of nearly every call
-            call = enter(args, kwargs)
-            program = self._programs.get(call.plan.graphdef)
-            if program is None:
-                program = self._compile(call, call.plan.graphdef, None)
-            inputs = ([call.values], call.tree)
-        else:
-            call, program, inputs = self._prepare(args, kwargs)
+        call, program, inputs = self._prepare(args, kwargs)
         try:
             out = program.jitted(*inputs)
         except Exception as error:
@@ -134,12 +126,14 @@ class JitWrapped(Generic[P, R]):
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Call, _Program, tuple]:
         """The call, its program and the arguments of the inner function."""
-        options, count = self._options, len(args)
-        if self._plain:
+        if self._first:
+            args = (*self._first, *args)
+        if self._plain:  # the way of nearly every call
             call = enter(args, kwargs)
-            key: Any = call.plan.graphdef
-            program = self._programs.get(key) or self._compile(call, key, None)
-            return call, program, (call.grouped, call.tree)
+            graphdef = call.plan.graphdef
+            program = self._programs.get(graphdef) or self._compile(call, graphdef)
+            return call, program, ([call.values], call.tree)
+        options, count = self._options, len(args)
         statics = StaticArguments(options, args, kwargs, self._shift)
         call = enter(statics.args, statics.kwargs)
         at = frozenset(positions(options.donate_numbers, count, self._shift))
@@ -149,9 +143,7 @@ class JitWrapped(Generic[P, R]):
             # With shardings, the places of the objects among the arguments matter too.
             places = jax.tree.structure(call.tree) if options.sharded else count
             key = (call.plan.graphdef, statics.key(), given, places)
-            program = self._programs.get(key)
-            if program is None:
-                program = self._compile(call, key, statics, given)
+            program = self._programs.get(key) or self._compile(call, key, statics, given)
         except TypeError:
             if (error := statics.unhashable(self._function)) is not None:
                 raise error from None
@@ -160,7 +152,11 @@ class JitWrapped(Generic[P, R]):
         return call, program, program.layout.inputs(call.grouped, call.tree)
 
     def _compile(
-        self, call: Call, key: Any, statics: StaticArguments | None, given: Donated = _NOTHING
+        self,
+        call: Call,
+        key: Any,
+        statics: StaticArguments | None = None,
+        given: Donated = _NOTHING,
     ) -> _Program:
         """Make the inner jit for a structure that was not seen before."""
         options, user, reads = self._options, proxy(self._function), self._reads
@@ -210,12 +206,6 @@ class JitWrapped(Generic[P, R]):
 
     # -- looking at what is compiled -------------------------------------------------------------
 
-    def _inner(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Call, Any, tuple]:
-        if self._bound is not None:
-            args = (self._bound, *args)
-        call, program, inputs = self._prepare(args, kwargs)
-        return call, program.jitted, inputs
-
     def explain(self) -> str:
         """Why the function was traced again: path, old and new for each trace after the first.
 
@@ -238,44 +228,43 @@ class JitWrapped(Generic[P, R]):
         refax's own form. `nnx.export` makes one that takes and gives what the function does.
         """
         _let_export_write()
-        _, jitted, inputs = self._inner(args, kwargs)
-        return jitted.trace(*inputs)
+        _, program, inputs = self._prepare(args, kwargs)
+        return program.jitted.trace(*inputs)
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Lower without running: `.as_text()`, `.compile()`, `.cost_analysis()`, …"""
-        _, jitted, inputs = self._inner(args, kwargs)
-        return Lowered(self, jitted.lower(*inputs))
+        _, program, inputs = self._prepare(args, kwargs)
+        return Lowered(self, program.jitted.lower(*inputs))
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes and dtypes of the result, without running; the arguments stay as they are."""
-        if self._bound is not None:
-            args = (self._bound, *args)
+        args = (*self._first, *args)
         statics = StaticArguments(self._options, args, kwargs, self._shift)
         return eval_shape(statics.into(self._function), *statics.args, **statics.kwargs)
 
     @property
     def jitted_fn(self) -> JitWrapped:
-        """What is called: this itself, which has the methods of a function from `jax.jit`."""
-        return self
+        """The function of all arguments: this itself, but for one from `nnx.jit_partial`."""
+        whole = copy.copy(self)
+        whole._first = self._first[: self._shift]
+        return whole
 
     def _cache_size(self) -> int:
         """How many programs are compiled, as a function from `jax.jit` tells it."""
-        programs = [p for key, p in self._programs.items() if not isinstance(key, str)]
-        return sum(program.jitted._cache_size() for program in programs)
+        return sum(program.jitted._cache_size() for program in self._programs.values())
 
     def clear_cache(self) -> None:
         """Forget every compiled program of this function."""
-        for key in [k for k in self._programs if not isinstance(k, str)]:
-            self._programs.pop(key).jitted.clear_cache()
+        while self._programs:
+            self._programs.popitem()[1].jitted.clear_cache()
 
 
 class _Stage:
     """A stage of `jax.stages`, and the wrapper that it comes from."""
 
-    def __init__(self, wrapped: JitWrapped, stage: Any, first: tuple = ()):
+    def __init__(self, wrapped: JitWrapped, stage: Any):
         self._wrapped = wrapped
         self._stage = stage
-        self._first = first  # of `jit_partial`, in front of what a call gives
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
@@ -285,18 +274,18 @@ class Lowered(_Stage):
     """A lowered program: `jax.stages.Lowered`, but `compile()` gives a function of objects."""
 
     def compile(self, *args: Any, **kwargs: Any) -> Compiled:
-        return Compiled(self._wrapped, self._stage.compile(*args, **kwargs), self._first)
+        return Compiled(self._wrapped, self._stage.compile(*args, **kwargs))
 
 
 class Compiled(_Stage):
     """A compiled program: `jax.stages.Compiled`, called with objects."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call, _, inputs = self._wrapped._inner((*self._first, *args), kwargs)
+        call, _, inputs = self._wrapped._prepare(args, kwargs)
         return leave(call, execute(call, self._wrapped._function, self._stage, *inputs))
 
 
-def jit_partial(fun: Callable, *partial_args: Any, **options: Any) -> JitPartial:
+def jit_partial(fun: Callable, *partial_args: Any, **options: Any) -> JitWrapped:
     """`nnx.jit` of a function whose first arguments are fixed: a training step on its model.
 
     Args:
@@ -314,28 +303,7 @@ def jit_partial(fun: Callable, *partial_args: Any, **options: Any) -> JitPartial
         >>> step(2), step(3), int(count)
         (None, None, 5)
     """
-    return JitPartial(jit(fun, **options), *partial_args)
-
-
-class JitPartial(functools.partial):
-    """What `nnx.jit_partial` returns: callable, with `trace`, `lower` and `eval_shape`."""
-
-    @property
-    def jitted_fn(self) -> JitWrapped:
-        """The function of all arguments."""
-        wrapped: Any = self.func
-        return wrapped
-
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
-        return self.jitted_fn.trace(*self.args, *args, **kwargs)
-
-    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
-        lowered = self.jitted_fn.lower(*self.args, *args, **kwargs)
-        lowered._first = self.args
-        return lowered
-
-    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
-        return self.jitted_fn.eval_shape(*self.args, *args, **kwargs)
+    return JitWrapped(fun, jit(fun, **options)._options, partial_args)
 
 
 @functools.cache

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from ..lift.arguments import Slot, named_like, put_back
-from ..lift.call import Call, CallForm, enter, group_by_prefix, leave, pure_function
+from ..lift.call import CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
 from ..lift.inside import Change
@@ -50,26 +50,13 @@ def while_loop(
         >>> nnx.while_loop(lambda v: v < 5, body, count) is count, int(count)
         (True, 6)
     """
-    together = Together({"body_fun": body_fun, "cond_fun": cond_fun})
-    call, rules = _enter(body_fun, init_val, together)
 
-    def make(functions: tuple[Callable, ...]) -> Callable:
-        form, (body, go_on) = call.form(body_fun), together.arranged(functions)
-        cond = pure_function(go_on, form, returned=_only_result(form, rules))
+    def loop(carried: _Carried, functions: Sequence[Callable], start: Any, _: None) -> Any:
+        body, go_on = functions
+        return jax.lax.while_loop(carried.condition(go_on), carried.step(body), start)
 
-        def run(grouped: Any, tree: Any) -> Any:
-            (value,), objects = tree
-            step = _step(body, form, rules, "while_loop", objects)
-            grouped, value = jax.lax.while_loop(
-                lambda carry: cond(carry[0], ((carry[1],), objects)), step, (grouped, value)
-            )
-            return _result(form, grouped, value)
-
-        return run
-
-    key = ("while_loop", call.plan.graphdef, tuple(together.names))
-    program = eager_program(together.functions, key, make)
-    return leave(call, execute(call, body_fun, program, call.grouped, call.tree))
+    functions = {"body_fun": body_fun, "cond_fun": cond_fun}
+    return _run("while_loop", body_fun, functions, init_val, loop)
 
 
 def fori_loop(
@@ -102,80 +89,100 @@ def fori_loop(
     """
     # For names: without the index.
     of_value = named_like(body_fun, functools.partial(body_fun, 0))
-    together = Together({"body_fun": body_fun})
-    call, rules = _enter(of_value, init_val, together)
-    static_bounds = isinstance(lower, int) and isinstance(upper, int)
     bounds = (lower, upper)
+    static = isinstance(lower, int) and isinstance(upper, int)
+
+    def loop(carried: _Carried, functions: Sequence[Callable], start: Any, given: Any) -> Any:
+        (body,), (low, high) = functions, given or bounds
+
+        def step(i: Any, carry: Any) -> Any:
+            return carried.step(named_like(body, functools.partial(body, i)))(carry)
+
+        return jax.lax.fori_loop(low, high, named_like(body, step), start, unroll=unroll)
+
+    key, given = (static_key(unroll), bounds if static else None), None if static else bounds
+    return _run("fori_loop", of_value, {"body_fun": body_fun}, init_val, loop, key, given)
+
+
+def _run(
+    name: str,
+    of_value: Callable,
+    functions: dict[str, Callable],
+    value: Any,
+    loop: Callable[[_Carried, Sequence[Callable], Any, Any], Any],
+    key: tuple = (),
+    given: Any = None,
+) -> Any:
+    """The loop over a value; `loop(carried, functions, start, given)` is that of JAX.
+
+    Args:
+        name: of the loop.
+        of_value: a function of the value, for names.
+        functions: of the user, by the names of their parameters.
+        key: what else the program depends on.
+        given: traced arguments of it.
+    """
+    together = Together(functions)
+    call = enter((value,), together.objects)
+    rules = group_by_prefix(
+        call, of_value, Carry, Carry, "init_val", keywords=Carry, is_leaf=is_carry
+    )
 
     def make(functions: tuple[Callable, ...]) -> Callable:
-        form, (body,) = call.form(of_value), together.arranged(functions)
+        form, arranged = call.form(of_value), together.arranged(functions)
 
-        def run(grouped: Any, tree_and_bounds: Any) -> Any:
-            ((value,), objects), given = tree_and_bounds
-            low, high = bounds if static_bounds else given
-
-            def step(i: Any, carry: Any) -> Any:
-                of_value = named_like(body, lambda v, **objects: body(i, v, **objects))
-                return _step(of_value, form, rules, "fori_loop", objects)(carry)
-
-            step = named_like(body, step)
-            grouped, value = jax.lax.fori_loop(low, high, step, (grouped, value), unroll=unroll)
-            return _result(form, grouped, value)
+        def run(grouped: Any, tree: Any, given: Any) -> Any:
+            (value,), objects = tree
+            carried = _Carried(name, form, rules, objects)
+            grouped, value = loop(carried, arranged, (grouped, value), given)
+            # Every leaf is written, nothing else changed.
+            slots = [Slot(r) for r in form.graphdef.roots]
+            return put_back(value, slots), grouped, Change(form.groups.members, None)
 
         return run
 
-    key = ("fori_loop", call.plan.graphdef, bounds if static_bounds else None, static_key(unroll),
-           tuple(together.names))  # fmt: skip
-    given = None if static_bounds else bounds
+    key = (name, call.plan.graphdef, tuple(together.names), *key)
     program = eager_program(together.functions, key, make)
-    return leave(call, execute(call, of_value, program, call.grouped, (call.tree, given)))
+    return leave(call, execute(call, of_value, program, call.grouped, call.tree, given))
 
 
-def _enter(function: Callable, value: Any, together: Together) -> tuple[Call, OutputRules]:
-    call = enter((value,), together.objects)
-    rules = group_by_prefix(
-        call, function, Carry, Carry, "init_val", keywords=Carry, is_leaf=is_carry
-    )
-    return call, rules
+class _Carried(NamedTuple):
+    """What a loop carries, (values by group, value), and what is known of it."""
 
+    loop: str
+    form: CallForm
+    rules: OutputRules
+    objects: dict[str, Slot]  # keyword arguments of the functions
 
-def _only_result(form: CallForm, rules: OutputRules) -> Callable[..., Any]:
-    """What the condition returns, after a check that it changed nothing."""
+    def step(self, function: Callable) -> Callable:
+        """The function as one step of the loop."""
+        form, always = self.form, (True,) * len(self.rules.entries)
+        pure = pure_function(function, form, always=always, rules=self.rules)
 
-    def returned(result: Any, grouped: Any, change: Change) -> Any:
-        dirty = [leaf for group in change.dirty for leaf in group]
-        if dirty or change.graph is not None:
-            place = "an object"
-            if dirty:
-                place = place_of_leaf(form.graphdef, rules.arguments, dirty[0])
-            raise PrefixError(
-                f"while_loop: cond_fun changes `{place}`, but it only decides whether to go on.\n"
-                "Cure: make the change in body_fun."
-            )
-        return result
+        def step(carry: Any) -> Any:
+            grouped, value = carry
+            result, out, change = pure(grouped, ((value,), self.objects))
+            result = input_slots(result, form.graphdef.roots)
+            before = (grouped, value, jax.tree.leaves(value))
+            check_carry(form, self.rules, self.loop, before, out, result, change)
+            return [list(o) for o in out], result
 
-    return returned
+        return named_like(function, step)
 
+    def condition(self, function: Callable) -> Callable:
+        """The function, which decides whether to go on and must change nothing."""
 
-def _step(
-    function: Callable, form: CallForm, rules: OutputRules, loop: str, objects: Any
-) -> Callable:
-    """(values by group, value) → the same, one step on; `objects`: slots of keyword arguments."""
-    always = (True,) * len(rules.entries)
-    pure = pure_function(function, form, always=always, rules=rules)
+        def returned(result: Any, grouped: Any, change: Change) -> Any:
+            dirty = [leaf for group in change.dirty for leaf in group]
+            if dirty or change.graph is not None:
+                place = "an object"
+                if dirty:
+                    place = place_of_leaf(self.form.graphdef, self.rules.arguments, dirty[0])
+                raise PrefixError(
+                    f"{self.loop}: cond_fun changes `{place}`, but it only decides whether to go "
+                    "on.\nCure: make the change in body_fun."
+                )
+            return result
 
-    def step(carry: Any) -> Any:
-        grouped, value = carry
-        result, out, change = pure(grouped, ((value,), objects))
-        result = input_slots(result, form.graphdef.roots)
-        before = (grouped, value, jax.tree.leaves(value))
-        check_carry(form, rules, loop, before, out, result, change)
-        return [list(o) for o in out], result
-
-    return named_like(function, step)
-
-
-def _result(form: CallForm, grouped: Any, value: Any) -> Any:
-    """What `leave` takes: every leaf is written, nothing else changed."""
-    slots = [Slot(r) for r in form.graphdef.roots]
-    return put_back(value, slots), grouped, Change(form.groups.members, None)
+        pure = pure_function(function, self.form, returned=returned)
+        return lambda carry: pure(carry[0], ((carry[1],), self.objects))

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from .._jax_compat import is_mapped_here, varying_axes
 from ..graph.graphdef import GraphDef
-from ..lift.array_prefix import hashable
+from ..lift.array_prefix import hashable, spread
 from ..lift.call import enter, group_by_prefix, leave
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
@@ -85,6 +85,15 @@ class MappedCall:
             explain(inputs_by_place(call, function, self.prefix, self.is_leaf, self.keywords))
             raise
         return leave(call, out)
+
+
+def leaf_entries(
+    rules: OutputRules, prefix: Any, grouped: Any, args: tuple, is_leaf: Callable[[Any], bool]
+) -> list[Any]:
+    """The entry of each JAX leaf of (values by group, arguments with slots)."""
+    pairs = zip(grouped, rules.entries, strict=True)
+    of_groups = [entry for group, entry in pairs for _ in jax.tree.leaves(group)]
+    return of_groups + spread(prefix, args, "args", is_leaf)
 
 
 # -- inputs --------------------------------------------------------------------------------------

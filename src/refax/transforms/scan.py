@@ -21,21 +21,13 @@ from ..lift.axis_names import AxisName
 from ..lift.call import CallForm, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import leaves_out
-from ..lift.places import place_of_leaf
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..objects.errors import describe_value
 from ..objects.statics import static_key
 from .bound import by_position, decorator_or_function, lifted, with_self
-from .broadcast_counts import (
-    broadcast_counts,
-    counts_left,
-    drawn_differently,
-    only_counts_written,
-    run_with_counts,
-    varying,
-)
+from .broadcast_counts import BroadcastCounts
 from .carry import Carry, check_carry, is_carry
-from .mapped import MappedCall, check_sizes
+from .mapped import MappedCall, check_sizes, leaf_entries
 
 
 @decorator_or_function
@@ -135,12 +127,10 @@ def _carried(prefix: tuple, out_axes: Any) -> int | None:
     return places[0] if places else None
 
 
-def _front(value: Any, axis: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.moveaxis(jnp.asarray(x), axis, 0), value) if axis else value
-
-
-def _back(value: Any, axis: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, axis), value) if axis else value
+def _moved(value: Any, source: int, destination: int) -> Any:
+    if source == destination:
+        return value
+    return jax.tree.map(lambda x: jnp.moveaxis(x, source, destination), value)
 
 
 def _loop(
@@ -154,63 +144,42 @@ def _loop(
     named: AxisName | None,
 ) -> Callable:
     """The pure function of (values by group, tree): one `jax.lax.scan`."""
-    entries = rules.entries
-    always = tuple(is_carry(e) for e in entries)
-    counts = broadcast_counts(form.graphdef, form.groups)
-    check = only_counts_written(form.graphdef, rules, counts)
+    entries, graphdef = rules.entries, form.graphdef
+    lift_type = "nnx.StateAxes({nnx.RngState: nnx.Carry, ...: None})"
+    counts = BroadcastCounts(graphdef, form.groups, rules, "scan", "step", lift_type)
+    always = tuple(map(is_carry, entries))
     pure = pure_function(
-        function, form, always=always, rules=rules, axis_name=named, returned=check
+        function, form, always=always, rules=rules, axis_name=named, returned=counts.check
     )
-    roots = form.graphdef.roots
-
-    def problem(leaf: int) -> PrefixError:
-        place = place_of_leaf(form.graphdef, rules.arguments, leaf)
-        cure = "nnx.StateAxes({nnx.RngState: nnx.Carry, ...: None})"
-        return drawn_differently(place, "scan", "step", cure)
 
     def run(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
-        leaves, treedef = jax.tree.flatten(tree)
-        axes = spread(prefix, tree[0], "args", _is_entry)
         carry_tree = None if carried is None else tree[0][carried]
-        if sum(map(is_carry, axes)) != len(jax.tree.leaves(carry_tree)):
+        inputs, structure = jax.tree.flatten((grouped, tree))
+        axes = leaf_entries(rules, prefix, grouped, tree[0], _is_entry)
+        carry_in = (_where(is_carry, entries, grouped), carry_tree)
+        if sum(map(is_carry, axes)) != len(jax.tree.leaves(carry_in)):
             raise PrefixError(
                 "scan: a lift type has nnx.Carry for an array, which has no place to be carried "
                 "to.\nCure: carry the whole argument, or keep the array in an nnx.Variable."
             )
-        # The groups of values, then the arrays of the arguments, with the axis of each.
-        inputs, all_axes = [*map(list, grouped), *leaves], [*entries, *axes]
-        carry_in = [x if is_carry(e) else None for x, e in zip(inputs, all_axes, strict=True)]
-        scanned = [
-            _front(x, e) if isinstance(e, int) else None
-            for x, e in zip(inputs, all_axes, strict=True)
-        ]
-        count = len(entries)
-        counted = [grouped[c.group][c.index] for c in counts]
+        scanned = [_moved(x, e, 0) for x, e in zip(inputs, axes, strict=True) if _is_axis(e)]
+        counted = counts.values(grouped)
 
         def body(carries: Any, xs: Any) -> Any:
             carry, _ = carries
+            last_step, slices = iter(jax.tree.leaves(carry)), iter(xs)
             full = [
-                c if is_carry(e) else (x if isinstance(e, int) else whole)
-                for c, x, whole, e in zip(carry, xs, inputs, all_axes, strict=True)
+                next(last_step) if is_carry(e) else next(slices) if _is_axis(e) else whole
+                for whole, e in zip(inputs, axes, strict=True)
             ]
-            arguments = (full[:count], treedef.unflatten(full[count:]))
-            if counts:
-                varies = [varying(e) for x, e in zip(full, all_axes, strict=True)
-                          for _ in jax.tree.leaves(x)]  # fmt: skip
-                done = run_with_counts(pure, arguments, varies, counts, form.graphdef, problem)
-            else:
-                done = pure(*arguments)
-            result, out, change = done
+            result, out, change = counts.run(pure, structure.unflatten(full), axes)
             new_tree, ys = _split_result(result, out_axes)
-            new_tree = input_slots(new_tree, roots)
-            before = (carry[:count], carry_tree, jax.tree.leaves(carry[count:]))
+            new_tree = input_slots(new_tree, graphdef.roots)
+            before = (carry[0], carry_tree, jax.tree.leaves(carry[1]))
             check_carry(form, rules, "scan", before, out, new_tree, change)
-            new_leaves = iter(jax.tree.leaves(new_tree))
-            new_carry = [o if is_carry(e) else None for o, e in zip(out, entries, strict=True)]
-            new_carry += [next(new_leaves) if is_carry(e) else None for e in axes]
-            stacked = [o if isinstance(e, int) else None for o, e in zip(out, entries, strict=True)]
-            left = counts_left(counts, form.graphdef, counted, out, change)
-            return (new_carry, left), (ys, stacked, change)
+            new_carry = (_where(is_carry, entries, out), new_tree)
+            left = counts.left(counted, out, change)
+            return (new_carry, left), (ys, _where(_is_axis, entries, out), change)
 
         body = named_like(function, body)
         (last, left), (ys, stacked, change) = jax.lax.scan(
@@ -218,33 +187,39 @@ def _loop(
         )
         y_leaves, y_def = jax.tree.flatten(ys)
         y_axes = spread(_split_result(out_axes, out_axes)[1], ys, "out_axes", _is_entry)
-        moved = y_def.unflatten(map(_back, y_leaves, y_axes))
-        new_tree = jax.tree.structure(carry_tree).unflatten(jax.tree.leaves(last[count:]))
-        result = _join_result(put_back(new_tree, [Slot(r) for r in roots]), moved, out_axes)
-        new_counts = {c.leaf: value for c, value in zip(counts, left, strict=True)}
-        leaving = [*leaves_out(change, form.graphdef), *([()] * count)]
+        moved = [_moved(y, 0, axis) for y, axis in zip(y_leaves, y_axes, strict=True)]
+        carry = put_back(last[1], [Slot(r) for r in graphdef.roots])
+        leaving = [*leaves_out(change, graphdef), *([()] * len(entries))]
         out = [
-            g if is_carry(e) else _back(s, e) if isinstance(e, int) else [new_counts[i] for i in b]
-            for g, s, e, b in zip(last[:count], stacked, entries, leaving[:count], strict=True)
+            c if is_carry(e) else _moved(s, 0, e) if _is_axis(e) else [left[leaf] for leaf in b]
+            for c, s, e, b in zip(last[0], stacked, entries, leaving, strict=False)
         ]
-        return result, out, change
+        return _join_result(carry, y_def.unflatten(moved), out_axes), out, change
 
     return run
 
 
-def _split_result(result: Any, out_axes: Any) -> tuple[Any, Any]:
+def _is_axis(entry: Any) -> bool:
+    return isinstance(entry, int)
+
+
+def _where(kind: Callable[[Any], bool], entries: Sequence[Any], groups: Sequence[Any]) -> list[Any]:
+    """The groups whose entry is of a kind; None for the others."""
+    return [g if kind(e) else None for g, e in zip(groups, entries, strict=True)]
+
+
+def _split_result(result: Any, out_axes: Any) -> tuple[Any, tuple]:
     """(the carried part of a result, the rest)."""
-    if is_carry(out_axes):
-        return result, ()
-    if not isinstance(out_axes, tuple) or not any(map(is_carry, out_axes)):
-        return None, result
+    if not isinstance(out_axes, tuple):
+        result, out_axes = (result,), (out_axes,)
     if not isinstance(result, tuple) or len(result) != len(out_axes):
         raise ValueError(
             f"scan: out_axes={out_axes!r} has {len(out_axes)} entries, but the body returned "
             f"{_returned(result)}.\nCure: return a tuple with one value for each entry."
         )
-    place = next(i for i, e in enumerate(out_axes) if is_carry(e))
-    return result[place], result[:place] + result[place + 1 :]
+    pairs = [*zip(result, out_axes, strict=True)]
+    carry = next((x for x, e in pairs if is_carry(e)), None)
+    return carry, tuple(x for x, e in pairs if not is_carry(e))
 
 
 def _returned(result: Any) -> str:
@@ -254,12 +229,10 @@ def _returned(result: Any) -> str:
 
 
 def _join_result(carry: Any, ys: Any, out_axes: Any) -> Any:
-    if is_carry(out_axes):
-        return carry
-    if isinstance(out_axes, tuple) and any(map(is_carry, out_axes)):
-        place = next(i for i, e in enumerate(out_axes) if is_carry(e))
-        return (*ys[:place], carry, *ys[place:])
-    return ys
+    if not isinstance(out_axes, tuple):
+        return carry if is_carry(out_axes) else ys[0]
+    rest = iter(ys)
+    return tuple(carry if is_carry(e) else next(rest) for e in out_axes)
 
 
 def input_slots(tree: Any, roots: tuple[int, ...]) -> Any:

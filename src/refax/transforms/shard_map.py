@@ -11,17 +11,15 @@ from jax.sharding import PartitionSpec
 
 from ..graph.state import map_state
 from ..lift.arguments import is_object, named_like, unbind
-from ..lift.array_prefix import for_arrays, spread
+from ..lift.array_prefix import for_arrays
 from ..lift.call import Call, pure_function
-from ..lift.errors import PrefixError
-from ..lift.places import place_of_leaf
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..objects.statics import static_key
 from ..objects.variable import Variable, raw
 from ..verbs.splitting import state
 from .bound import by_position, decorator_or_function, lifted, with_self, with_static
-from .broadcast_counts import broadcast_counts, drawn_differently, run_with_counts, varying
-from .mapped import MappedCall, check_replicated, check_specs
+from .broadcast_counts import BroadcastCounts
+from .mapped import MappedCall, check_replicated, check_specs, leaf_entries
 
 _INFER = object()
 
@@ -94,23 +92,13 @@ _WHOLE = PartitionSpec()
 
 def _with_counts(pure: Callable, call: Call, rules: OutputRules, prefix: Any) -> Callable:
     """`pure`, which leaves the counts of replicated streams the same on every device."""
+    cure = "nnx.split_rngs, and nnx.StateSharding({nnx.RngState: P('axis'), ...: P()})"
     graphdef, groups = call.plan.graphdef, call.groups
-    counts = broadcast_counts(graphdef, groups)
-    if not counts:
-        return pure
-
-    def problem(leaf: int) -> PrefixError:
-        place = place_of_leaf(graphdef, rules.arguments, leaf)
-        cure = "nnx.split_rngs, and nnx.StateSharding({nnx.RngState: P('axis'), ...: P()})"
-        return drawn_differently(place, "shard_map", "device", cure)
+    counts = BroadcastCounts(graphdef, groups, rules, "shard_map", "device", cure)
 
     def counted(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
-        by_leaf = [(group, entry) for group, entry in zip(grouped, groups.entries, strict=True)]
-        by_leaf += zip(
-            jax.tree.leaves(tree), spread(prefix, tree[0], "args", _is_spec), strict=True
-        )
-        varies = [varying(entry) for x, entry in by_leaf for _ in jax.tree.leaves(x)]
-        return run_with_counts(pure, (grouped, tree), varies, counts, graphdef, problem)
+        entries = leaf_entries(rules, prefix, grouped, tree[0], _is_spec)
+        return counts.run(pure, (grouped, tree), entries)
 
     return named_like(pure, counted)
 
