@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..graph.graphdef import PYTREE, TUPLE
-from ..lift.arguments import is_slot
+from ..lift.arguments import is_slot, slot_places
 from ..lift.call import CallForm
 from ..lift.errors import PrefixError, place_under
 from ..lift.inside import Change, values_out
@@ -107,9 +107,7 @@ def _result_slots(result: Any) -> Iterator[tuple[str, int]]:
 
 def _result_places(look: Look, records: Sequence[int]) -> list[str]:
     """The places of the objects of a result that are roots."""
-    places: dict[int, str] = {}
-    for place, record in _result_slots(look.result):
-        places.setdefault(record, place)
+    places = slot_places(look.result, lambda path: "result" + jax.tree_util.keystr(path))
     return [places.get(r, _LOST) for r in records]
 
 

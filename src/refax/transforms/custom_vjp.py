@@ -80,8 +80,7 @@ class CustomVjp(Generic[A]):
     def __init__(self, fun: Callable, nondiff_argnums: Any, nondiff_argnames: Any = ()):
         functools.update_wrapper(self, fun)
         self._function, self._bound = unbind(fun)
-        given = nondiff_argnums
-        given = list(given) if isinstance(given, Sequence) else [given]
+        given = nondiff_argnums if isinstance(nondiff_argnums, Sequence) else [nondiff_argnums]
         self._filters = {d.argnum: d.filter for d in given if isinstance(d, DiffState)}
         self._nondiff = [d for d in given if not isinstance(d, DiffState)]
         if nondiff_argnames:
@@ -129,18 +128,16 @@ class CustomVjp(Generic[A]):
         group_by_argument(call, self._function, args, wrt)
         diff, rest = separate(call, wrt)
         # What is static among the arguments (flags, numbers, functions) is closed over, not passed.
-        leaves, treedef = jax.tree.flatten(rest)
-        count = len(jax.tree.leaves(rest[0]))  # values of objects come first
-        static = {i: x for i, x in enumerate(leaves) if i >= count and not is_array(x)}
-        inputs = [x for i, x in enumerate(leaves) if i not in static]
+        kept, given, _ = rest
+        inputs = kept, jax.tree.map(lambda x: x if is_array(x) else None, given)
 
         def pure(function: Callable, **options: Any) -> Callable:
             inner = pure_function(function, call, explicit=True, **options)
 
-            def of_inputs(diff: Any, inputs: Sequence[Any]) -> Any:
-                values = iter(inputs)
-                full = [static[i] if i in static else next(values) for i in range(len(leaves))]
-                return inner(*join(diff, treedef.unflatten(full), wrt))
+            def of_inputs(diff: Any, inputs: Any) -> Any:
+                kept, arrays = inputs
+                full = jax.tree.map(lambda x, array: x if array is None else array, given, arrays)
+                return inner(*join(diff, (kept, full, {}), wrt))
 
             return of_inputs
 
@@ -154,11 +151,10 @@ class CustomVjp(Generic[A]):
 
         def backward(residuals: Any, cotangent: Any) -> Any:
             value_g, grouped_g, change = cotangent
-            given = value_g
             if call.roots:
                 inputs_g = _cotangents(call, grouped_g, change, types)
-                given = (as_users_get_them(inputs_g), value_g)
-            out = bwd([args[n] for n in sorted(nondiff)], residuals, given)
+                value_g = (as_users_get_them(inputs_g), value_g)
+            out = bwd([args[n] for n in sorted(nondiff)], residuals, value_g)
             return self._gradients(call, out, wrt, types, shift), None
 
         transformed = jax.custom_vjp(pure(self._function, force=written))
@@ -167,7 +163,7 @@ class CustomVjp(Generic[A]):
         return leave(call, transformed(diff, inputs))
 
     def _written(
-        self, call: Call, pure: Callable, fwd: Callable, diff: Any, inputs: Sequence[Any]
+        self, call: Call, pure: Callable, fwd: Callable, diff: Any, inputs: Any
     ) -> frozenset[int]:
         """The leaves that the function or its fwd writes: JAX wants one form from both."""
         if not call.roots:

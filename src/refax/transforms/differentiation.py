@@ -16,47 +16,38 @@ from ..lift.call import Call, enter, occurrences_in, pure_function
 from ..lift.prefix import FilterPrefix, group_leaves
 from ..objects.errors import describe_value
 from ..objects.variable import Variable, make_variable
-from ..objects.variable_types import Param
 from ..verbs.layouts import layout_of
+from .bound import positions
 from .prefixes import DiffState
 
 
-class _Wrt(FilterPrefix):
-    """The prefix of a differentiated argument: its matching leaves take the argument's number."""
-
-    __slots__ = ()
-
-    def __init__(self, argnum: int, filter: Any):
-        super().__init__([(filter, argnum), (..., None)])
-
-
 def normalize_argnums(argnums: Any) -> list[tuple[int, Any]]:
+    """The (position, filter) of each."""
     several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
-    given = list(argnums) if several else [argnums]
     result = []
-    for entry in given:
-        if isinstance(entry, DiffState):
-            result.append((entry.argnum, entry.filter))
-        elif isinstance(entry, int):
-            result.append((entry, Param))
-        else:
+    for entry in argnums if several else [argnums]:
+        if isinstance(entry, int):
+            entry = DiffState(entry)
+        if not isinstance(entry, DiffState):
             raise TypeError(
                 f"argnums takes ints and nnx.DiffState, got {describe_value(entry)}.\n"
                 "Cure: give the position of the argument."
             )
+        result.append((entry.argnum, entry.filter))
     return result
 
 
 def wrt_positions(differentiated: list, count: int, shift: int) -> list[tuple[int, Any]]:
+    """`differentiated` by position among `count` arguments, a bound object's in front."""
     wrt = []
     for number, filter in differentiated:
-        given = count - shift
-        if not -given <= number < given:
+        found = positions(number, count, shift)
+        if not found:
             raise ValueError(
-                f"argnums names argument {number}, but the function was called with {given} "
-                "positional arguments.\nCure: pass that argument by position."
+                f"argnums names argument {number}, but the function was called with "
+                f"{count - shift} positional arguments.\nCure: pass that argument by position."
             )
-        wrt.append((shift + (number if number >= 0 else given + number), filter))
+        wrt.append((found[0], filter))
     if len({n for n, _ in wrt}) != len(wrt):
         raise ValueError(
             f"argnums names an argument twice: {[n for n, _ in wrt]}.\nCure: one DiffState per "
@@ -69,7 +60,7 @@ def group_by_argument(call: Call, f: Callable, args: tuple, wrt: list) -> None:
     """Group the leaves by the argument that they are differentiated in, or None."""
     prefixes: list[Any] = [None] * len(args)
     for number, filter in wrt:
-        prefixes[number] = _Wrt(number, filter)
+        prefixes[number] = FilterPrefix([(filter, number), (..., None)])
     places = occurrences_in(call, f, tuple(prefixes), "argnums")
     call.groups = group_leaves(call.plan, places, [None, *(n for n, _ in wrt)])
 
@@ -147,19 +138,20 @@ def gradient_builder(call: Call, wrt: list, argnums: Any = ()) -> Callable[[Any]
     Returns:
         A function of (derivatives by argument, trees of them with slots).
     """
-    frames = [
-        (number, {i: _frame(call, i, filter) for i in slot_numbers(call.tree[0][number])})
+    frames = {
+        i: _frame(call, i, filter)
         for number, filter in wrt
-    ]
+        for i in slot_numbers(call.tree[0][number])
+    }
 
     def build(grads: Any) -> Any:
-        results = []
-        for (number, states), values, tree in zip(frames, grads[0], grads[1], strict=True):
-            leaves = call.groups.members[call.groups.entries.index(number)]
-            of_leaf = dict(zip(leaves, values, strict=True))
-            objects = [states[i](of_leaf) if i in states else None for i in range(len(call.roots))]
-            results.append(put_back(tree, objects))
-        return tuple(results) if isinstance(argnums, Sequence) else results[0]
+        by_argument, trees = grads
+        of_leaf: dict[int, Any] = {}
+        for leaves, values in zip(call.groups.members[1:], by_argument, strict=True):
+            of_leaf.update(zip(leaves, values, strict=True))
+        objects = [frames[i](of_leaf) if i in frames else None for i in range(len(call.roots))]
+        results = tuple(put_back(tree, objects) for tree in trees)
+        return results if isinstance(argnums, Sequence) else results[0]
 
     return build
 

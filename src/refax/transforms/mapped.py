@@ -6,6 +6,7 @@ inputs are looked at again, by their places; what leaves is looked at at the end
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,35 +26,29 @@ from ..lift.programs import eager_program
 from ..objects.errors import describe_value
 
 
+@dataclasses.dataclass
 class MappedCall:
-    """One call of a function, its arguments and results grouped by prefixes.
+    """One call of a function, its arguments and results grouped by prefixes."""
 
-    Args:
-        function: the user's, of `args` and `kwargs`.
-        prefix, out_prefix: of `args` and of the result.
-        name: what the user calls the prefix.
-        keywords: the entries of `kwargs` by name.
-        is_leaf: what is one entry.
-    """
+    function: Callable
+    args: tuple
+    kwargs: dict[str, Any]
+    prefix: Any  # of `args`
+    out_prefix: Any
+    name: str  # of the prefix, for messages
+    keywords: dict[str, Any] | None = None  # the entries of `kwargs`
+    is_leaf: Callable[[Any], bool] = is_entry
 
-    def __init__(
-        self,
-        function: Callable,
-        args: tuple,
-        kwargs: dict[str, Any],
-        prefix: Any,
-        out_prefix: Any,
-        name: str,
-        keywords: dict[str, Any] | None = None,
-        is_leaf: Callable[[Any], bool] = is_entry,
-    ):
-        self.function = function
-        self.prefix = prefix
-        self.keywords = keywords
-        self.is_leaf = is_leaf
-        self.call = enter(args, kwargs)
+    def __post_init__(self) -> None:
+        self.call = enter(self.args, self.kwargs)
         self.rules = group_by_prefix(
-            self.call, function, prefix, out_prefix, name, keywords=keywords, is_leaf=is_leaf
+            self.call,
+            self.function,
+            self.prefix,
+            self.out_prefix,
+            self.name,
+            keywords=self.keywords,
+            is_leaf=self.is_leaf,
         )
 
     def run(
@@ -75,7 +70,7 @@ class MappedCall:
             if key is None:
                 program = make((function,))
             else:
-                prefixes = hashable((self.prefix, rules.out_prefix, self.keywords), self.is_leaf)
+                prefixes = hashable((self.prefix, self.out_prefix, self.keywords), self.is_leaf)
                 key = (call.plan.graphdef, call.groups.of_leaf, rules.entries, prefixes, *key)
                 program = eager_program((function,), key, make, compile)
             out = execute(call, function, program, call.grouped, call.tree)

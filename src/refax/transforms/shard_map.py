@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from ..graph.state import map_state
 from ..lift.arguments import is_object, named_like, unbind
-from ..lift.array_prefix import for_arrays
+from ..lift.array_prefix import for_arrays, without_objects
 from ..lift.call import Call, pure_function
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..objects.statics import static_key
@@ -75,7 +75,7 @@ def shard_map(
             return jax.shard_map(
                 _with_counts(pure, call, rules, prefix),
                 mesh=mesh,
-                out_specs=(_without_lift_types(out_prefix), by_group, _WHOLE),
+                out_specs=(_whole_for_none(without_objects(out_prefix)), by_group, _WHOLE),
                 **given,
             )
 
@@ -117,13 +117,6 @@ def _separate(args: tuple, specs: Any) -> tuple[tuple, dict[int, Any]]:
         if spec is None and not any(map(is_object, jax.tree.leaves(arg, is_leaf=is_object)))
     }
     return tuple(None if i in static else a for i, a in enumerate(args)), static
-
-
-def _without_lift_types(specs: Any) -> Any:
-    """The specs of results for JAX: objects have left no leaves, so any will do in their place."""
-    return jax.tree.map(
-        lambda s: _WHOLE if isinstance(s, FilterPrefix) else s, specs, is_leaf=_is_spec
-    )
 
 
 def _inferred(args: tuple) -> Any:
