@@ -6,7 +6,6 @@ inputs are looked at again, by their places; what leaves is looked at at the end
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,7 +16,7 @@ from jax.sharding import PartitionSpec
 from .._jax_compat import is_mapped_here, varying_axes
 from ..graph.graphdef import GraphDef
 from ..lift.array_prefix import hashable, spread
-from ..lift.call import enter, group_by_prefix, leave
+from ..lift.call import Call, enter, group_by_prefix, leave
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
 from ..lift.places import check_outputs, inputs_by_place
@@ -26,60 +25,50 @@ from ..lift.programs import eager_program
 from ..objects.errors import describe_value
 
 
-@dataclasses.dataclass
-class MappedCall:
-    """One call of a function, its arguments and results grouped by prefixes."""
+def mapped_call(
+    function: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    prefixes: tuple[Any, Any],
+    name: str,
+    make: Callable[[Call, OutputRules, Callable], Callable],
+    key: tuple | None,
+    explain: Callable[[Iterable[tuple[str, Any, Any]]], None],
+    keywords: dict[str, Any] | None = None,
+    is_leaf: Callable[[Any], bool] = is_entry,
+    compile: Callable[[Callable], Callable] = jax.jit,
+) -> Any:
+    """The result of a call whose arguments and results have prefixes.
 
-    function: Callable
-    args: tuple
-    kwargs: dict[str, Any]
-    prefix: Any  # of `args`
-    out_prefix: Any
-    name: str  # of the prefix, for messages
-    keywords: dict[str, Any] | None = None  # the entries of `kwargs`
-    is_leaf: Callable[[Any], bool] = is_entry
-
-    def __post_init__(self) -> None:
-        self.call = enter(self.args, self.kwargs)
-        self.rules = group_by_prefix(
-            self.call,
-            self.function,
-            self.prefix,
-            self.out_prefix,
-            self.name,
-            keywords=self.keywords,
-            is_leaf=self.is_leaf,
-        )
-
-    def run(
-        self,
-        make: Callable[[tuple[Callable, ...]], Callable],
-        key: tuple | None,
-        explain: Callable[[Iterable[tuple[str, Any, Any]]], None],
-        compile: Callable[[Callable], Callable] = jax.jit,
-    ) -> Any:
-        """The result of the call.
-
-        Args:
-            make, compile: as for `eager_program`.
-            key: what the program depends on beside structure and prefixes; None to keep none.
-            explain: raises for (place, value, entry) of inputs that do not fit, if JAX refused.
-        """
-        call, rules, function = self.call, self.rules, self.function
-        try:
-            if key is None:
-                program = make((function,))
-            else:
-                prefixes = hashable((self.prefix, self.out_prefix, self.keywords), self.is_leaf)
-                key = (call.plan.graphdef, call.groups.of_leaf, rules.entries, prefixes, *key)
-                program = eager_program((function,), key, make, compile)
-            out = execute(call, function, program, call.grouped, call.tree)
-        except PrefixError:
-            raise
-        except (ValueError, IndexError):
-            explain(inputs_by_place(call, function, self.prefix, self.is_leaf, self.keywords))
-            raise
-        return leave(call, out)
+    Args:
+        function: the user's, of `args` and `kwargs`.
+        prefixes: of `args` and of the result.
+        name: what the user calls the first.
+        make: from (call, rules of what leaves, function) to that of (values by group, tree).
+        key: what the program depends on beside structure and prefixes; None to keep none.
+        explain: raises for (place, value, entry) of inputs that do not fit, if JAX has refused.
+        keywords: the entries of `kwargs` by name.
+        is_leaf: what is one entry.
+        compile: what to do with a program that is kept.
+    """
+    call, (prefix, out_prefix) = enter(args, kwargs), prefixes
+    rules = group_by_prefix(
+        call, function, prefix, out_prefix, name, keywords=keywords, is_leaf=is_leaf
+    )
+    try:
+        if key is None:
+            program = make(call, rules, function)
+        else:
+            key = (call.graphdef, call.groups.of_leaf, rules.entries,
+                   hashable((prefixes, keywords), is_leaf), *key)  # fmt: skip
+            program = eager_program((function,), key, lambda f: make(call, rules, *f), compile)
+        out = execute(call, function, program, call.grouped, call.tree)
+    except PrefixError:
+        raise
+    except (ValueError, IndexError):
+        explain(inputs_by_place(call, function, prefix, is_leaf, keywords))
+        raise
+    return leave(call, out)
 
 
 def leaf_entries(

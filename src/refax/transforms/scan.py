@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ..lift.arguments import Slot, is_slot, named_like, put_back, unbind
 from ..lift.array_prefix import spread
 from ..lift.axis_names import AxisName
-from ..lift.call import CallForm, pure_function
+from ..lift.call import Call, CallForm, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import leaves_out
 from ..lift.prefix import FilterPrefix, OutputRules
@@ -27,7 +27,7 @@ from ..objects.statics import static_key
 from .bound import by_position, decorator_or_function, lifted, with_self
 from .broadcast_counts import BroadcastCounts
 from .carry import Carry, check_carry, is_carry
-from .mapped import MappedCall, check_sizes, leaf_entries
+from .mapped import check_sizes, leaf_entries, mapped_call
 
 
 @decorator_or_function
@@ -84,16 +84,15 @@ def scan(
         args, prefix, _ = with_self(wrapped, bound, args, {}, in_axes, None)
         prefix = prefix if isinstance(prefix, tuple) else (prefix,) * len(args)
         carried = _carried(prefix, out_axes)
-        mapped = MappedCall(function, args, {}, prefix, out_axes, "in_axes", is_leaf=_is_entry)
+        prefixes, explain = (prefix, out_axes), functools.partial(check_sizes, "scan")
 
-        def make(functions: tuple[Callable, ...]) -> Callable:
-            form = mapped.call.form(function)
-            return _loop(
-                functions[0], form, mapped.rules, prefix, out_axes, carried, options, named
-            )
+        def make(call: Call, rules: OutputRules, function: Callable) -> Callable:
+            return _loop(function, call.form(function), rules, prefixes, carried, options, named)
 
         key = ("scan", named and named.names, *map(static_key, options.values()))
-        return mapped.run(make, key, functools.partial(check_sizes, "scan"))
+        return mapped_call(
+            function, args, {}, prefixes, "in_axes", make, key, explain, is_leaf=_is_entry
+        )
 
     wrapped = lifted(f, run)
     return wrapped
@@ -137,14 +136,13 @@ def _loop(
     function: Callable,
     form: CallForm,
     rules: OutputRules,
-    prefix: tuple,
-    out_axes: Any,
+    prefixes: tuple[tuple, Any],
     carried: int | None,
     options: dict[str, Any],
     named: AxisName | None,
 ) -> Callable:
     """The pure function of (values by group, tree): one `jax.lax.scan`."""
-    entries, graphdef = rules.entries, form.graphdef
+    entries, graphdef, (prefix, out_axes) = rules.entries, form.graphdef, prefixes
     lift_type = "nnx.StateAxes({nnx.RngState: nnx.Carry, ...: None})"
     counts = BroadcastCounts(graphdef, form.groups, rules, "scan", "step", lift_type)
     always = tuple(map(is_carry, entries))

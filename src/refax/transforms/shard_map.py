@@ -19,7 +19,7 @@ from ..objects.variable import Variable, raw
 from ..verbs.splitting import state
 from .bound import by_position, decorator_or_function, lifted, with_self, with_static
 from .broadcast_counts import BroadcastCounts
-from .mapped import MappedCall, check_replicated, check_specs, leaf_entries
+from .mapped import check_replicated, check_specs, leaf_entries, mapped_call
 
 _INFER = object()
 
@@ -61,13 +61,11 @@ def shard_map(
         args, prefix, _ = with_self(wrapped, bound, args, {}, specs, _WHOLE)
         args, statics = _separate(args, prefix)
         prefix = _whole_for_none(prefix)
-        mapped = MappedCall(function, args, {}, prefix, out_prefix, "in_specs", is_leaf=_is_spec)
-        call, rules = mapped.call, mapped.rules
 
-        def make(functions: tuple[Callable, ...]) -> Callable:
+        def make(call: Call, rules: OutputRules, function: Callable) -> Callable:
             by_group, given = list(rules.entries), dict(options)
-            checked = check_replicated(call.plan.graphdef, rules)
-            inner = with_static(functions[0], statics)
+            checked = check_replicated(call.graphdef, rules)
+            inner = with_static(function, statics)
             pure = pure_function(inner, call, rules=rules, returned=checked)
             if in_specs is not _INFER:  # JAX infers the same, and says why where it cannot
                 arrays = for_arrays(prefix, call.tree[0], "args", _is_spec)
@@ -79,9 +77,11 @@ def shard_map(
                 **given,
             )
 
-        key = ("shard_map", mesh, static_key(tuple(statics.items())),
-               jax.tree.structure(call.tree), *options.items())  # fmt: skip
-        return mapped.run(make, key, functools.partial(check_specs, mesh))
+        key = ("shard_map", mesh, static_key(tuple(statics.items())), *options.items())
+        prefixes, explain = (prefix, out_prefix), functools.partial(check_specs, mesh)
+        return mapped_call(
+            function, args, {}, prefixes, "in_specs", make, key, explain, is_leaf=_is_spec
+        )
 
     wrapped = lifted(f, run)
     return wrapped

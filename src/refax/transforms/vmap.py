@@ -12,10 +12,11 @@ from ..lift.arguments import unbind
 from ..lift.array_prefix import for_arrays, without_objects
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, pure_function
+from ..lift.prefix import OutputRules
 from ..objects.statics import static_key
 from ..verbs.spmd import PARTITION_NAME
 from .bound import decorator_or_function, lifted, with_self, with_static, without_static
-from .mapped import MappedCall, check_broadcast, check_sizes
+from .mapped import check_broadcast, check_sizes, mapped_call
 
 
 @decorator_or_function
@@ -146,14 +147,12 @@ def _mapped(
         args, statics = without_static(args, static, 0 if bound is None else 1)
         if statics and isinstance(prefix, tuple):
             prefix = tuple(None if i in statics else e for i, e in enumerate(prefix))
-        mapped = MappedCall(function, args, kwargs, prefix, out_axes, "in_axes", keywords)
-        call, rules = mapped.call, mapped.rules
 
-        def make(functions: tuple[Callable, ...]) -> Callable:
-            inner = with_static(functions[0], statics)
+        def make(call: Call, rules: OutputRules, function: Callable) -> Callable:
+            inner = with_static(function, statics)
             if transform is None:
                 return pure_function(inner, call, rules=rules, axis_name=named)
-            checked = check_broadcast(call.plan.graphdef, rules, name)
+            checked = check_broadcast(call.graphdef, rules, name)
             pure = pure_function(inner, call, rules=rules, axis_name=named, returned=checked)
             axes, (positional, named_trees) = list(rules.entries), call.tree
             arrays = for_arrays(prefix, positional, "args"), for_arrays(keywords, named_trees, "")
@@ -167,7 +166,8 @@ def _mapped(
         if compiled_for is not None:
             names = named and named.names
             key = (name, names, static_key(tuple(statics.items())), *compiled_for.items())
-        return mapped.run(make, key, explain, compile=lambda program: program)
+        given = function, args, kwargs, (prefix, out_axes)
+        return mapped_call(*given, "in_axes", make, key, explain, keywords, compile=lambda p: p)
 
     def explain(inputs: Iterable[tuple[str, Any, Any]]) -> None:
         if transform is not None:
