@@ -8,15 +8,17 @@ with every other key, `{"nickname": 'B'}`, for metadata that has an entry for ea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..graph.graphdef import GraphDef
+from ..graph.plan import plan_for
 from ..objects.variable import Variable, replace_metadata
 from ..verbs.spmd import PARTITION_NAME
 from . import errors
 
+T = TypeVar("T")
 _SHARDING = "sharding"
 
 
@@ -81,3 +83,41 @@ def _annotate(variable: Variable, key: str, entries: list[Any]) -> None:
     elif isinstance(old, PartitionSpec):
         new = PartitionSpec(*entries)
     replace_metadata(variable, variable._metadata.with_items(**{key: new}))
+
+
+# -- the same by hand, around a transform of JAX ---------------------------------------------------
+
+
+def add_axis(tree: T, index: int, transform_metadata: Mapping[str, Any]) -> T:
+    """Put an axis name into the annotations of all Variables of an object or a State, in place.
+
+    Args:
+        tree: an object, a State, or a container of them.
+        index: which axis of the values is new.
+        transform_metadata: `{nnx.PARTITION_NAME: name}`, as a transform takes it.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> v = nnx.Param(jnp.ones((2, 3)), sharding=("data", None))
+        >>> nnx.spmd.add_axis(v, 0, {nnx.PARTITION_NAME: "layers"}).sharding
+        ('layers', 'data', None)
+        >>> nnx.spmd.remove_axis(v, 0, {nnx.PARTITION_NAME: "layers"}).sharding
+        ('data', None)
+    """
+    variables = plan_for((tree,)).variables
+    if (named := AxisName.of(transform_metadata)) is not None:
+        named.add(variables, [index] * len(variables))
+    return tree
+
+
+def remove_axis(tree: T, index: int, transform_metadata: Mapping[str, Any]) -> T:
+    """Take an axis name out of the annotations of all Variables, in place; see `add_axis`.
+
+    Raises:
+        ValueError: an annotation has another name there; the path is named.
+    """
+    plan = plan_for((tree,))
+    if (named := AxisName.of(transform_metadata)) is not None:
+        named.remove(plan.variables, [index] * len(plan.variables), plan.graphdef)
+    return tree

@@ -29,7 +29,7 @@ from ..objects.variable import Variable, raw, trace_of
 from ..objects.watch import is_array
 from ..verbs.iteration import iter_graph
 from .arguments import slot_places
-from .closures import PLAIN, closed_over, reached
+from .closures import PLAIN, closed_over, held_by, reached
 from .errors import place_under
 
 _CONTAINERS = (list, dict, set, deque)
@@ -164,18 +164,10 @@ def tracer_in(value: Any, counts: Callable[[Any], bool] = lambda tracer: True) -
             return value
         if id(value) not in seen and not isinstance(value, (Node, Tracer)):
             seen.add(id(value))
-            pending.extend(_parts(value))
+            # Of a function of a library too: an optimizer of optax is one.
+            is_function = isinstance(value, types.FunctionType)
+            pending.extend(held_by(value) if is_function else reached(value))
     return None
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    if not isinstance(value, types.FunctionType):
-        yield from reached(value)
-        return
-    yield from value.__defaults__ or ()
-    yield from (value.__kwdefaults__ or {}).values()
-    for cell in value.__closure__ or ():
-        yield from reached(cell)
 
 
 def _held(function: Callable, place: str, value: Any, tracer: Any) -> TraceContextError:

@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..graph.state import State
 from ..objects.outer_reads import COLLECTING, Reads
@@ -76,9 +76,10 @@ def reached(value: Any) -> Iterator[Any]:
     """What can be read through a value, one step on."""
     if isinstance(value, types.FunctionType):
         if not _is_library(value.__module__):
-            yield from _surroundings(value)
+            yield from held_by(value)
+            yield from _globals_of(value)
     elif isinstance(value, types.CellType):
-        yield _content(lambda: value.cell_contents)
+        yield content(value)
     elif isinstance(value, types.MethodType):
         yield from (value.__func__, value.__self__)
     elif isinstance(value, functools.partial):
@@ -88,59 +89,55 @@ def reached(value: Any) -> Iterator[Any]:
     elif isinstance(value, dict):
         yield from value.values()
     elif not isinstance(value, (type, types.ModuleType)):  # an instance
-        attributes = getattr(value, "__dict__", {})
         if _is_library(type(value).__module__):
             yield getattr(value, "__wrapped__", None)
             return
-        yield from attributes.values()
+        yield from getattr(value, "__dict__", {}).values()
         for cls in type(value).__mro__:
             yield vars(cls).get("__call__")
-            for member in vars(cls).values():
+            for name, member in vars(cls).items():
                 if isinstance(member, types.MemberDescriptorType):  # of __slots__
-                    yield _content(lambda member=member: member.__get__(value))
+                    yield getattr(value, name, None)
 
 
-def _surroundings(function: types.FunctionType) -> Iterator[Any]:
-    names, surroundings = _names(function.__code__), function.__globals__
-    found = [surroundings[name] for name in names.loaded & surroundings.keys()]
-    cells = function.__closure__ or ()
-    contents = [_content(lambda cell=cell: cell.cell_contents) for cell in cells]
-    found += [c for c in contents if isinstance(c, _NAMESPACES)]
-    yield from cells
+def held_by(function: types.FunctionType) -> Iterator[Any]:
+    """What a function itself holds."""
+    yield from function.__closure__ or ()
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     yield from vars(function).values()  # `__wrapped__`
-    for value in found:
-        if not isinstance(value, _NAMESPACES):
-            yield value
-        elif not _is_library(getattr(value, "__module__", value.__name__)):
-            yield from (vars(value)[n] for n in names.all & vars(value).keys())
 
 
-def _content(get: Callable[[], Any]) -> Any:
-    """What is in a cell or slot; None if nothing is."""
+def content(cell: types.CellType) -> Any:
+    """What is in a cell; None if nothing is."""
     try:
-        return get()
-    except (ValueError, AttributeError):
+        return cell.cell_contents
+    except ValueError:
         return None
 
 
-class _Names(NamedTuple):
-    loaded: frozenset[str]  # as globals
-    all: frozenset[str]  # as attributes too
+def _globals_of(function: types.FunctionType) -> Iterator[Any]:
+    """The globals that a function loads; of modules and classes, what they name."""
+    (loaded, names), surroundings = _names(function.__code__), function.__globals__
+    found = [surroundings[name] for name in loaded & surroundings.keys()]
+    for value in [*found, *map(content, function.__closure__ or ())]:
+        if not isinstance(value, _NAMESPACES):
+            yield value
+        elif not _is_library(getattr(value, "__module__", value.__name__)):
+            yield from (vars(value)[n] for n in names & vars(value).keys())
 
 
 @functools.lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> _Names:
-    """The names that the code of a function, and of those inside it, looks up."""
+def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """(loaded as globals, those and others) by the code of a function and of those inside it."""
     loaded = {i.argval for i in dis.get_instructions(code) if i.opname in _GLOBAL_LOADS}
     every = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             inner = _names(constant)
-            loaded |= inner.loaded
-            every |= inner.all
-    return _Names(frozenset(loaded), frozenset(every))
+            loaded |= inner[0]
+            every |= inner[1]
+    return frozenset(loaded), frozenset(every)
 
 
 _GLOBAL_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
@@ -161,11 +158,11 @@ def _is_foreign(package: str) -> bool:
     installed = sysconfig.get_paths()
     if not place.startswith((installed["purelib"], installed["platlib"])):
         return False
-    modules = [m for n, m in list(sys.modules.items()) if n.partition(".")[0] == package]
-    names = {
+    names = (
         (getattr(value, "__module__", None) or getattr(value, "__name__", None))
-        for module in modules
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == package
         for value in list(getattr(module, "__dict__", {}).values())
         if isinstance(value, (type, types.FunctionType, types.ModuleType))
-    }
+    )
     return not any(str(name).partition(".")[0] == "refax" for name in names)

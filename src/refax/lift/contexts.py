@@ -11,7 +11,6 @@ the lift (`lift/inside.py`) in the user's own hands, for code that drives a JAX 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..graph.graphdef import WITH_IDENTITY, GraphDef
 from ..graph.state import FlatState, from_flat_state, iter_leaves, to_flat_state
 from ..graph.walk import walk
 from ..objects.errors import describe_value, path_string
+from ..objects.stack import Stack
 from ..objects.variable import raw
 from ..verbs.errors import leaf_missing
 from ..verbs.names import get_path
@@ -162,12 +162,7 @@ class Context:
 SplitContext = MergeContext = UpdateContext = Context
 
 
-class _Open(threading.local):
-    def __init__(self) -> None:
-        self.by_tag: dict[Any, list[Context]] = {}
-
-
-_OPEN = _Open()
+_OPEN = Stack()  # of the update contexts around here
 
 
 @contextlib.contextmanager
@@ -223,12 +218,9 @@ def update_context(tag: Any) -> Iterator[Context]:
         >>> node.itself is node
         True
     """
-    contexts = _OPEN.by_tag.setdefault(tag, [])
-    contexts.append(Context(tag))
-    try:
-        yield contexts[-1]
-    finally:
-        contexts.pop()
+    context = Context(tag)
+    with _OPEN.during(context):
+        yield context
 
 
 def current_update_context(tag: Any) -> Context:
@@ -237,10 +229,11 @@ def current_update_context(tag: Any) -> Context:
     Raises:
         ValueError: there is none.
     """
-    if not _OPEN.by_tag.get(tag):
-        raise ValueError(
-            f"There is no update context {tag!r} here; open: "
-            f"{', '.join(repr(t) for t, c in _OPEN.by_tag.items() if c) or 'none'}.\n"
-            f"Cure: with nnx.update_context({tag!r}): …"
-        )
-    return _OPEN.by_tag[tag][-1]
+    for context in reversed(_OPEN.items):
+        if context.tag == tag:
+            return context
+    tags = dict.fromkeys(repr(context.tag) for context in _OPEN.items)
+    raise ValueError(
+        f"There is no update context {tag!r} here; open: {', '.join(tags) or 'none'}.\n"
+        f"Cure: with nnx.update_context({tag!r}): …"
+    )

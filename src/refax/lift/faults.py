@@ -18,8 +18,7 @@ from jax.core import Tracer
 from ..objects.errors import describe_value, left_behind
 from ..objects.trace_errors import where
 from .arguments import unbind
-from .call import Call, root_places
-from .errors import argument_names, argument_place, place_under
+from .call import Call
 from .places import inputs_of
 from .write_back import is_array_like
 
@@ -53,7 +52,7 @@ def tell(
     call: Call,
     function: Callable,
     arrange: Callable[[Any, Any], dict[str, Any]] = _arranged,
-    donated: Callable[[int, tuple], bool] | None = None,
+    donated: Sequence[bool] = (),
 ) -> Exception | None:
     """The error that says what is wrong with an input; None if `error` is to be raised.
 
@@ -64,7 +63,7 @@ def tell(
         call: its inputs.
         function: the user's.
         arrange: from (values by group, tree) to the arguments, by name, of what JAX was given.
-        donated: (leaf number, or -1; path in the tree) → whether an input is donated.
+        donated: whether an input is donated, in the order of `inputs_of`.
     """
     if not isinstance(error, (RuntimeError, TypeError, ValueError, OverflowError)):
         return None
@@ -74,10 +73,11 @@ def tell(
         fault = None  # the user's function: its inputs are right
     else:
         fault = _fault(inputs, error)
-    if fault is None and donated is not None:
-        fault = _shared_and_donated(call, function, donated)
+    fault = fault or _shared_and_donated(inputs, donated)
     if fault is None and error.args and isinstance(error.args[0], str):
-        _put_names(error, call, function, arrange)
+        count, places = len(call.values), [place for place, _ in inputs]
+        tree = jax.tree.structure(call.tree).unflatten(places[count:])
+        _put_names(error, function, arrange(call.groups.take(places[:count]), tree))
     return fault
 
 
@@ -123,15 +123,11 @@ def _is_over(value: Any) -> bool:
 
 
 def _shared_and_donated(
-    call: Call, function: Callable, donated: Callable[[int, tuple], bool]
+    inputs: Sequence[tuple[str, Any]], donated: Sequence[bool]
 ) -> RuntimeError | None:
     """The error for a buffer that is given away and used by the same call."""
-    inputs = inputs_of(call, function)
     known: dict[int, tuple[str, bool]] = {}
-    count = len(call.values)
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(call.tree)]
-    for number, (place, value) in enumerate(inputs):
-        gives = donated(number, ()) if number < count else donated(-1, paths[number - count])
+    for (place, value), gives in zip(inputs, donated, strict=False):
         for array in jax.tree.leaves(value):
             if not isinstance(array, jax.Array):
                 continue
@@ -147,20 +143,18 @@ def _shared_and_donated(
     return None
 
 
-def _put_names(
-    error: Exception, call: Call, function: Callable, arrange: Callable[[Any, Any], dict[str, Any]]
-) -> None:
-    """Put the caller's names into a message of JAX that speaks of this call."""
+def _put_names(error: Exception, function: Callable, arranged: dict[str, Any]) -> None:
+    """Put the caller's names into a message of JAX that speaks of this call.
+
+    Args:
+        arranged: the parameters of what JAX was given, with the place of each input in its place.
+    """
     text = error.args[0]
     traced = _TRACED.search(text)
     if traced is not None and traced[1] != getattr(function, "__name__", None):
         return  # of a call further out, which will tell it
-    roots, labels = root_places(call.tree, function), argument_names(function, len(call.tree[0]))
-    leaves = [place_under(path, roots) for path in call.plan.graphdef.paths.leaves]
-    grouped = call.groups.take(leaves)
-    tree = jax.tree_util.tree_map_with_path(lambda p, _: argument_place(p, labels), call.tree)
     places: dict[str, str] = {}
-    for parameter, part in arrange(grouped, tree).items():
+    for parameter, part in arranged.items():
         for path, place in jax.tree_util.tree_leaves_with_path(part):
             places[parameter + jax.tree_util.keystr(path)] = place
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import jax
@@ -60,17 +61,6 @@ class Leaving(NamedTuple):
 class Inside:
     """The objects of one trace of a function."""
 
-    __slots__ = (
-        "axis_name",
-        "contents",
-        "graphdef",
-        "groups",
-        "index",
-        "objects",
-        "roots",
-        "values",
-    )
-
     def __init__(
         self,
         graphdef: GraphDef,
@@ -98,19 +88,13 @@ class Inside:
             entries = [groups.entries[g] for g in groups.of_leaf]
             axis_name.remove(variables, entries[: len(variables)], graphdef)
 
-    def arguments(self, tree: Any) -> Any:
-        return put_back(tree, self.roots)
-
     def unchanged(self, leaf: int, value: Any) -> bool:
         if value is not self.values[leaf]:
             return False
-        content = self.contents.get(leaf)
-        if content is None:
+        if leaf not in self.contents:
             return True
-        leaves, treedef = jax.tree.flatten(value)
-        return treedef == content[1] and all(
-            a is b for a, b in zip(leaves, content[0], strict=True)
-        )
+        (leaves, treedef), (known, known_treedef) = jax.tree.flatten(value), self.contents[leaf]
+        return treedef == known_treedef and all(map(is_, leaves, known))
 
     def leave(
         self, result: Any, how: Leaving, check: Callable[[Any, Walk], None]
@@ -180,7 +164,8 @@ class Inside:
         groups = self._groups_of(now, origins, how.rules, result, found)
         out: list[list[Any]] = [[] for _ in self.groups.entries]
         sources: list[Any] = [None] * len(values)
-        leaf_of = _leaf_of_record(now.graphdef, origins, self.graphdef)
+        old_leaves = _old_leaves(now.graphdef, origins, self.graphdef)
+        leaf_of = {old: new for new, old in old_leaves.items()}
         always = {group for group, everything in enumerate(how.always) if everything}
         for group in always:  # in the order in which they came in
             for old in self.groups.members[group]:
@@ -213,8 +198,8 @@ class Inside:
         result: Any,
         found: list[Any],
     ) -> list[int]:
-        kept = _leaf_of_record(now.graphdef, origins, self.graphdef)
-        came_in = {new: self.groups.of_leaf[old] for old, new in kept.items()}
+        old_leaves = _old_leaves(now.graphdef, origins, self.graphdef)
+        came_in = {new: self.groups.of_leaf[old] for new, old in old_leaves.items()}
         if rules is not None:
             return rules.groups(now, len(self.roots), result, found, came_in)
         return [came_in.get(leaf, 0) for leaf in range(len(now.variables) + len(now.arrays))]
@@ -225,8 +210,7 @@ def leaves_out(change: Change, before: GraphDef) -> Sequence[Sequence[int | None
     graph = change.graph
     if graph is None:
         return change.dirty
-    kept = _leaf_of_record(graph.graphdef, graph.origins, before)
-    came_in = {new: old for old, new in kept.items()}
+    came_in = _old_leaves(graph.graphdef, graph.origins, before)
     groups: list[dict[int, int | None]] = []
     for leaf, source in enumerate(graph.sources):
         if type(source) is tuple:
@@ -244,10 +228,8 @@ def values_out(
     return {leaf: x for leaves, values in groups for leaf, x in zip(leaves, values, strict=False)}
 
 
-def _leaf_of_record(
-    after: GraphDef, origins: Sequence[int | None], before: GraphDef
-) -> dict[int, int]:
-    """Old leaf number → new leaf number, of the Variables and array places still there."""
-    places = {(origins[home.record], home.keys): leaf for leaf, home in enumerate(homes(after)[1])}
-    of_old = enumerate(homes(before)[1])
-    return {old: places[home] for old, home in of_old if home in places}
+def _old_leaves(after: GraphDef, origins: Sequence[int | None], before: GraphDef) -> dict[int, int]:
+    """New leaf number → old one, of the Variables and array places still there."""
+    known: dict[Any, int] = {home: leaf for leaf, home in enumerate(homes(before)[1])}
+    places = enumerate((origins[home.record], home.keys) for home in homes(after)[1])
+    return {leaf: known[place] for leaf, place in places if place in known}

@@ -48,13 +48,6 @@ class FilterPrefix(Mapping[Filter, Any]):
                 return entry
         raise errors.no_entry(place, value, self)
 
-    def map_entries(self, f: Callable[[Any], Any]) -> FilterPrefix:
-        """The same filters with `f(entry)` for each entry."""
-        new = object.__new__(type(self))
-        new.filters, new.predicates = self.filters, self.predicates
-        new.entries = tuple(map(f, self.entries))
-        return new
-
     def map_prefix(self, path: tuple, variable: Any, /) -> Any:
         """The entry of the first filter that matches.
 
@@ -219,7 +212,6 @@ def _groups_by_place(
     occurring: Sequence[Occurrence],
     inputs: Sequence[Occurrence],
     came_in: Mapping[int, int],
-    shown: Callable[[Any], Any] = lambda entry: entry,
 ) -> dict[int, int]:
     """By leaf, the place in `entries` (where it is added) of the one entry that it has everywhere.
 
@@ -230,7 +222,6 @@ def _groups_by_place(
         inputs: the places where objects came in, to which a leaf goes back the way it came. What
             is new goes by their prefixes, unless it has another place.
         came_in: leaf → group.
-        shown: what of an entry must agree.
     """
     groups: dict[int, int] = {}
     places: dict[int, list[tuple[str, Any]]] = {}
@@ -246,7 +237,7 @@ def _groups_by_place(
             else:
                 entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
             groups[leaf] = position(entries, entry) if known is None else known
-            places.setdefault(leaf, []).append((place, shown(entry)))
+            places.setdefault(leaf, []).append((place, entry))
     for leaf, listed in sorted(places.items()):
         if any(entry != listed[0][1] for _, entry in listed):
             raise errors.inconsistent_alias(type(leaves[leaf]), sorted(listed, key=lambda p: p[0]))
@@ -281,7 +272,6 @@ class OutputRules(NamedTuple):
     arguments: tuple[Occurrence, ...]  # of the input objects
     out_prefix: Any  # of the result
     entries: tuple[Any, ...]
-    shown: Callable[[Any], Any] = lambda entry: entry  # what of an entry must agree
 
     def groups(
         self, now: Walk, roots: int, result: Any, found: Sequence[Any], came_in: Mapping[int, int]
@@ -301,8 +291,7 @@ class OutputRules(NamedTuple):
         numbers = {id(obj): roots + i for i, obj in enumerate(found)}
         leaving = occurrences(self.out_prefix, result, numbers, "result", "out prefix")
         leaves = [*now.variables, *([None] * len(now.arrays))]
-        groups = _groups_by_place(
-            now.graphdef, leaves, [*self.entries], leaving, self.arguments, came_in, self.shown
-        )
+        entries = list(self.entries)
+        groups = _groups_by_place(now.graphdef, leaves, entries, leaving, self.arguments, came_in)
         # What nothing refers to any more leaves by the way it came in.
         return [groups.get(leaf, came_in.get(leaf, 0)) for leaf in range(len(leaves))]

@@ -42,10 +42,10 @@ def _programs(functions: tuple[Callable, ...], options: Hashable) -> dict[Any, A
     return kept.programs.setdefault(options, {})
 
 
-def programs_of(function: Callable, options: Hashable | None) -> dict[Any, Any]:
+def programs_of(function: Callable, options: Hashable) -> dict[Any, Any]:
     """The programs of `function` under these options; a dict of its own if either has no hash."""
     try:
-        return {} if options is None else _programs((function,), options)
+        return _programs((function,), options)
     except TypeError:
         return {}
 

@@ -139,12 +139,11 @@ def to_tree(
         numbers = {key: number for number, key in enumerate(objects)}
         places = occurrences(prefix, tree, numbers, "tree", "prefix")
         group_leaves(plan_for(tuple(objects.values())), places)
+    every = map_non_graph_nodes
     with split_context(ctxtag) as ctx:
         return structure.unflatten(
-            [
-                split_fn(ctx, path, entry, x) if map_non_graph_nodes or is_object(x) else x
-                for path, x, entry in found
-            ]
+            split_fn(ctx, path, entry, x) if every or is_object(x) else x
+            for path, x, entry in found
         )
 
 
@@ -179,11 +178,10 @@ def from_tree(
     def stop(x: Any) -> bool:
         return is_leaf(x) or is_node_leaf(x) or stops(x)
 
+    every = map_non_graph_nodes
     found, structure = stretched(prefix, tree, "prefix", is_entry, stop)
     with merge_context(ctxtag) as ctx:
         return structure.unflatten(
-            [
-                merge_fn(ctx, path, entry, x) if map_non_graph_nodes or is_node_leaf(x) else x
-                for path, x, entry in found
-            ]
+            merge_fn(ctx, path, entry, x) if every or is_node_leaf(x) else x
+            for path, x, entry in found
         )

@@ -33,7 +33,7 @@ from .arguments import put_back
 from .borders import is_of_another_trace
 from .errors import place_under
 from .homes import homes
-from .inside import Change, NewGraph
+from .inside import Change
 
 _VALUE = "write the value of"
 
@@ -56,8 +56,11 @@ def write_back(
         grouped: the values that came out, by group.
         change: what they are for.
     """
-    if change.graph is not None:
-        return put_back(tree, _apply_graph(roots, values, grouped, change.graph))
+    if (graph := change.graph) is not None:
+        before = walk(tuple(roots)).objects
+        known = [None if origin is None else before[origin] for origin in graph.origins]
+        new = [values[s] if type(s) is int else grouped[s[0]][s[1]] for s in graph.sources]
+        return put_back(tree, give_structure(graph.graphdef, known, new))
     result = put_back(tree, _Lookup(plan, roots))
     leaves, outs = change.dirty[0], grouped[0]
     if len(change.dirty) > 1:
@@ -79,11 +82,11 @@ def write_back(
 
 def _actions(graphdef: GraphDef, leaves: Sequence[int]) -> dict[int, str]:
     """The records that hold these leaves, with what is done to them."""
-    of_leaf = homes(graphdef)[1]
+    _, of_leaf = homes(graphdef)
+    written = [of_leaf[leaf] for leaf in leaves]
     return {
-        of_leaf[leaf].record: f"write the array {keys[0]!r} of" if keys else _VALUE
-        for leaf in leaves
-        for keys in (of_leaf[leaf].keys,)
+        home.record: f"write the array {home.keys[0]!r} of" if home.keys else _VALUE
+        for home in written
     }
 
 
@@ -130,16 +133,6 @@ class _Lookup(dict[int, Any]):
     def __missing__(self, record: int) -> Any:
         self.update(enumerate(walk(tuple(self.roots)).objects))
         return self[record]
-
-
-def _apply_graph(
-    roots: Sequence[Any], values: Sequence[Any], grouped: Sequence[Sequence[Any]], graph: NewGraph
-) -> list[Any]:
-    """Give the caller's objects the new structure; returns the objects by (new) record."""
-    before = walk(tuple(roots)).objects
-    leaves = [values[s] if type(s) is int else grouped[s[0]][s[1]] for s in graph.sources]
-    known = [None if origin is None else before[origin] for origin in graph.origins]
-    return give_structure(graph.graphdef, known, leaves)
 
 
 def give_structure(

@@ -1,6 +1,6 @@
 """`nnx.spmd`: names only."""
 
-from ..lift.named_axes import add_axis as add_axis, remove_axis as remove_axis
+from ..lift.axis_names import add_axis as add_axis, remove_axis as remove_axis
 from ..objects.placing import (
     get_logical_axis_rules as get_logical_axis_rules, logical_axis_rules as logical_axis_rules,
     set_logical_axis_rules as set_logical_axis_rules)

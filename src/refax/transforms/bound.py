@@ -92,11 +92,6 @@ def _of_all(function: Callable, name: str | None) -> Callable:
     return named_like(function, inner)
 
 
-def method_of(wrapped: Callable, obj: Any) -> Any:
-    """A wrapper in a class body, bound to an object, as a plain function would be."""
-    return types.MethodType(wrapped, obj)
-
-
 def belongs_to(wrapped: Any, obj: Any) -> bool:
     """Whether `wrapped` is (under other decorators or not) a method of the object's class."""
     for cls in type(obj).__mro__:

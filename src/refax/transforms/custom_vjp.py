@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Generic
@@ -17,11 +18,11 @@ from ..objects.errors import describe_value
 from ..objects.type_names import A
 from ..objects.variable_types import Param
 from ..objects.watch import is_array
-from .bound import by_position, decorator_or_function, method_of, positions
+from .bound import by_position, decorator_or_function, positions
 from .branch_errors import Look, check_structures
 from .differentiation import gradient_builder, group_by_argument, join, separate
 from .given_derivatives import Given, laid_out, zeros
-from .jit_options import names_of, resolved
+from .jit_options import as_tuple, resolved
 from .prefixes import DiffState
 
 
@@ -84,14 +85,14 @@ class CustomVjp(Generic[A]):
         self._filters = {d.argnum: d.filter for d in given if isinstance(d, DiffState)}
         self._nondiff = [d for d in given if not isinstance(d, DiffState)]
         if nondiff_argnames:
-            self._nondiff += resolved(fun, None, names_of(nondiff_argnames), "custom_vjp")[0]
+            self._nondiff += resolved(fun, None, as_tuple(nondiff_argnames), "custom_vjp")[0]
         self._options: dict[str, Any] = {}
         self._rules: tuple[Callable, Callable] | None = None
         if self._bound is not None:
             set_unbound(self, lambda obj, /, *args, **kw: self._call(obj, args, kw), self._bound)
 
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
-        return self if obj is None else method_of(self, obj)
+        return self if obj is None else types.MethodType(self, obj)
 
     def defvjp(
         self, fwd: Callable, bwd: Callable, symbolic_zeros: bool = False, **options: Any

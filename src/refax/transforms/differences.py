@@ -20,6 +20,7 @@ from jax.core import Tracer
 
 from ..graph.graphdef import GraphDef
 from ..lift.arguments import is_slot
+from ..lift.closures import content
 from ..lift.errors import argument_place, place_under
 from ..lift.places import Fact, outline, said
 from ..objects.representation import short
@@ -169,9 +170,14 @@ def tell_apart(place: str, old: Any, new: Any) -> Difference:
     """How two values differ that are not equal, in words that differ."""
     old, new = (x.function if isinstance(x, FunctionKey) else x for x in (old, new))
     same_type = type(old) is type(new)
-    for below, a, b in _parts(old, new) if same_type else ():
-        if not _equal(frozen(a), frozen(b)):
-            return tell_apart(place + below, a, b)
+    comparable = same_type and not (
+        isinstance(old, types.FunctionType) and old.__code__ != new.__code__
+    )
+    parts, new_parts = (_parts(x) if comparable else {} for x in (old, new))
+    if [*parts] == [*new_parts]:
+        for below, part in parts.items():
+            if not _equal(frozen(part), frozen(new_parts[below])):
+                return tell_apart(place + below, part, new_parts[below])
     texts = [short(x) for x in (old, new)]
     if texts[0] != texts[1] and not _ADDRESS.search("".join(texts)):
         return Difference(place, *texts)
@@ -195,32 +201,24 @@ def _kind(value: Any) -> str:
     return f"{short(value)} (a {type(value).__module__}.{type(value).__qualname__})"
 
 
-def _parts(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """(what is put behind the place, old, new) of the parts of two values of one type."""
-    if dataclasses.is_dataclass(old):
-        for field in dataclasses.fields(old):
-            was, now = (getattr(x, field.name, None) for x in (old, new))
-            yield f".{field.name}", was, now
-    elif isinstance(old, types.FunctionType) and old.__code__ == new.__code__:
-        yield " (defaults)", old.__defaults__, new.__defaults__
-        yield " (defaults by name)", old.__kwdefaults__, new.__kwdefaults__
-        cells = zip(old.__closure__ or (), new.__closure__ or ())
-        for variable, pair in zip(old.__code__.co_freevars, cells):
-            try:
-                was, now = (cell.cell_contents for cell in pair)
-                yield f" (closes over `{variable}`)", was, now
-            except ValueError:  # an empty cell
-                continue
-    elif isinstance(old, functools.partial):
-        yield ".func", old.func, new.func
-        yield ".args", old.args, new.args
-        yield ".keywords", old.keywords, new.keywords
-    elif isinstance(old, types.MethodType):
-        yield "", old.__func__, new.__func__
-    elif isinstance(old, (tuple, list)) and len(old) == len(new):
-        yield from ((f"[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new)))
-    elif isinstance(old, dict) and list(old) == list(new):
-        yield from ((f"[{key!r}]", old[key], new[key]) for key in old)
+def _parts(value: Any) -> dict[str, Any]:
+    """{what is put behind the place: part}."""
+    if dataclasses.is_dataclass(value):
+        return {f".{f.name}": getattr(value, f.name, None) for f in dataclasses.fields(value)}
+    if isinstance(value, types.FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
+        return {
+            " (defaults)": value.__defaults__,
+            " (defaults by name)": value.__kwdefaults__,
+            **{f" (closes over `{name}`)": content(cell) for name, cell in cells},
+        }
+    if isinstance(value, functools.partial):
+        return {".func": value.func, ".args": value.args, ".keywords": value.keywords}
+    if isinstance(value, types.MethodType):
+        return {"": value.__func__}
+    if isinstance(value, (tuple, list)):
+        return {f"[{i}]": part for i, part in enumerate(value)}
+    return {f"[{key!r}]": part for key, part in value.items()} if isinstance(value, dict) else {}
 
 
 def placement(value: Any) -> str:

@@ -11,6 +11,7 @@ import copy
 import functools
 import pickle
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple
@@ -27,7 +28,7 @@ from ..lift.places import inputs_of
 from ..lift.programs import programs_of, proxy, remember
 from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import P, R
-from .bound import decorator_or_function, method_of, positions
+from .bound import decorator_or_function, positions
 from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, layout_of
 from .jit_options import Options, StaticArguments
@@ -119,7 +120,7 @@ class JitWrapped(Generic[P, R]):
         return leave(call, out)
 
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
-        return self if obj is None else method_of(self, obj)
+        return self if obj is None else types.MethodType(self, obj)
 
     def __repr__(self) -> str:
         return f"nnx.jit({getattr(self._function, '__qualname__', self._function)})"

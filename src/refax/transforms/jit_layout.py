@@ -1,8 +1,8 @@
 """How the leaves and arguments of a jitted call are laid out when some are donated or sharded.
 
 The inner function then takes each of them by position, as JAX wants what it donates: the values of
-each group, which are by (sharding, donated), the arguments, and what is kept and what is donated of
-those given by name.
+each group, the arguments, and what is kept and what is donated of those given by name. Each
+sharding has two groups: of leaves that are kept, and of leaves that are donated.
 """
 
 from __future__ import annotations
@@ -21,13 +21,6 @@ from ..lift.places import inputs_by_place
 from ..lift.prefix import FilterPrefix, Groups, OutputRules
 from ..objects.errors import describe_value
 from .jit_options import Options
-
-
-class Entry(NamedTuple):
-    """The group of a leaf."""
-
-    sharding: Any
-    donated: bool
 
 
 class Donated(NamedTuple):
@@ -76,11 +69,11 @@ class Layout(NamedTuple):
         if not self.by_position:
             return tell(error, call, function)
 
-        def donated(leaf: int, path: tuple) -> bool:
-            if leaf >= 0:
-                return self.donated[self.groups.of_leaf[leaf]]
-            inside, key = path[0].idx, path[1]
-            return key.key in self.given.names if inside else key.idx in self.given.at
+        args, kwargs = call.tree
+        parts = [(a, i in self.given.at) for i, a in enumerate(args)]
+        parts += [(kwargs[name], name in self.given.names) for name in sorted(kwargs)]
+        donated = [self.donated[group] for group in self.groups.of_leaf]
+        donated += [gone for x, gone in parts for _ in jax.tree.leaves(x)]
 
         def arrange(grouped: list, tree: Any) -> dict[str, Any]:
             return {"inputs": self.inputs(grouped, tree)}
@@ -89,10 +82,8 @@ class Layout(NamedTuple):
 
     def _unfit(self, call: Call, function: Callable) -> ValueError | None:
         """The error for a sharding that does not fit what it is for."""
-        count, entries = len(self.donated), self.keywords.get("in_shardings", (None,))
-        args = entries[count:-2] or None
-        for place, value, entry in inputs_by_place(call, function, args, _is_sharding):
-            sharding = entry.sharding if isinstance(entry, Entry) else entry
+        args = self.keywords.get("in_shardings", ())[len(self.donated) : -2] or None
+        for place, value, sharding in inputs_by_place(call, function, args, _is_sharding):
             if not isinstance(sharding, jax.sharding.Sharding):
                 continue
             for array in jax.tree.leaves(value):
@@ -132,9 +123,8 @@ def layout_of(
     prefix = _in_prefix(options.in_shardings, len(args), shift, static_at)
     if isinstance(prefix, tuple):
         prefix = tuple(map(by_path, prefix, args))
-    out_prefix = options.out_shardings
     rules = group_by_prefix(
-        call, function, prefix, out_prefix, "in_shardings", is_leaf=_is_sharding
+        call, function, prefix, options.out_shardings, "in_shardings", is_leaf=_is_sharding
     )
     # A leaf that any donated argument reaches is donated: its Variable gets the new value.
     objects = slot_numbers(
@@ -143,29 +133,21 @@ def layout_of(
     )  # fmt: skip
     graphdef, half = call.graphdef, len(rules.entries)
     reached = {leaf for n in objects for _, leaf in graphdef.all_paths(graphdef.roots[n])}
-    entries = [Entry(e, donated) for donated in (False, True) for e in rules.entries]
     of_leaf = [g + half * (leaf in reached) for leaf, g in enumerate(call.groups.of_leaf)]
-    donated = tuple(e.donated for e in entries)
-    count = len(entries)
+    entries = rules.entries * 2
+    donated = (False,) * half + (True,) * half
+    at = [2 * half + i for i in given.at]
     keywords: dict[str, Any] = {
-        "donate_argnums": (
-            *(group for group, gone in enumerate(donated) if gone),
-            *(count + i for i in given.at),
-            count + len(args) + 1,
-        )
+        "donate_argnums": (*range(half, 2 * half), *at, 2 * half + len(args) + 1)
     }
     if options.sharded:
-        by_group = [entry.sharding for entry in entries]
         arrays = for_arrays(prefix, args, "args", _is_sharding)
         by_argument = arrays if isinstance(arrays, tuple) else (arrays,) * len(args)
-        keywords["in_shardings"] = (*by_group, *by_argument, None, None)
-        keywords["out_shardings"] = (without_objects(out_prefix), by_group, None)
-        kept = tuple(o._replace(prefix=_kept(o.prefix)) for o in rules.arguments)
-        out_prefix = jax.tree.map(_kept, out_prefix, is_leaf=_is_sharding)
-        rules = OutputRules(kept, out_prefix, tuple(entries), lambda entry: entry.sharding)
-    return Layout(
-        Groups(entries, of_leaf), given, donated, rules if options.sharded else None, keywords
-    )
+        keywords["in_shardings"] = (*entries, *by_argument, None, None)
+        keywords["out_shardings"] = (without_objects(options.out_shardings), [*entries], None)
+    # What is new leaves by the first group of its sharding, in which nothing is donated.
+    out_rules = rules._replace(entries=entries) if options.sharded else None
+    return Layout(Groups(entries, of_leaf), given, donated, out_rules, keywords)
 
 
 def _in_prefix(prefix: Any, count: int, shift: int, static_at: Sequence[int]) -> Any:
@@ -188,10 +170,3 @@ def _in_prefix(prefix: Any, count: int, shift: int, static_at: Sequence[int]) ->
 def _is_sharding(value: Any) -> bool:
     kinds = (jax.sharding.Sharding, jax.sharding.PartitionSpec, FilterPrefix)
     return value is None or isinstance(value, kinds)
-
-
-def _kept(prefix: Any) -> Any:
-    """A prefix of shardings as one of groups."""
-    if isinstance(prefix, FilterPrefix):
-        return prefix.map_entries(lambda e: Entry(e, False))
-    return Entry(prefix, False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..lift import errors
@@ -12,12 +12,9 @@ from ..objects.statics import static_key
 from .bound import with_static, without_static
 
 
-def indices_of(given: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if given is None else (given,) if isinstance(given, int) else tuple(given)
-
-
-def names_of(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    return None if given is None else (given,) if isinstance(given, str) else tuple(given)
+def as_tuple(given: Any) -> tuple | None:
+    """One or several positions or names as several; None stays None."""
+    return None if given is None else (given,) if isinstance(given, (int, str)) else tuple(given)
 
 
 class Options:
@@ -36,25 +33,16 @@ class Options:
         self.out_shardings = out_shardings
         self.rest = rest
         self.sharded = in_shardings is not None or out_shardings is not None
-        self._given = (
-            indices_of(static[0]),
-            names_of(static[1]),
-            indices_of(donate[0]),
-            names_of(donate[1]),
-        )
+        numbers, names, donated, donated_names = map(as_tuple, (*static, *donate))
+        self._given = (numbers, names, donated, donated_names)
         self.plain = not self.sharded and self._given == (None,) * 4
-        self.static_numbers, self.static_names = resolved(function, *self._given[:2])
-        self.donate_numbers, self.donate_names = resolved(function, *self._given[2:])
+        self.static_numbers, self.static_names = resolved(function, numbers, names)
+        self.donate_numbers, self.donate_names = resolved(function, donated, donated_names)
 
     def key(self) -> Any:
-        """Equal for equal keywords; None where that cannot be told."""
+        """Equal for equal keywords; it may have no hash."""
         items = tuple(sorted(self.rest.items(), key=lambda item: item[0]))
-        parts = (self.in_shardings, self.out_shardings, self._given, items)
-        try:
-            hash(parts)
-        except TypeError:
-            return None
-        return parts
+        return self.in_shardings, self.out_shardings, self._given, items
 
 
 def resolved(

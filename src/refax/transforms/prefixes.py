@@ -102,9 +102,6 @@ class FunctionPrefix(FilterPrefix):
     def entry(self, path: tuple, value: Any, place: str) -> Any:
         return self.function(path, value)
 
-    def map_entries(self, f: Callable[[Any], Any]) -> FunctionPrefix:
-        return FunctionPrefix(lambda path, x: f(self.function(path, x)), map(f, self.entries))
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FunctionPrefix) and other.function is self.function
 

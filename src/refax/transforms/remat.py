@@ -10,7 +10,7 @@ import jax
 from ..lift.call import leave
 from ..lift.faults import execute
 from .bound import decorator_or_function, enter_unbound, lifted
-from .jit_options import indices_of, names_of, resolved
+from .jit_options import as_tuple, resolved
 
 
 @decorator_or_function
@@ -48,8 +48,8 @@ def remat(
         (2, 2)
     """
 
-    numbers = indices_of(static_argnums) or None
-    static = resolved(f, numbers, names_of(static_argnames) or None, "remat")
+    numbers, names = as_tuple(static_argnums) or None, as_tuple(static_argnames) or None
+    static = resolved(f, numbers, names, "remat")
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs, *static)

@@ -12,7 +12,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..lift.places import Fact, said
@@ -102,31 +102,30 @@ class Traces:
         head = f"{self.name}: traced {_times(self.count)}"
         if again:
             head += f", compiled {_times(self.count + len(again))}"
-        lines = [f"{head}."]
         first = self.count - len(self.reasons) + 1
-        for number, reasons in enumerate(self.reasons, first):
-            lines.append(f"trace {number}, compared with the nearest earlier one:")
-            lines += _listed(
-                reasons,
-                "no difference in objects, arguments or settings of JAX: the cache was cleared, or "
-                "a context that refax does not know was another",
-            )
-        for trace, reasons in again:
-            of = f" of trace {trace}" if self.count > 1 else ""
-            lines.append(f"another compilation{of}, compared with the nearest earlier one:")
-            lines += _listed(reasons, "no difference in where the inputs are")
+        told = [(f"trace {number}", reasons, _SAME_TRACE)
+                for number, reasons in enumerate(self.reasons, first)]  # fmt: skip
+        of = " of trace {}" if self.count > 1 else ""
+        told += [(f"another compilation{of.format(trace)}", reasons, _SAME_PLACES)
+                 for trace, reasons in again]  # fmt: skip
+        lines = [f"{head}."]
+        for what, reasons, none in told:
+            lines.append(f"{what}, compared with the nearest earlier one:")
+            lines += [f"  {d}" for d in reasons[:20]] or [f"  {none}"]
+            if len(reasons) > 20:
+                lines.append(f"  … and {len(reasons) - 20} more differences")
         return "\n".join(lines)
+
+
+_SAME_TRACE = (
+    "no difference in objects, arguments or settings of JAX: the cache was cleared, or a context "
+    "that refax does not know was another"
+)
+_SAME_PLACES = "no difference in where the inputs are"
 
 
 def _times(n: int) -> str:
     return f"{n} time{'s' if n != 1 else ''}"
-
-
-def _listed(reasons: Sequence[Difference], none: str) -> list[str]:
-    lines = [f"  {d}" for d in reasons[:20]] or [f"  {none}"]
-    if len(reasons) > 20:
-        lines.append(f"  … and {len(reasons) - 20} more differences")
-    return lines
 
 
 def users_level() -> int:
