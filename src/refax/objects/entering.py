@@ -71,7 +71,7 @@ def conformed(value: Any, like: Any, path: tuple) -> Any:
     if type(value) in ARRAYS and value.dtype == getattr(like, "dtype", None):
         return placed(value, like)
     if isinstance(value, jax.Array) and _is_number(value.dtype) and _has_numbers(like):
-        if not _keeps_kind(value.dtype, like.dtype):
+        if not castable(value.dtype, like.dtype):
             if isinstance(value, Tracer) or not value.is_fully_addressable:
                 _refuse(value, like.dtype, path)
             return _array(value, like, path, True)
@@ -95,7 +95,7 @@ def operand(value: Any, like: Any) -> Any:
     if not isinstance(value, (np.ndarray, np.generic)) or not _has_numbers(like):
         return value
     wide = jnp.promote_types(like.dtype, jax.dtypes.canonicalize_dtype(value.dtype))
-    if wide == like.dtype or not _keeps_kind(value.dtype, like.dtype):
+    if wide == like.dtype or not castable(value.dtype, like.dtype):
         return value
     return value.astype(like.dtype)
 
@@ -137,13 +137,13 @@ def _has_numbers(like: Any) -> bool:
     return hasattr(like, "dtype") and _is_number(like.dtype)
 
 
-def _keeps_kind(given: Any, target: Any) -> bool:
-    """Whether a cast stays in the kind of number, or goes to one that holds it."""
+def castable(given: Any, target: Any) -> bool:
+    """Whether a cast stays in the kind of number, or goes to one that holds it; none is a key."""
 
     def rank(dtype: Any) -> int:
         return next(i for i, kind in enumerate(_KINDS) if jnp.issubdtype(dtype, kind))
 
-    return rank(given) <= rank(target)
+    return _is_number(given) and _is_number(target) and rank(given) <= rank(target)
 
 
 def _array(value: Any, like: Any, holder: Any, dtype: bool) -> jax.Array:

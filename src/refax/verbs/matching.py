@@ -7,6 +7,7 @@ key finds its place in its integer or its string form; a key may be a dotted nam
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from jax.core import Tracer
 from ..graph.graph_state import GraphState
 from ..graph.graphdef import LEAF, GraphDef, record_children
 from ..graph.state import FlatState, State
-from ..objects.errors import StructureError, describe_value, path_string, suggest
+from ..objects.errors import path_string, suggest
 from ..objects.node import Node
 from ..objects.snapshots import UNREAD, taken
 from ..objects.variable import Variable, raw
+from .errors import Misfits
 from .iteration import iter_children_of
 from .layouts import full_layout
 from .names import PathError, find_key, parse_name
@@ -66,31 +68,30 @@ def match(graphdef: GraphDef, tree: Any) -> Matched:
         else:
             if dict not in set(map(type, values)):
                 return Matched(list(zip(full.leaves, values, strict=True)), [], [])
-    matched = Matched([], [], [])
+    unknown: list[Unknown] = []
+    twice: list[tuple[tuple, tuple]] = []
     named: dict[int, tuple[tuple, Any]] = {}
     stack: list[tuple[tuple, Any, Any]] = [((), tree, places_of(graphdef))]
     while stack:
         path, value, place = stack.pop()
         if type(place) is int:
             value = unboxed(value)
-            before = named.setdefault(place, (path, value))
-            if before[1] is not value and not _equal(raw(before[1]), raw(value)):
-                matched.twice.append((before[0], path))
-            elif before[0] == path:
-                matched.values.append((place, value))
+            first, known = named.setdefault(place, (path, value))
+            if not same_values(raw(known), raw(value)):
+                twice.append((first, path))
             continue
         if isinstance(value, Node):
             value = state(value)
         items = value.items() if isinstance(value, FlatState) else iter_children_of(value)
         if not items and value is not None and not isinstance(value, (Mapping, list, tuple)):
-            matched.unknown.append(Unknown(path, value, place, path))
+            unknown.append(Unknown(path, value, place, path))
         for key, below in items:
-            found, at, rest = _follow(place, key)
+            found, at, rest = follow(place, key)
             if rest:
-                matched.unknown.append(Unknown((*path, *found, *rest), below, at, (*path, *found)))
+                unknown.append(Unknown((*path, *found, *rest), below, at, (*path, *found)))
             else:
                 stack.append(((*path, *found), below, at))
-    return matched
+    return Matched([(place, value) for place, (_, value) in named.items()], unknown, twice)
 
 
 def unboxed(value: Any) -> Any:
@@ -102,28 +103,26 @@ def unboxed(value: Any) -> Any:
     return value
 
 
-def _follow(place: Places, key: Any) -> tuple[tuple, Any, tuple]:
+def follow(place: Any, key: Any) -> tuple[tuple, Any, tuple]:
     """(the keys that were found, the place that they lead to, the parts that were not found)."""
-    if key in place:
+    if type(place) is dict and key in place:
         return (key,), place[key], ()
-    try:
-        parts = parse_name(key, "update") if isinstance(key, str) else key
-    except PathError:
-        parts = (key,)
-    parts = tuple(parts) if isinstance(parts, (tuple, list)) else (parts,)
+    parts = key if isinstance(key, tuple) else (key,)
+    if isinstance(key, str):
+        with contextlib.suppress(PathError):
+            parts = tuple(parse_name(key, "update"))
     found: tuple = ()
-    at: Any = place
     for i, part in enumerate(parts):
-        if type(at) is int:  # a checkpoint's `kernel.value`
+        if type(place) is int:  # a checkpoint's `kernel.value`
             boxed = len(parts) == i + 1 and {part} in _BOXES
-            return found, at, () if boxed else _as_keys(parts[i:])
+            return found, place, () if boxed else _as_keys(parts[i:])
         try:
-            step = find_key(at, part)
+            step = find_key(place, part)
         except KeyError:
-            if (step := f"{SOWN}{part}") not in at:
-                return found, at, _as_keys(parts[i:])
-        found, at = (*found, step), at[step]
-    return found, at, ()
+            if (step := f"{SOWN}{part}") not in place:
+                return found, place, _as_keys(parts[i:])
+        found, place = (*found, step), place[step]
+    return found, place, ()
 
 
 def _as_keys(parts: tuple) -> tuple:
@@ -153,8 +152,10 @@ def _places(graphdef: GraphDef) -> Any:
     return places[graphdef.roots[0]]
 
 
-def _equal(a: Any, b: Any) -> bool:
+def same_values(a: Any, b: Any) -> bool:
     """Whether two values of one leaf are the same; what is traced is the same only as itself."""
+    if a is b:
+        return True
     if isinstance(a, Tracer) or isinstance(b, Tracer):
         return False
     if jax.tree.structure(a) != jax.tree.structure(b):
@@ -165,55 +166,24 @@ def _equal(a: Any, b: Any) -> bool:
     )
 
 
-class Misfits:
-    """What of a State does not fit an object, gathered, so that one error can tell all of it."""
-
-    def __init__(self, verb: str):
-        self.verb = verb
-        self.lines: list[str] = []
-        self.cures: dict[str, None] = {}  # each once, in order
-
-    def add(
-        self, graphdef: GraphDef, unknown: list[Unknown], twice: list[tuple[tuple, tuple]]
-    ) -> None:
-        names = [path_string(path) for path in graphdef.paths.leaves]
-        for path, _, above, found in unknown:
-            near = ""
-            if len(self.lines) < _SUGGESTED:  # looking for near misses takes time
-                part = path[len(found)] if len(path) > len(found) else ""
-                siblings = above if isinstance(above, dict) else ()
-                near = suggest(part, siblings) or suggest(path_string(path), names)
-            self.lines.append(
-                f"`{path_string(path)}`: the object has no Variable or array there.{near}"
-            )
-            self.cures[_UNKNOWN] = None
-        for one, other in twice:
-            self.lines.append(
-                f"`{path_string(one)}` and `{path_string(other)}` are one Variable, with two "
-                "values."
-            )
-            self.cures["give a shared Variable one value, by any of its paths"] = None
-
-    def shape(self, path: Iterable[Any], old: Any, new: Any) -> None:
-        self.lines.append(
-            f"`{path_string(path)}` is {describe_value(old)} in the object but "
-            f"{describe_value(new)} in the State."
-        )
-        self.cures[_SHAPE] = None
-
-    def told(self, error: StructureError) -> None:
-        """Another error, as it says itself."""
-        line, _, cure = str(error).partition("\nCure: ")
-        self.lines.append(line)
-        self.cures[cure.rstrip(".")] = None
-
-    def error(self) -> StructureError:
-        cure = "; or ".join(self.cures)
-        if len(self.lines) == 1:
-            return StructureError(f"nnx.{self.verb}: {self.lines[0]}\nCure: {cure}.")
-        return StructureError(
-            f"nnx.{self.verb}: {len(self.lines)} values of the State do not fit the object; "
-            "nothing was changed:\n  " + "\n  ".join(self.lines) + f"\nCure: {cure}."
+def tell(
+    misfits: Misfits, graphdef: GraphDef, unknown: Iterable[Unknown], matched: Matched
+) -> None:
+    """Note what has no place in the object, and what has two values."""
+    names: list[str] = []
+    for i, (path, _, above, found) in enumerate(unknown):
+        near = ""
+        if i < _SUGGESTED:  # looking for near misses takes time
+            names = names or list(map(path_string, graphdef.paths.leaves))
+            part = path[len(found)] if len(path) > len(found) else ""
+            siblings = above if isinstance(above, dict) else ()
+            near = suggest(part, siblings) or suggest(path_string(path), names)
+        line = f"`{path_string(path)}`: the object has no Variable or array there.{near}"
+        misfits.add(_UNKNOWN, line)
+    for one, other in matched.twice:
+        misfits.add(
+            "give a shared Variable one value, by any of its paths",
+            f"`{path_string(one)}` and `{path_string(other)}` are one Variable, with two values.",
         )
 
 
@@ -221,8 +191,4 @@ _SUGGESTED = 20
 _UNKNOWN = (
     "build the State from an object of the same structure, or drop that path from it "
     "(nnx.filter_state, or `del state[...]`)"
-)
-_SHAPE = (
-    "make the object with the same sizes as the State came from; to replace the array by one of "
-    "another shape on purpose, assign it: `variable.value = new`"
 )

@@ -15,7 +15,7 @@ from ..objects.errors import describe_value
 from ..objects.variable import Variable, copies, make_variable, own_cell, set_raw_value
 from . import errors
 from .layouts import shapes_of
-from .matching import MISSING, Misfits, match
+from .matching import MISSING, match, tell
 from .splitting import split
 
 PureState = tuple[GraphDef, State]  # what `nnx.split` gives without filters
@@ -65,6 +65,7 @@ def merge(
         )
     paths = graphdef.paths.leaves
     found: list[Any] = [MISSING] * len(paths)
+    misfits = errors.Misfits("merge")
     for tree in states:
         if isinstance(tree, (list, tuple)) and tree and all(map(_is_leaf, tree)):
             values = zip(graphdef.paths.order, tree, strict=False)
@@ -73,9 +74,8 @@ def merge(
         else:
             matched = match(graphdef, tree)
             if matched.unknown or matched.twice:
-                misfits = Misfits("merge")
-                misfits.add(graphdef, matched.unknown, matched.twice)
-                raise misfits.error()
+                tell(misfits, graphdef, matched.unknown, matched)
+                misfits.raise_if_any()
             values = matched.values
         for i, value in values:
             found[i] = value

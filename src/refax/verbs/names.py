@@ -93,27 +93,23 @@ def find_key(keys: Collection[Any], part: Any) -> Any:
     raise KeyError(part)
 
 
-def _step(value: Any, part: Any) -> Any:
-    """The key of `value` that a part stands for; raises KeyError if there is none."""
-    keys = [key for key, _ in iter_children_of(value)]
-    text = str(part).strip("[]")
-    if isinstance(value, Sequence) and text.startswith("-") and text[1:].isdecimal():
-        return keys[int(text)]
-    return find_key(keys, part)
-
-
 def resolve(node: Any, path: Any, verb: str) -> tuple[tuple, list[Any]]:
     """The path in its own keys, and the values along it, the root first."""
     parts = parse_name(path, verb) if isinstance(path, str) else list(path)
     found: tuple = ()
     values = [node]
     for part in parts:
+        value, text = values[-1], str(part).strip("[]")
+        children = dict(iter_children_of(value))
         try:
-            key = _step(values[-1], part)
+            if isinstance(value, Sequence) and re.fullmatch(r"-\d+", text):
+                key = list(children)[: len(value)][int(text)]
+            else:
+                key = find_key(children, part)
         except (KeyError, IndexError):
-            raise _not_found(node, path, found, values[-1], part, verb) from None
+            raise _not_found(node, path, found, value, part, verb) from None
         found = (*found, key)
-        values.append(dict(iter_children_of(values[-1]))[key])
+        values.append(children[key])
     return found, values
 
 

@@ -16,16 +16,16 @@ from ..graph.state import State
 from ..graph.walk import key_name
 from ..objects.at_once import Write
 from ..objects.entering import conformed
-from ..objects.errors import StructureError, describe_value, suggest
+from ..objects.errors import StructureError, describe_value, path_string, suggest
 from ..objects.node import Node
 from ..objects.trace_errors import mutation_error
 from ..objects.variable import Variable, check_write, make_variable, metadata_writes
-from .iteration import is_mutable, set_child
+from .errors import Misfits
+from .iteration import is_mutable, iter_children_of, set_child
 from .layouts import object_plan
-from .matching import Matched, Misfits, Unknown, match
-from .names import PathError, dotted_name, place_text, resolve
+from .matching import Matched, Unknown, match, tell
+from .names import PathError, dotted_name, get_path, place_text, resolve
 from .popping import sown_attribute
-from .splitting import state as state_of
 
 
 def update(node: Any, state: Any, /, *states: Any) -> None:
@@ -58,14 +58,12 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
     """`update`, and the writes `also` at once with it."""
     plan = object_plan(node, "update")
     graphdef, variables = plan.graphdef, plan.variables
-    trace = TRACE.value
     pending: list[tuple[int, Any]] = []
     added: list[tuple[Any, str, Variable]] = []
     misfits = Misfits("update")
     for tree in states:
-        if isinstance(tree, Node):
-            tree = state_of(tree)
-        if not isinstance(tree, (Mapping, Variable)) and not (variables and node is variables[0]):
+        of_variable = bool(variables) and node is variables[0]
+        if not isinstance(tree, (Mapping, Variable, Node)) and not of_variable:
             raise TypeError(
                 f"nnx.update takes States or nested dicts, got {describe_value(tree)}.\n"
                 "Cure: nnx.update(object, state), with a State as nnx.state(object) returns it."
@@ -76,39 +74,41 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
             new = [_new_attribute(node, x, plan, matched) for x in matched.unknown]
             added += [x for x in new if x is not None]
             unknown = [x for x, at in zip(matched.unknown, new, strict=True) if at is None]
-            misfits.add(graphdef, unknown, matched.twice)
-    count = len(variables)
-    owner = node._refax_trace if isinstance(node, Node) else trace
-    outer: list[Any] = [
-        variables[i] if i < count else node
-        for i, _ in pending
-        if (variables[i]._trace if i < count else owner) is not trace
-    ]
-    outer += [x for x, _, _ in added if isinstance(x, Node) and x._refax_trace is not trace]
+            tell(misfits, graphdef, unknown, matched)
+    leaves = [i for i, _ in pending]
     old = plan.gather()
-    present = [old[i] for i, _ in pending]
+    present = [old[i] for i in leaves]
     values = [x._value if isinstance(x, Variable) else x for _, x in pending]
     if not _alike(present, values):
         values = [
             was if was is new else _in_place_of(was, given, graphdef.paths.leaves[i], misfits)
             for (i, given), was, new in zip(pending, present, values, strict=True)
         ]
-    if misfits.lines:
-        raise misfits.error()
-    for obj in outer:
-        if not isinstance(obj, Variable):
-            raise mutation_error(obj, "update")
-        check_write(obj, "update")
+    misfits.raise_if_any()
+    check_writable(plan, node, leaves, "update", [holder for holder, _, _ in added])
     writes = [*also]
     for i, given in pending:
-        if isinstance(given, Variable) and i < count:
+        if isinstance(given, Variable) and i < len(variables):
             cell, metadata = variables[i], given._metadata
             if metadata is not cell._metadata and metadata != cell._metadata:
                 writes += metadata_writes(cell, metadata)
-    write_leaves(plan, (node,), [i for i, _ in pending], values, writes)
+    write_leaves(plan, (node,), leaves, values, writes)
     for holder, name, value in added:
         cell = make_variable(type(value), value._value, value._metadata)
         set_child(holder, sown_attribute(holder, name) if isinstance(holder, Node) else name, cell)
+
+
+def check_writable(
+    plan: Plan, node: Any, leaves: Sequence[int], action: str, also: Sequence[Any] = ()
+) -> None:
+    """Raise if a leaf of `node`, or an object of `also`, belongs to another trace."""
+    trace, cells = TRACE.value, plan.variables
+    for cell in [cells[i] for i in leaves if i < len(cells) and cells[i]._trace is not trace]:
+        check_write(cell, action)
+    of_arrays = [node] if max(leaves, default=0) >= len(cells) else []
+    for holder in (*of_arrays, *also):
+        if isinstance(holder, Node) and holder._refax_trace is not trace:
+            raise mutation_error(holder, action)
 
 
 def _new_attribute(
@@ -123,10 +123,8 @@ def _new_attribute(
     name = path[-1]
     if not isinstance(value, Variable) or len(path) != len(found) + 1 or not isinstance(name, str):
         return None
-    holder = resolve(node, found, "update")[1][-1]
-    if not isinstance(holder, (Node, dict, State)) or name in (
-        vars(holder) if isinstance(holder, Node) else holder
-    ):
+    holder = get_path(node, found)
+    if not isinstance(holder, (Node, dict, State)) or name in dict(iter_children_of(holder)):
         return None
     given = {i for i, _ in matched.values}
     for key, i in above.items():
@@ -145,14 +143,22 @@ def _in_place_of(old: Any, given: Any, path: tuple, misfits: Misfits) -> Any:
         # A bare array of NumPy in an attribute is replaced by what is given.
         new = new if isinstance(old, np.ndarray) and not boxed else conformed(new, old, path)
     except StructureError as error:
-        misfits.told(error)
+        line, _, cure = str(error).partition("\nCure: ")
+        misfits.add(cure.rstrip("."), line)
     # A pytree, such as a quantized array, may come where an array was.
+    place = f"`{path_string(path)}`"
     pytree = boxed or not isinstance(new, (dict, list))
     if _shape(old) not in (None, _shape(new)) and not (
         pytree and not jax.tree_util.all_leaves((new,))
     ):
-        misfits.shape(path, old, given._value if boxed else given)
+        misfits.unlike(place, old, given._value if boxed else given, _RESIZE)
     return new
+
+
+_RESIZE = (
+    "make the object with the same sizes as the State came from; to replace the array by one of "
+    "another shape on purpose, assign it: `variable.value = new`"
+)
 
 
 _SHAPE, _DTYPE, _COMMITTED = map(attrgetter, ("shape", "dtype", "committed"))
@@ -224,10 +230,9 @@ def set_path(node: Any, path: str | tuple, value: Any) -> None:
     parent, old = values[-2:]
     if isinstance(old, Variable) and not isinstance(value, (Variable, Node, str, type(None))):
         misfits = Misfits("set_path")
-        _in_place_of(old._value, value, keys, misfits)
-        if misfits.lines:
-            raise misfits.error()
-        update(old, value)
+        new = _in_place_of(old._value, value, keys, misfits)
+        misfits.raise_if_any()
+        old.set_raw_value(new)
         return
     if not is_mutable(parent):
         raise PathError(

@@ -193,7 +193,7 @@ class Checkpoints:
             known[path].name if path in known else dotted_name(path): array
             for path, array in arrays.items()
         }
-        load_into(objects, named, True, None, None, "model", ..., "Checkpoints.restore")
+        load_into(places, named)
         return notes
 
     # -- inside -----------------------------------------------------------------------------------

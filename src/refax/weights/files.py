@@ -30,11 +30,9 @@ from jax.core import Tracer
 
 from ..graph.filters import Filter
 from ..objects.representation import bytes_text
-from ..verbs.names import dotted_name
-from ..verbs.spmd import named_sharding_of
 from . import file_errors as errors
 from .file_format import Reader, new_file, open_file, write_file
-from .places import Place, Places, all_names
+from .places import Places
 from .state_dict import Loaded, Rename, Transform, load_into
 
 
@@ -127,7 +125,7 @@ def save(
     if keys:
         texts["refax.keys"] = json.dumps(keys)
         arrays |= {name: jax.random.key_data(arrays[name]) for name in keys}
-    aliases = _aliases(places)
+    aliases = {name: place.name for name, place in places.all_names() if name != place.name}
     if aliases:
         texts["refax.aliases"] = json.dumps(aliases)
     parts = _parts(arrays, _bytes(max_file_size))
@@ -182,14 +180,7 @@ def load(
         for alias, name in file.aliases.items():
             if alias not in mapping and name in mapping and places.find(alias) is not None:
                 mapping[alias] = mapping[name]
-
-        def on_mesh(place: Place) -> Any:
-            return named_sharding_of(places.leaves[place.leaf], mesh)
-
-        sharding_of = None if mesh is None else on_mesh
-        return load_into(
-            obj, mapping, strict, rename, transform, dtype, filter, "load", sharding_of=sharding_of
-        )
+        return load_into(places, mapping, strict, rename, transform, dtype, mesh)
 
 
 def inspect_file(path: str | os.PathLike[str]) -> FileInfo:
@@ -313,20 +304,6 @@ def _part_paths(path: Path, count: int) -> list[Path]:
 
     paths = named("")
     return named(f"{secrets.token_hex(4)}-") if any(p.exists() for p in paths) else paths
-
-
-def _aliases(places: Places) -> dict[str, str]:
-    """The other names of tied arrays, with the first one of each."""
-    of_variable: dict[int, list[tuple[str, str]]] = {}
-    for place in places.by_name.values():
-        first = dotted_name(places.plan.graphdef.paths.leaves[place.leaf])
-        of_variable.setdefault(id(places.leaves[place.leaf]), []).append((first, place.name))
-    return {
-        other + name.removeprefix(first): name
-        for other, variable in all_names(places.obj)
-        for first, name in of_variable.get(id(variable), ())
-        if first not in ("", other)
-    }
 
 
 @contextlib.contextmanager

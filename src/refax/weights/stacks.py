@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..layers.stack import Stack
+from ..verbs.errors import Misfits
 from ..verbs.iteration import iter_graph
 from ..verbs.names import dotted_name
-from . import errors
 from .places import Places
 
 
-class Joined:
+class _Joined:
     """Arrays of several blocks as one, read when it is asked for."""
 
     def __init__(self, parts: list[Any]):
@@ -30,12 +30,15 @@ class Joined:
 
     def read(self, index: tuple[slice, ...] = ()) -> Any:
         first, rest = (index[0], index[1:]) if index else (slice(None), ())
-        parts = [_read(part, rest) for part in self._parts[first]]
+        parts = [read(part, rest) for part in self._parts[first]]
         return (np if isinstance(parts[0], np.ndarray) else jnp).stack(parts)
 
 
-def _read(value: Any, index: tuple[slice, ...]) -> Any:
-    return value.read(index) if hasattr(value, "read") else value[index]
+def read(value: Any, index: tuple[slice, ...] = ()) -> Any:
+    """A value of a mapping, or a part of it; lazy ones are read now."""
+    if hasattr(value, "read"):
+        return value.read(index)
+    return value[index] if index else value
 
 
 class _Part:
@@ -46,18 +49,19 @@ class _Part:
         self.shape, self.dtype = tuple(whole.shape[1:]), whole.dtype
 
     def read(self, index: tuple[slice, ...] = ()) -> Any:
-        return _read(self._whole, (slice(self._number, self._number + 1), *index))[0]
+        return read(self._whole, (slice(self._number, self._number + 1), *index))[0]
 
 
-def joined(
-    places: Places, incoming: Mapping[str, Any], problems: errors.Problems
-) -> dict[str, tuple[str, Any] | None]:
-    """For each name of a block that a Stack takes: the (name, array) of all; None but once."""
-    stacks = {dotted_name(p): v for p, v in iter_graph(places.obj) if isinstance(v, Stack)}
-    found: dict[str, tuple[str, Any] | None] = {}
-    for place, stack in stacks.items():
+def with_stacks(
+    places: Places, incoming: Mapping[str, Any], misfits: Misfits
+) -> Iterator[tuple[str, Any]]:
+    """The entries, with single blocks joined for a Stack, and stacked ones parted for a list."""
+    taken: set[str] = set()
+    for path, stack in list(iter_graph(places.obj)):
+        if not isinstance(stack, Stack):
+            continue
+        prefix = f"{dotted_name(path)}." if path else ""
         groups: dict[str, dict[int, str]] = {}
-        prefix = f"{place}." if place else ""
         for name in incoming:
             match = re.fullmatch(rf"{re.escape(prefix)}(\d+)\.(.+)", name)
             if match:
@@ -67,24 +71,32 @@ def joined(
             if places.find(whole) is None:
                 continue
             if sorted(names) != list(range(stack.n)):
-                problems.blocks(place or type(places.obj).__name__, rest, sorted(names), stack.n)
-            found.update(dict.fromkeys(names.values()))
+                misfits.add(
+                    "as many blocks as the Stack has",
+                    f"`{dotted_name(path) or type(stack).__name__}` stacks {stack.n} blocks, but "
+                    f"`{rest}` is there for the blocks {sorted(names)}.",
+                )
             parts = [incoming[names[i]] for i in sorted(names)]
             parts = [p if hasattr(p, "shape") else np.asarray(p) for p in parts]
-            if len({tuple(p.shape) for p in parts}) > 1:
-                problems.uneven(whole, [tuple(p.shape) for p in parts])
+            shapes = {tuple(p.shape) for p in parts}
+            if len(shapes) > 1:
+                line = f"`{whole}` is stacked from arrays of several shapes: {sorted(shapes)}."
+                misfits.add("blocks of one size", line)
                 parts = parts[:1] * len(parts)
-            found[names[min(names)]] = (whole, Joined(parts))
-    return found
+            taken.update(names.values())
+            yield whole, _Joined(parts)
+    for name, value in incoming.items():
+        if name not in taken:
+            yield from _parted(places, name, value)
 
 
-def parted(places: Places, name: str, value: Any) -> Iterator[tuple[str, Any]] | None:
-    """The single blocks' entries of a stacked array, if the object has a list in its place."""
+def _parted(places: Places, name: str, value: Any) -> list[tuple[str, Any]]:
+    """The entry; or the single blocks' of a stacked array, if the object has a list there."""
     head, _, rest = name.partition("blocks.")
     count = 0
     while rest and places.find(f"{head}{count}.{rest}") is not None:
         count += 1
     shape = getattr(value, "shape", ())
     if not count or not shape or shape[0] != count or places.find(name) is not None:
-        return None
-    return ((f"{head}{i}.{rest}", _Part(value, i)) for i in range(count))
+        return [(name, value)]
+    return [(f"{head}{i}.{rest}", _Part(value, i)) for i in range(count)]

@@ -12,7 +12,7 @@ sharding, memory kind and dtype of the array in whose place it comes; then all a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .._jax_compat import TRACE
 from ..graph.filters import Filter
 from ..graph.rebuild import write_leaves
-from ..objects.node import Node
-from ..objects.trace_errors import mutation_error
-from ..objects.variable import Variable, raw
-from . import errors
-from .places import Place, Places, all_names
-from .stacks import joined, parted
+from ..objects.entering import castable
+from ..objects.errors import describe_value, suggest
+from ..objects.variable import raw
+from ..verbs.errors import Misfits
+from ..verbs.matching import same_values
+from ..verbs.spmd import named_sharding_of
+from ..verbs.updating import check_writable
+from .places import Place, Places
+from .stacks import read, with_stacks
 
 Rename = Mapping[str, str] | Callable[[str], str | None]
 Transform = Callable[[str, Any], Any]
@@ -62,14 +64,7 @@ def state_dict(obj: Any, *, filter: Filter = ..., aliases: bool = False) -> dict
     """
     places = Places(obj, filter, "state_dict")
     found = {name: place.value for name, place in places.by_name.items()}
-    if not aliases:
-        return found
-    for name, variable in all_names(obj):
-        if name not in found and raw(variable) is not None:
-            place = places.find(name)
-            if place is not None:
-                found[name] = place.value
-    return found
+    return found | {name: place.value for name, place in places.all_names() if aliases}
 
 
 def load_state_dict(
@@ -117,81 +112,88 @@ def load_state_dict(
         ... )
         Loaded(missing=[], unexpected=[], cast={})
     """
-    return load_into(obj, mapping, strict, rename, transform, dtype, filter, "load_state_dict")
+    places = Places(obj, filter, "load_state_dict")
+    return load_into(places, mapping, strict, rename, transform, dtype)
 
 
 def load_into(
-    obj: Any,
+    places: Places,
     mapping: Mapping[str, Any],
-    strict: bool,
-    rename: Rename | None,
-    transform: Transform | None,
-    dtype: Any,
-    filter: Filter,
-    verb: str,
-    *,
-    sharding_of: Callable[[Place], Any] | None = None,
+    strict: bool = True,
+    rename: Rename | None = None,
+    transform: Transform | None = None,
+    dtype: Any = "model",
+    mesh: Any = None,
 ) -> Loaded:
     """`load_state_dict`, for every verb that loads.
 
     Args:
-        obj, mapping, strict, rename, transform, dtype, filter: as in `load_state_dict`; a value of
-            the mapping may be lazy: with `shape`, `dtype`, and `read(index)`.
-        verb: for messages.
-        sharding_of: where an array goes, if not where the one before it is.
+        places: of the object.
+        mapping, strict, rename, transform, dtype: as in `load_state_dict`; a value of the mapping
+            may be lazy: with `shape`, `dtype`, and `read(index)`.
+        mesh: where arrays go, by their annotations, if not where the ones before them are.
     """
     if dtype not in ("model", "file"):
         dtype = jnp.dtype(dtype)
-    places = Places(obj, filter, verb)
-    problems = errors.Problems(verb, obj)
-    incoming = _renamed(mapping, rename, problems)
+    misfits = Misfits(places.verb, "mapping")
     matched: dict[str, tuple[Place, Any, str]] = {}  # by first name
     unexpected: list[str] = []
-    names = iter(list(incoming.items()))
-    known = places.find
-    for name, value in _with_stacks(names, places, incoming, problems):
-        place = known(name)
+    for name, value in with_stacks(places, _renamed(mapping, rename, misfits), misfits):
+        place = places.find(name)
         if place is None:
             if not places.is_left_out(name):
                 unexpected.append(name)
             continue
-        before = matched.get(place.name)
-        if before is not None and not _same(before[1], value):
-            problems.two_values(before[2], name)
-        matched[place.name] = (place, value, name)
+        _, before, other = matched.setdefault(place.name, (place, value, name))
+        if not _same(before, value):
+            misfits.add(
+                "drop one of the two names, or untie them in the object",
+                f"`{other}` and `{name}` are one tied array, but have two values.",
+            )
     missing = [name for name in places.by_name if name not in matched]
     cast: dict[str, tuple[Any, Any]] = {}
     ready: list[tuple[Place, Any, Any]] = []
     for name, (place, value, given) in matched.items():
         if transform is not None:
-            value = transform(name, value.read() if hasattr(value, "read") else value)
-        form = value if hasattr(value, "dtype") else np.asarray(value)
-        if tuple(form.shape) != tuple(place.value.shape):
-            problems.misshapen(name, given, place.value, form)
+            value = transform(name, read(value))
+        value = value if hasattr(value, "dtype") else np.asarray(value)
+        target, cure = _dtype(place.value.dtype, value.dtype, dtype), None
+        if tuple(value.shape) != tuple(place.value.shape):
+            cure = "transform=… for another layout, such as a transpose"
+        elif value.dtype != target and not castable(value.dtype, target):
+            cure = "transform=… to convert the values on purpose"
+        if cure is not None:
+            also = "" if given == name else f" (given as `{given}`)"
+            misfits.unlike(f"`{name}`{also}", place.value, value, cure)
             continue
-        target = _dtype(place.value.dtype, form.dtype, dtype)
-        if not _castable(form.dtype, target):
-            problems.other_kind(name, given, place.value, form)
-            continue
-        if target != form.dtype:
-            cast[name] = (form.dtype, target)
-        ready.append((place, value if hasattr(value, "read") else form, target))
+        if target != value.dtype:
+            cast[name] = (value.dtype, target)
+        ready.append((place, value, target))
     if strict:
-        problems.missing(missing, unexpected)
-        problems.unexpected(unexpected, list(places.by_name))
-    problems.raise_if_any()
-    _check_trace(places, [place.leaf for place, _, _ in ready])
-    _write(places, [(p, _placed(p, v, t, sharding_of)) for p, v, t in ready])
+        lines = [f"missing: `{name}`.{suggest(name, unexpected)}" for name in missing]
+        misfits.add("rename={…} for other names; strict=False to keep what is missing", *lines)
+        lines = [f"unexpected: `{n}`.{suggest(n, places.by_name)}" for n in unexpected]
+        misfits.add("rename={…} for other names; strict=False to leave out the unexpected", *lines)
+    misfits.raise_if_any()
+    leaves = [place.leaf for place, _, _ in ready]
+    check_writable(places.plan, places.obj, leaves, "load weights into")
+    new = {leaf: jax.tree.flatten(raw(places.leaves[leaf])) for leaf in leaves}
+    for place, value, target in ready:
+        sharding = named_sharding_of(places.leaves[place.leaf], mesh) if mesh is not None else None
+        new[place.leaf][0][place.part] = _placed(place.value, value, target, sharding)
+    values = [treedef.unflatten(parts) for parts, treedef in new.values()]
+    write_leaves(places.plan, (places.obj,), list(new), values)
     return Loaded(missing, unexpected, cast)
 
 
-def _renamed(
-    mapping: Mapping[str, Any], rename: Rename | None, problems: errors.Problems
-) -> dict[str, Any]:
+def _renamed(mapping: Mapping[str, Any], rename: Rename | None, misfits: Misfits) -> dict[str, Any]:
     if not isinstance(mapping, Mapping):
-        raise errors.no_mapping(problems.verb, mapping)
-    if rename is None:
-        return dict(mapping)
+        raise TypeError(
+            f"nnx.{misfits.verb} takes a mapping from dotted names to arrays, got "
+            f"{describe_value(mapping)}.\n"
+            "Cure: the result of nnx.state_dict(object), or what another library gives, "
+            "`dict(torch_model.state_dict())`."
+        )
     renamed: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, value in mapping.items():
@@ -199,100 +201,41 @@ def _renamed(
         if callable(rename):
             new = rename(name)
         else:
-            for pattern, replacement in rename.items():
+            for pattern, replacement in (rename or {}).items():
                 new = re.sub(pattern, replacement, new)
         if new is None:
             continue
         if new in origin and not _same(renamed[new], value):
-            problems.renamed_to_one(origin[new], name, new)
+            line = f"`{origin[new]}` and `{name}` are both renamed to `{new}`."
+            misfits.add("another rename={…}", line)
         renamed[new], origin[new] = value, name
     return renamed
 
 
-def _with_stacks(
-    names: Iterator[tuple[str, Any]],
-    places: Places,
-    incoming: Mapping[str, Any],
-    problems: errors.Problems,
-) -> Iterator[tuple[str, Any]]:
-    """The entries, with single blocks joined for a Stack, and stacked ones parted for a list."""
-    stacked = joined(places, incoming, problems)
-    for name, value in names:
-        if name in stacked:
-            whole = stacked[name]
-            if whole is not None:
-                yield whole
-            continue
-        yield from parted(places, name, value) or ((name, value),)
-
-
 def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    arrays = [np.asarray(x.read() if hasattr(x, "read") else x) for x in (one, other)]
-    return arrays[0].shape == arrays[1].shape and bool(np.all(arrays[0] == arrays[1]))
+    return one is other or same_values(read(one), read(other))
 
 
 def _dtype(model: Any, given: Any, wanted: Any) -> Any:
-    if jnp.issubdtype(model, jax.dtypes.prng_key):
-        return model
-    if wanted == "model":
+    if wanted == "model" or jnp.issubdtype(model, jax.dtypes.prng_key):
         return model
     if wanted == "file":
         return jax.dtypes.canonicalize_dtype(given)
     return wanted if jnp.issubdtype(given, jnp.floating) else model
 
 
-def _castable(given: Any, target: Any) -> bool:
-    """Whether a cast keeps the kind of a number: no float becomes an int, no number a key."""
-    if given == target:
-        return True
-    kinds = (jax.dtypes.prng_key, jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
-    of = [[i for i, k in enumerate(kinds) if jnp.issubdtype(d, k)] for d in (given, target)]
-    if not of[0] or not of[1] or 0 in of[0] or 0 in of[1]:
-        return False
-    return of[0][0] <= of[1][0]
-
-
-def _placed(
-    place: Place, value: Any, dtype: Any, sharding_of: Callable[[Place], Any] | None
-) -> jax.Array:
+def _placed(old: Any, value: Any, dtype: Any, sharding: Any) -> jax.Array:
     """The value as an array on the devices where it belongs; each part is read for itself."""
-    old, lazy = place.value, hasattr(value, "read")
     abstract = isinstance(old, jax.ShapeDtypeStruct)
-    sharding = sharding_of(place) if sharding_of is not None else None
     if sharding is None and not isinstance(old, Tracer) and getattr(old, "committed", abstract):
         sharding = getattr(old, "sharding", None)
     is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if lazy and sharding is not None and not is_key:
+    if hasattr(value, "read") and sharding is not None and not is_key:
         return jax.make_array_from_callback(
             tuple(value.shape), sharding, lambda index: value.read(index).astype(dtype)
         )
-    value = value.read() if lazy else value
+    value = read(value)
     if isinstance(value, np.ndarray):
         value = np.array(value, dtype)  # a copy: the caller may go on writing into his own
     array = value if is_key else jnp.asarray(value, dtype)
     return array if sharding is None else jax.device_put(array, sharding)
-
-
-def _check_trace(places: Places, leaves: list[int]) -> None:
-    trace = TRACE.value
-    for leaf in leaves:
-        holder = places.leaves[leaf]
-        if not isinstance(holder, Variable):
-            holder = places.obj
-        own = holder._refax_trace if isinstance(holder, Node) else getattr(holder, "_trace", trace)
-        if own is not trace:
-            raise mutation_error(holder, "load weights into")
-
-
-def _write(places: Places, values: list[tuple[Place, jax.Array]]) -> None:
-    """Put the arrays into the object; nothing before the last line changes it."""
-    by_leaf: dict[int, Any] = {}
-    for place, array in values:
-        leaf = place.leaf
-        if leaf not in by_leaf:
-            by_leaf[leaf] = jax.tree.flatten(raw(places.leaves[leaf]))
-        by_leaf[leaf][0][place.part] = array
-    new = [treedef.unflatten(parts) for parts, treedef in by_leaf.values()]
-    write_leaves(places.plan, (places.obj,), list(by_leaf), new)
