@@ -7,12 +7,10 @@ from typing import Any
 
 import jax
 
-from ..graph.graphdef import VARIABLE, record_children
-from ..graph.rebuild import rebuild
-from ..graph.state import State
+from ..graph.graphdef import VARIABLE, WITH_IDENTITY, record_children
+from ..graph.rebuild import mapping_of, rebuild
 from ..graph.walk import walk
 from ..objects.modes import Switch
-from ..objects.node import Node
 from ..objects.pickling import copy_leaf
 from ..objects.statics import static_value
 from ..objects.variable import Variable, set_raw_value
@@ -64,17 +62,9 @@ def deep_copy(node: N, memo: dict) -> N:
         if record[0] == VARIABLE:
             continue
         memo[id(old)] = new
-        for key, child in zip(*record_children(record), strict=True):
-            if type(child) is tuple and child[0].__hash__ is None:
-                if (holder := _items_of(new)) is not None:
-                    holder[key] = python_copy.deepcopy(static_value(child), memo)
+        if record[0] in WITH_IDENTITY:
+            content = mapping_of(new, record)
+            for key, child in zip(*record_children(record), strict=True):
+                if type(child) is tuple and child[0].__hash__ is None:
+                    content[key] = python_copy.deepcopy(static_value(child), memo)
     return objects[0]
-
-
-def _items_of(holder: Any) -> Any:
-    """What to assign an item of a mutable node to, past all checks; None for an immutable one."""
-    if isinstance(holder, Node):
-        return holder.__dict__
-    if isinstance(holder, State):
-        return holder._tree
-    return holder if isinstance(holder, (list, dict)) else None

@@ -101,20 +101,17 @@ def object_plan(node: Any, verb: str) -> Plan:
     return plan
 
 
-def copies_of(plan: Plan) -> list[Any]:
-    """The leaves for new objects: Variables as new cells, arrays as they are."""
-    leaves = copies(plan.variables)
+def copies_of(plan: Plan, snapshot: Snapshot | None = None) -> list[Any]:
+    """The leaves for new objects, or for a State: Variables as new cells, arrays as they are."""
+    leaves = copies(plan.variables, snapshot)
     if plan.arrays:
         leaves += plan.bare()
     return leaves
 
 
 def snapshot(plan: Plan) -> list[Any]:
-    """The leaves for a State: Variables as copies, which tell if they are written to no purpose."""
-    leaves = copies(plan.variables, Snapshot(TRACE.value))
-    if plan.arrays:
-        leaves += plan.bare()
-    return leaves
+    """The leaves for a State: its Variables tell if they are written to no purpose."""
+    return copies_of(plan, Snapshot(TRACE.value))
 
 
 def leaves_of(node: Any) -> tuple[GraphDef, list[Any]]:

@@ -17,7 +17,16 @@ from .iteration import is_mutable, iter_children_of, iter_graph, set_child
 from .merging import merge
 from .splitting import split, state
 
-_PARTS = (Node, State, Variable)
+
+def map_leaves(tree: Any, of_leaf: Callable[[Any], Any], of_node: Callable[[Any], Any]) -> Any:
+    """A tree with other leaves (Variables among them), also in its States, and other Nodes."""
+
+    def mapped(x: Any) -> Any:
+        if isinstance(x, State):
+            return map_state(lambda _, leaf: of_leaf(leaf), x)
+        return of_node(x) if isinstance(x, Node) else of_leaf(x)
+
+    return jax.tree.map(mapped, tree, is_leaf=lambda x: isinstance(x, (Node, State, Variable)))
 
 
 def pure(tree: Any) -> Any:
@@ -28,11 +37,7 @@ def pure(tree: Any) -> Any:
         >>> type(nnx.pure(nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))["bias"]).__name__
         'ArrayImpl'
     """
-    if isinstance(tree, State):
-        return map_state(lambda _, leaf: raw(leaf), tree)
-    if isinstance(tree, Node):
-        return pure(state(tree))
-    return jax.tree.map(raw, tree, is_leaf=lambda x: isinstance(x, Variable))
+    return as_pure(state(tree) if isinstance(tree, Node) else tree)
 
 
 def as_pure(tree: Any) -> Any:
@@ -44,15 +49,7 @@ def as_pure(tree: Any) -> Any:
         >>> type(layer).__name__, type(layer.bias).__name__
         ('Linear', 'ArrayImpl')
     """
-    if isinstance(tree, Node):
-        return recursive_map(lambda _, value: raw(value), tree)
-    if isinstance(tree, (State, Variable)):
-        return pure(tree)
-    return jax.tree.map(
-        lambda x: as_pure(x) if isinstance(x, _PARTS) else x,
-        tree,
-        is_leaf=lambda x: isinstance(x, _PARTS),
-    )
+    return map_leaves(tree, raw, lambda node: recursive_map(lambda _, value: raw(value), node))
 
 
 def map(
@@ -114,27 +111,23 @@ def recursive_map(f: Callable[[tuple, Any], Any], node: Any, *, graph: Switch = 
         'gelu'
     """
     copied = clone(node, variables=False)
-    mapped: dict[Any, Any] = {}  # by id or path
+    mapped: dict[Any, Any] = {}
     visited = list(iter_graph(copied))  # also keeps every object alive, so ids stay unique
-    nodes = {id(v) for _, v in visited
-             if is_mutable(v) or isinstance(v, Variable) or type(v) is tuple}  # fmt: skip
 
     def place(path: tuple, value: Any) -> Any:
-        return id(value) if id(value) in nodes else path
+        """What knows a value: for a node itself, for others the path."""
+        return id(value) if is_mutable(value) or isinstance(value, Variable) else path
 
     for path, value in visited:
-        at, items = place(path, value), iter_children_of(value)
-        new_items = [mapped.get(place((*path, key), child), child) for key, child in items]
-        changed = [
-            (key, new)
-            for (key, child), new in zip(items, new_items, strict=True)
-            if new is not child
-        ]
-        if changed and is_mutable(value):
-            for key, new in changed:
-                set_child(value, key, new)
-        elif changed:
-            one_level = jax.tree.structure(value, is_leaf=lambda x, top=value: x is not top)
-            value = one_level.unflatten(new_items)
+        at = place(path, value)
+        items = iter_children_of(value)
+        new = [(key, mapped.get(place((*path, key), child), child)) for key, child in items]
+        if any(x is not child for (_, x), (_, child) in zip(new, items, strict=True)):
+            if is_mutable(value):
+                for key, child in new:
+                    set_child(value, key, child)
+            else:
+                one_level = jax.tree.structure(value, is_leaf=lambda x, top=value: x is not top)
+                value = one_level.unflatten([child for _, child in new])
         mapped[at] = f(path, value)
-    return mapped.get(id(copied), copied)
+    return mapped[place((), copied)]

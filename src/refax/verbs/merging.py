@@ -92,15 +92,11 @@ def _is_leaf(value: Any) -> bool:
 def _cells(graphdef: GraphDef, leaves: list[Any], copy: bool) -> list[Any]:
     """New cells for the leaves of Variables, so that nothing is shared with a State; or its own."""
     records = graphdef.variables
-    given = leaves[: len(records)]
-    if copy and all(isinstance(x, Variable) for x in given):
-        cells = copies(given)
-    else:
-        own = (lambda x: copies([x])[0]) if copy else own_cell
-        cells = [
-            own(x) if isinstance(x, Variable) else make_variable(record[1], x, record[2])
-            for x, record in zip(given, records, strict=True)
-        ]
+    cells = [
+        x if isinstance(x, Variable) else make_variable(record[1], x, record[2])
+        for x, record in zip(leaves, records, strict=False)
+    ]
+    cells = copies(cells) if copy else list(map(own_cell, cells))
     for cell in cells:
         if type(cell._value) not in ARRAYS:
             set_raw_value(cell, entered(cell._value))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ..graph.filters import matches_any
 from ..objects.modes import Switch
 from ..objects.variable import Variable
-from ..objects.variable_types import Param, Perturbation, variable_type_from_name
+from ..objects.variable_types import Perturbation, variable_type_from_name
 from .copying import clone
 from .iteration import iter_graph, visit
 from .merging import merge
@@ -34,6 +34,36 @@ def tuple_init() -> tuple[()]:
 def tuple_reduce(xs: tuple[Any, ...], x: Any) -> tuple[Any, ...]:
     """How `sow` keeps what is recorded: one after the other."""
     return (*xs, x)
+
+
+def iter_modules(module: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Module]]:
+    """Every (path, Module) below, each once, children first, `module` itself last with path ()."""
+    return ((path, value) for path, value in iter_graph(module) if isinstance(value, Module))
+
+
+def iter_children(node: Pytree, *, graph: Switch = None) -> Iterator[tuple[Any, Module]]:
+    """Every (name, Module) that is directly an attribute of `node`."""
+    for name, value in sorted(vars(node).items()):
+        if isinstance(value, Module):
+            yield name, value
+
+
+iter_module_children = iter_children
+
+
+def named_modules(node: Any, /) -> Iterator[tuple[str, Module]]:
+    """Every (dotted name, Module) below `node`, a module before those inside it, itself as `''`.
+
+    Order, sharing and changes on the way as in `named_variables`.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> [name for name, module in model.named_modules()]
+        ['', 'layers.0']
+    """
+    found = [(p, v) for p, v, done in visit(node) if isinstance(v, Module) and not done]
+    return iter([(dotted_name(path), module) for path, module in found])
 
 
 class _Verb:
@@ -108,25 +138,9 @@ class Module(Pytree):
         """
         assign(self, matches_any(filters), attributes, "set_attributes", raise_if_not_found)
 
-    def iter_modules(self) -> Iterator[tuple[tuple, Module]]:
-        """`nnx.iter_modules(self)`: every (path, Module) below."""
-        return iter_modules(self)
-
-    def iter_children(self) -> Iterator[tuple[Any, Module]]:
-        """`nnx.iter_children(self)`: every (name, Module) that is an attribute of this one."""
-        return iter_children(self)
-
-    def named_variables(self, filter: Any = ..., /) -> Iterator[tuple[str, Variable]]:
-        """`nnx.named_variables(self, filter)`: `('blocks.3.attn.kernel', variable)`, …"""
-        return named_variables(self, filter)
-
-    def named_parameters(self) -> Iterator[tuple[str, Param]]:
-        """`nnx.named_parameters(self)`: the `nnx.Param`s by dotted names."""
-        return named_parameters(self)
-
-    def named_modules(self) -> Iterator[tuple[str, Module]]:
-        """`nnx.named_modules(self)`: `('', self)`, `('blocks.3.attn', module)`, …"""
-        return named_modules(self)
+    iter_modules, iter_children = iter_modules, iter_children
+    named_variables, named_parameters = named_variables, named_parameters
+    named_modules = named_modules
 
     def sow(
         self,
@@ -208,33 +222,3 @@ def _record(
             f"{variable_type.__name__}.\nCure: {verb} under another name."
         )
     return existing.value
-
-
-def iter_modules(module: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Module]]:
-    """Every (path, Module) below, each once, children first, `module` itself last with path ()."""
-    return ((path, value) for path, value in iter_graph(module) if isinstance(value, Module))
-
-
-def iter_children(node: Pytree, *, graph: Switch = None) -> Iterator[tuple[Any, Module]]:
-    """Every (name, Module) that is directly an attribute of `node`."""
-    for name, value in sorted(vars(node).items()):
-        if isinstance(value, Module):
-            yield name, value
-
-
-iter_module_children = iter_children
-
-
-def named_modules(node: Any, /) -> Iterator[tuple[str, Module]]:
-    """Every (dotted name, Module) below `node`, a module before those inside it, itself as `''`.
-
-    Order, sharing and changes on the way as in `named_variables`.
-
-    Example:
-        >>> from refax import nnx
-        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.relu)
-        >>> [name for name, module in model.named_modules()]
-        ['', 'layers.0']
-    """
-    found = [(p, v) for p, v, done in visit(node) if isinstance(v, Module) and not done]
-    return iter([(dotted_name(path), module) for path, module in found])

@@ -59,16 +59,15 @@ def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     paths, leaves = plan.graphdef.paths.leaves, plan.leaves()
     matches = [first_match(predicates, path, x) for path, x in zip(paths, leaves, strict=True)]
     numbers = {id(v): i for i, v in enumerate(plan.variables)}
-    places: list[tuple[tuple, Any]] = [
-        ((*path, key), value)
+    holders = [
+        (holder, (*path, key))
         for path, holder in iter_graph(node)
-        if isinstance(holder, (Node, State, dict, list, tuple))
         for key, value in iter_children_of(holder)
         if isinstance(value, Variable) and matches[numbers[id(value)]] is not None
     ]
-    count = len(plan.variables)
-    places += [(paths[i], leaves[i]) for i in range(count, len(paths)) if matches[i] is not None]
-    holders = [(get_path(node, path[:-1]), path) for path, _ in places]
+    for i in range(len(plan.variables), len(paths)):
+        if matches[i] is not None:
+            holders.append((get_path(node, paths[i][:-1]), paths[i]))
     for holder, path in holders:
         of_list = isinstance(holder, Sequence) and not _by_name(holder, path[-1])
         if of_list or not isinstance(holder, (Node, State, dict)):

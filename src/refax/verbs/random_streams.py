@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -62,16 +62,63 @@ def as_key(seed: Any) -> jax.Array:
     )
 
 
-class _Samplers:
-    """The drawing functions of `jax.random`, each with the next key of a stream.
+class _Draws:
+    """What a stream and several do alike: they give keys, numbers and other streams.
 
-    And the makers of `jax.nn.initializers`, whose initializers take no key.
+    The drawing functions of `jax.random` are methods, each with the next key of a stream; and the
+    makers of `jax.nn.initializers`, whose initializers take no key.
     """
 
     __slots__ = ()
 
     def __call__(self) -> jax.Array:
         raise NotImplementedError
+
+    def renewed(self, verb: str, shape: Any) -> Self:
+        """Other streams, of the next keys: `fork`, `split` or `broadcast`, as many as `shape`."""
+        raise NotImplementedError
+
+    def fork(self, *, split: Any = None, splits: Any = None, k: Any = None) -> Self:
+        """Streams of their own, each from the next key of the one it comes from.
+
+        Args:
+            split: None for independent copies; an int or a shape for stacked streams; for an Rngs
+                also a mapping filter → int, shape or None to say it per stream. `splits` and `k`
+                are other spellings.
+
+        Example:
+            >>> from refax import nnx
+            >>> nnx.Rngs(0).fork(split=5).default.key.shape
+            (5,)
+        """
+        return self.renewed("fork", _given(split, splits, k))
+
+    def split(self, k: Any = None, *, split: Any = None, splits: Any = None) -> Self:
+        """Stacked streams, each slice with a key of its own.
+
+        Args:
+            k: an int or a shape; for an Rngs also a mapping filter → int or shape: a stream that no
+                filter matches (or whose filter has None) is in both. `split`, `splits`: other
+                spellings.
+
+        Example:
+            >>> from refax import nnx
+            >>> rngs = nnx.Rngs(params=0, dropout=1).split({"dropout": 5})
+            >>> rngs.dropout.key.shape, rngs.params.key.shape
+            ((5,), ())
+        """
+        return self.renewed("split", _required("split", _given(k, split, splits)))
+
+    def broadcast(self, k: Any = None, *, split: Any = None, splits: Any = None) -> Self:
+        """Stacked streams, all slices of one with the same key; arguments as for `split`.
+
+        Example:
+            >>> from refax import nnx
+            >>> stream = nnx.Rngs(dropout=0).dropout.broadcast(3)
+            >>> stream.key.shape, bool((stream.key.value == stream.key.value[0]).all())
+            ((3,), True)
+        """
+        return self.renewed("broadcast", _required("broadcast", _given(k, split, splits)))
 
     if TYPE_CHECKING:  # they are made below
 
@@ -109,10 +156,10 @@ def _initializer(name: str) -> Callable:
 
 
 for _name in _INITIALIZERS:
-    setattr(_Samplers, _name, _initializer(_name))
+    setattr(_Draws, _name, _initializer(_name))
 for _name in _SAMPLERS:
     if hasattr(jax.random, _name):
-        setattr(_Samplers, _name, _sampler(_name))
+        setattr(_Draws, _name, _sampler(_name))
 
 
 # Every parameter of a model draws a key: as one compiled call that takes 8 µs, and not 90.
@@ -121,7 +168,7 @@ def _draw(key: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jax.random.fold_in(key, count), count + jnp.uint32(1)
 
 
-class RngStream(Pytree, _Samplers):
+class RngStream(Pytree, _Draws):
     """One stream: a key and how many keys were drawn from it.
 
     Args:
@@ -153,33 +200,14 @@ class RngStream(Pytree, _Samplers):
         """The key that the latest call gave."""
         return jax.random.fold_in(self.key.value, self.count.value - jnp.uint32(1))
 
-    def fork(self, *, split: Any = None, splits: Any = None, k: Any = None) -> RngStream:
-        """A stream of its own from the next key; with `split` (int or shape), stacked streams.
-
-        `splits` and `k` are other spellings.
-        """
-        key, shape = self(), _given(split, splits, k)
-        return RngStream(key if shape is None else jax.random.split(key, shape), tag=self.tag)
-
-    def split(self, k: Any = None, *, split: Any = None, splits: Any = None) -> RngStream:
-        """Stacked streams, each with a key of its own: an int or a shape."""
-        return self.fork(split=_required("split", _given(k, split, splits)))
-
-    def broadcast(self, k: Any = None, *, split: Any = None, splits: Any = None) -> RngStream:
-        """Stacked streams that all have one key, the next one: an int or a shape.
-
-        Example:
-            >>> from refax import nnx
-            >>> stream = nnx.Rngs(dropout=0).dropout.broadcast(3)
-            >>> stream.key.shape, bool((stream.key.value == stream.key.value[0]).all())
-            ((3,), True)
-        """
-        shape = _required("broadcast", _given(k, split, splits))
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        return RngStream(jnp.broadcast_to(self(), shape), tag=self.tag)
+    def renewed(self, verb: str, shape: Any) -> RngStream:
+        key = self()
+        if shape is not None:
+            key = (jnp.broadcast_to if verb == "broadcast" else jax.random.split)(key, shape)
+        return RngStream(key, tag=self.tag)
 
 
-class Rngs(Pytree, _Samplers):
+class Rngs(Pytree, _Draws):
     """Named streams of random keys.
 
     Args:
@@ -237,52 +265,13 @@ class Rngs(Pytree, _Samplers):
     def items(self) -> Any:
         return self._streams().items()
 
-    def fork(self, *, split: Any = None, splits: Any = None, k: Any = None) -> Rngs:
-        """Streams of their own, each from the next key of the one it comes from.
-
-        Args:
-            split: None for independent copies; an int or a shape for stacked streams; a mapping
-                filter → int, shape or None to say it per stream. `splits` and `k` are other
-                spellings.
-
-        Example:
-            >>> from refax import nnx
-            >>> nnx.Rngs(0).fork(split=5).default.key.shape
-            (5,)
-        """
-        return self._renewed(_given(split, splits, k), RngStream.split, RngStream.fork)
-
-    def split(self, k: Any = None, *, split: Any = None, splits: Any = None) -> Rngs:
-        """Stacked streams, each slice with a key of its own.
-
-        Args:
-            k: an int or a shape, or a mapping filter → int or shape; a stream that no filter
-                matches (or whose filter has None) is in both. `split`, `splits`: other spellings.
-
-        Example:
-            >>> from refax import nnx
-            >>> rngs = nnx.Rngs(params=0, dropout=1).split({"dropout": 5})
-            >>> rngs.dropout.key.shape, rngs.params.key.shape
-            ((5,), ())
-        """
-        return self._renewed(_required("split", _given(k, split, splits)), RngStream.split)
-
-    def broadcast(self, k: Any = None, *, split: Any = None, splits: Any = None) -> Rngs:
-        """Stacked streams, all slices of one with the same key; arguments as for `split`."""
-        return self._renewed(_required("broadcast", _given(k, split, splits)), RngStream.broadcast)
-
-    def _renewed(
-        self,
-        shapes: Any,
-        stacked: Callable[[RngStream, Any], RngStream],
-        single: Callable[[RngStream], RngStream] = lambda stream: stream,
-    ) -> Rngs:
-        """New Rngs, of each stream `stacked(stream, its shape)`, or `single(stream)` without."""
+    def renewed(self, verb: str, shape: Any) -> Rngs:
         new, streams = Rngs(), self._streams()
-        check_names(shapes if isinstance(shapes, Mapping) else (), streams.items())
+        check_names(shape if isinstance(shape, Mapping) else (), streams.items())
         for name, stream in streams.items():
-            shape = splits_of(shapes, (name,), stream.key)
-            setattr(new, name, single(stream) if shape is None else stacked(stream, shape))
+            own = splits_of(shape, (name,), stream.key)
+            shared = own is None and verb != "fork"
+            setattr(new, name, stream if shared else stream.renewed(verb, own))
         return new
 
 

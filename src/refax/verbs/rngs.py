@@ -39,9 +39,6 @@ def iter_streams(node: Any, only: Filter = ...) -> list[tuple[tuple, RngStream]]
     return [(path, stream) for path, stream in streams if matches((*path, "key"), stream.key)]
 
 
-Backup = list[tuple[RngStream, Any, Any]]
-
-
 class SplitBackups(list):
     """What `split_rngs` and `fork_rngs` return: backups of the streams, and a context manager."""
 
@@ -248,15 +245,24 @@ def fork_rngs(
     return _function_or_decorator(node, lambda x: _renew(x, only, new_key))
 
 
-def _function_or_decorator(node: Any, renew: Callable[[Any], SplitBackups]) -> Any:
+def _function_or_decorator(node: Any, verb: Callable[[Any], Any]) -> Any:
+    """What a verb makes of `node`; or, where that is left out, a decorator.
+
+    Its function gets what the verb makes of the arguments; where that is backups, the arguments
+    themselves, whose streams are put back afterwards.
+    """
     if node is not ...:
-        return renew(node)
+        return verb(node)
 
     def decorator(f: Callable) -> Callable:
         @functools.wraps(f)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            with renew([*args, *kwargs.values()]):
-                return f(*args, **kwargs)
+            made = verb((args, kwargs))
+            if isinstance(made, SplitBackups):
+                with made:
+                    return f(*args, **kwargs)
+            args, kwargs = made
+            return f(*args, **kwargs)
 
         return wrapped
 
@@ -301,23 +307,23 @@ def with_rngs(
         ((4,), (), ())
     """
 
-    def entries(rule: Any) -> Any:
-        return () if rule is None else (rule if isinstance(rule, Mapping) else {...: rule}).items()
+    def entries(rule: Any) -> list[tuple[Filter, Any]]:
+        shapes = rule if isinstance(rule, Mapping) else {...: rule}
+        return [(f, shape) for f, shape in shapes.items() if shape is not None]
 
     forks = () if fork is None else fork if isinstance(fork, (list, tuple)) else (fork,)
-    rules: list[tuple[str, Filter, Callable[[RngStream], RngStream]]] = [
-        *(("split", f, lambda s, k=k: s.split(k)) for f, k in entries(split) if k is not None),
-        *(("fork", f, RngStream.fork) for f in forks),
-        *(("broadcast", f, lambda s, k=k: s.broadcast(k))
-          for f, k in entries(broadcast) if k is not None),
-    ]  # fmt: skip
+    rules: list[tuple[str, Filter, Any]] = [
+        *(("split", *entry) for entry in entries(split)),
+        *(("fork", f, None) for f in forks),
+        *(("broadcast", *entry) for entry in entries(broadcast)),
+    ]
     predicates = [to_predicate(f) for _, f, _ in rules]
 
     def view(x: Any) -> Any:
         copy = clone(x, variables=False)
         streams = iter_streams(copy)
         check_names(predicates if streams else (), streams)
-        made: list[tuple[RngStream, Callable[[RngStream], RngStream]]] = []
+        renewals: list[tuple[RngStream, str, Any]] = []
         for path, stream in iter_streams(copy, only):
             matching = [r for r, p in zip(rules, predicates, strict=True)
                         if p((*path, "key"), stream.key)]  # fmt: skip
@@ -328,21 +334,10 @@ def with_rngs(
                     f"{', '.join(f'{verb} {filter!r}' for verb, filter, _ in named)}.\n"
                     "Cure: name it in one of them; `...` takes what the others leave."
                 )
-            made += [(stream, make) for _, _, make in named]
-        for stream, make in made:
-            new = make(stream)
+            renewals += [(stream, verb, shape) for verb, _, shape in named]
+        for stream, verb, shape in renewals:
+            new = stream.renewed(verb, shape)
             stream.key, stream.count = new.key, new.count
         return copy
 
-    if node is not ...:
-        return view(node)
-
-    def decorator(f: Callable) -> Callable:
-        @functools.wraps(f)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = view((args, kwargs))
-            return f(*args, **kwargs)
-
-        return wrapped
-
-    return decorator
+    return _function_or_decorator(node, view)

@@ -14,15 +14,14 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..graph.rebuild import rebuild
-from ..graph.state import State, map_state
 from ..objects.metadata import with_metadata
 from ..objects.modes import Switch
-from ..objects.node import Node
 from ..objects.placing import placed_by_annotation, spec_of
 from ..objects.type_names import T
 from ..objects.variable import Variable, make_variable
 from ..objects.watch import is_array
 from .layouts import leaves_of
+from .mapping import map_leaves
 
 PARTITION_NAME = "partition_name"
 """The key of `transform_metadata` that says which axis name a transform adds or removes."""
@@ -78,15 +77,11 @@ def _is_spec(x: Any) -> bool:
 def _map_leaves(tree: Any, f: Callable[[Any], Any]) -> Any:
     """The same tree, States and objects in it too, with `f(leaf)` for each Variable and array."""
 
-    def of(x: Any) -> Any:
-        if isinstance(x, State):
-            return map_state(lambda _, leaf: f(leaf), x)
-        if isinstance(x, Node):
-            graphdef, leaves = leaves_of(x)
-            return rebuild(graphdef, list(map(f, leaves)))[0]
-        return f(x)
+    def of_node(node: Any) -> Any:
+        graphdef, leaves = leaves_of(node)
+        return rebuild(graphdef, list(map(f, leaves)))[0]
 
-    return jax.tree.map(of, tree, is_leaf=lambda x: isinstance(x, (Variable, State, Node)))
+    return map_leaves(tree, f, of_node)
 
 
 def _map_variables(tree: Any, f: Callable[[Any], Any]) -> Any:
@@ -140,7 +135,7 @@ def get_partition_spec(tree: Any) -> Any:
         >>> tuple(nnx.get_partition_spec(v).value)
         ('data', None)
     """
-    return _map_variables(tree, get_var_pspec)
+    return _of_variables(tree, get_var_pspec)
 
 
 def get_named_sharding(tree: Any, mesh: Any) -> Any:
