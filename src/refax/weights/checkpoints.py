@@ -180,8 +180,8 @@ class Checkpoints:
             step = steps[-1] if steps else None
         if step is None or step not in steps:
             raise errors.no_step(self.folder, step, steps)
-        places = Places(objects, ..., "Checkpoints.restore").by_name.values()
-        known = {tuple(map(str, place.path)): place for place in places}
+        places = Places(objects, ..., "Checkpoints.restore")
+        known = {tuple(map(str, place.path)): place for place in places.by_name.values()}
         try:
             arrays, notes = self._read(step, known)
         except errors.WeightsFileError as error:
