@@ -114,7 +114,12 @@ from ..transforms.vjp import jvp as jvp, vjp as vjp
 from ..transforms.vmap import (
     pmap as pmap, transform_metadata as transform_metadata, vmap as vmap)
 from ..verbs.containers import Dict as Dict, List as List
-from ..verbs.copying import clone as clone
+from ..verbs.copying import (
+    as_array_vars as as_array_vars, as_hijax_vars as as_hijax_vars,
+    as_immutable_vars as as_immutable_vars, as_mutable_vars as as_mutable_vars,
+    as_pytree_vars as as_pytree_vars, as_ref_vars as as_ref_vars, clone as clone,
+    freeze as freeze, mutable as mutable, to_arrays as to_arrays, to_refs as to_refs,
+    vars_as as vars_as, with_vars as with_vars)
 from ..verbs.data import (
     check_pytree as check_pytree, is_data_type as is_data_type,
     register_data_type as register_data_type, set_metadata as set_metadata)
@@ -142,12 +147,6 @@ from ..verbs.spmd import (
     PARTITION_NAME as PARTITION_NAME, with_partitioning as with_partitioning,
     with_sharding_constraint as with_sharding_constraint)
 from ..verbs.updating import set_path as set_path, update as update
-from ..verbs.variable_modes import (
-    as_array_vars as as_array_vars, as_hijax_vars as as_hijax_vars,
-    as_immutable_vars as as_immutable_vars, as_mutable_vars as as_mutable_vars,
-    as_pytree_vars as as_pytree_vars, as_ref_vars as as_ref_vars, freeze as freeze,
-    mutable as mutable, to_arrays as to_arrays, to_refs as to_refs, vars_as as vars_as,
-    with_vars as with_vars)
 from ..verbs.views import view as view, view_info as view_info, with_attributes as with_attributes
 from ..weights.checkpoints import Checkpoints as Checkpoints
 from ..weights.file_errors import WeightsFileError as WeightsFileError

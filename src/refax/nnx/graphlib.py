@@ -3,7 +3,6 @@
 from ..objects.extras import is_array_ref as is_array_ref
 from ..objects.modes import (
     set_graph_mode as set_graph_mode, set_graph_updates as set_graph_updates)
-from ..verbs.variable_modes import vars_as as vars_as, with_vars as with_vars
 from ..graph.graph_state import GraphState as GraphState
 from ..graph.graphdef import GraphDef as GraphDef
 from ..graph.kinds import (
@@ -20,7 +19,7 @@ from ..objects.type_names import (
     PathParts as PathParts, V as V)
 from ..objects.variable import Variable as Variable
 from ..transforms.cached_partial import cached_partial as cached_partial
-from ..verbs.copying import clone as clone
+from ..verbs.copying import clone as clone, vars_as as vars_as, with_vars as with_vars
 from ..verbs.data import set_metadata as set_metadata
 from ..verbs.iteration import find_duplicates as find_duplicates, iter_graph as iter_graph
 from ..verbs.mapping import (

@@ -88,13 +88,9 @@ class List(MutableSequence[T], Module):
         at_once([self.__dict__.clear, put, partial(set_object_marks, self, marks or None)])
 
     def __delitem__(self, index: Any) -> None:
-        if isinstance(index, slice):
-            keep = self._marked()
-            del keep[index]
-            self[:] = keep
-        else:
-            at = self._at(index)
-            self[at : at + 1] = []
+        keep = self._marked()
+        del keep[index if isinstance(index, slice) else self._at(index)]
+        self[:] = keep
 
     def __len__(self) -> int:
         return sum([type(key) is int for key in self.__dict__])

@@ -1,4 +1,4 @@
-"""Copies of object graphs: `clone`, and `copy.deepcopy`."""
+"""Copies of object graphs: `clone`, `copy.deepcopy`; `vars_as`, with Variables of another mode."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
+from ..graph.filters import Filter
 from ..graph.graphdef import VARIABLE, WITH_IDENTITY, record_children
 from ..graph.rebuild import mapping_of, rebuild
 from ..graph.walk import walk
-from ..objects.modes import Switch
+from ..objects.modes import Switch, check_modes
 from ..objects.pickling import copy_leaf
 from ..objects.statics import static_value
 from ..objects.variable import Variable, set_raw_value
@@ -68,3 +69,70 @@ def deep_copy(node: N, memo: dict) -> N:
                 if type(child) is tuple and child[0].__hash__ is None:
                     content[key] = python_copy.deepcopy(static_value(child), memo)
     return objects[0]
+
+
+def vars_as(
+    node: N,
+    /,
+    *,
+    hijax: Switch = None,
+    ref: Switch = None,
+    mutable: Switch = None,
+    only: Filter = ...,
+    allow_duplicates: bool = False,
+) -> N:
+    """A copy of an object whose Variables have these modes; see `objects/modes.py` for which.
+
+    Args:
+        node: what to copy.
+        hijax, ref, mutable: the modes; None and what refax's Variables are anyway is accepted.
+        only: which Variables; since none changes, all are copied.
+        allow_duplicates: accepted; what is shared stays shared.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> nnx.vars_as(model, hijax=False).kernel is model.kernel
+        False
+    """
+    check_modes(hijax=hijax, ref=ref, mutable=mutable)
+    return clone(node)
+
+
+with_vars = vars_as
+
+
+def as_array_vars(node: N, /, **options: Any) -> N:
+    """`vars_as(node, ref=False)`; also called `to_arrays`, and `freeze` of Variables."""
+    return vars_as(node, ref=False, **options)
+
+
+def as_ref_vars(node: N, /, **options: Any) -> N:
+    """`vars_as(node, ref=True)`; also called `to_refs`."""
+    return vars_as(node, ref=True, **options)
+
+
+def as_pytree_vars(node: N, /, **options: Any) -> N:
+    """`vars_as(node, hijax=False)`."""
+    return vars_as(node, hijax=False, **options)
+
+
+def as_hijax_vars(node: N, /, **options: Any) -> N:
+    """`vars_as(node, hijax=True)`."""
+    return vars_as(node, hijax=True, **options)
+
+
+def as_mutable_vars(node: N, /, **options: Any) -> N:
+    """`vars_as(node, mutable=True)`."""
+    return vars_as(node, mutable=True, **options)
+
+
+def as_immutable_vars(node: N, /, **options: Any) -> N:
+    """`vars_as(node, mutable=False)`."""
+    return vars_as(node, mutable=False, **options)
+
+
+to_arrays = as_array_vars
+to_refs = as_ref_vars
+freeze = as_array_vars
+mutable = as_ref_vars

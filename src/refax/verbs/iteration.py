@@ -20,8 +20,7 @@ from ..objects.variable import Variable
 from ..objects.variable_types import BatchStat, Param, RngCount, RngKey
 from ..objects.watch import is_array
 
-_CONTAINERS = frozenset({list, tuple, dict, OrderedDict, defaultdict})
-
+_MUTABLE = frozenset({list, dict, OrderedDict, defaultdict})
 
 # Attributes of these types are passed over at once: most of what a module has is of them.
 _ATOMS = frozenset(
@@ -38,7 +37,7 @@ def pytrees_below(root: Any) -> list[Node]:
         if isinstance(value, Node):
             found.append(value)
             children = value.__dict__.values()
-        elif type(value) in _CONTAINERS:
+        elif type(value) in _MUTABLE or type(value) is tuple:
             children = value.values() if isinstance(value, dict) else value
         else:
             continue
@@ -69,9 +68,9 @@ def iter_children_of(value: Any) -> list[tuple[Any, Any]]:
 
 def children_as_made(value: Any) -> list[tuple[Any, Any]]:
     """As `iter_children_of`, with attributes and keys in the order in which they were assigned."""
-    if isinstance(value, Node) or type(value) in _CONTAINERS and isinstance(value, dict):
-        return list((value.__dict__ if isinstance(value, Node) else value).items())
-    return iter_children_of(value)
+    if isinstance(value, Node):
+        value = value.__dict__
+    return list(value.items()) if isinstance(value, dict) else iter_children_of(value)
 
 
 def is_mutable(value: Any) -> bool:
@@ -79,10 +78,14 @@ def is_mutable(value: Any) -> bool:
     return isinstance(value, (Node, list, dict, State))
 
 
+def is_attribute(holder: Any, key: Any) -> bool:
+    """Whether a key is an attribute's name, not an item's (`nnx.List` has both)."""
+    return isinstance(holder, Node) and isinstance(key, str)
+
+
 def set_child(holder: Any, key: Any, value: Any) -> None:
     """Put `value` one level below."""
-    by_name = isinstance(holder, Node) and isinstance(key, str)
-    put: Callable[..., None] = setattr if by_name else setitem
+    put: Callable[..., None] = setattr if is_attribute(holder, key) else setitem
     put(holder, key, value)
 
 
@@ -97,43 +100,39 @@ def iter_graph(node: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Any]
         >>> [p for p, v in nnx.iter_graph(linear) if isinstance(v, (nnx.Variable, nnx.Module))]
         [('kernel',), ()]
     """
-    return ((path, value) for path, value, done in visit(node) if done)
+    return ((path, value) for path, value, when in visit(node) if when == AFTER)
+
+
+BEFORE, AFTER, AGAIN = range(3)
 
 
 def visit(
     node: Any, children_of: Callable[[Any], list[tuple[Any, Any]]] = iter_children_of
-) -> Iterator[tuple[tuple, Any, bool]]:
-    """Every (path, value, done) below `node`: before what is inside it (False) and after (True)."""
-    seen: set[int] = set()
-    stack: list[tuple[tuple, Any, bool]] = [((), node, False)]
+) -> Iterator[tuple[tuple, Any, int]]:
+    """Every (path, value, when) below `node`: BEFORE what is inside it, AFTER, AGAIN if shared."""
+    seen: dict[int, Any] = {}  # keeps what it has alive, so ids stay unique
+    stack: list[tuple[tuple, Any, int]] = [((), node, BEFORE)]
     while stack:
-        path, value, done = stack.pop()
-        if not done:
-            if isinstance(value, (Node, Variable, State)) or type(value) in _CONTAINERS:
-                if id(value) in seen:
-                    continue
-                seen.add(id(value))
-            children = children_of(value)
-            stack.append((path, value, True))
-            stack.extend(((*path, k), child, False) for k, child in reversed(children))
-        yield path, value, done
+        path, value, when = stack.pop()
+        if when == BEFORE and id(value) in seen:
+            when = AGAIN
+        elif when == BEFORE:
+            if _has_identity(value):
+                seen[id(value)] = value
+            stack.append((path, value, AFTER))
+            stack.extend(((*path, k), x, BEFORE) for k, x in reversed(children_of(value)))
+        yield path, value, when
+
+
+def _has_identity(value: Any) -> bool:
+    return isinstance(value, (Node, Variable, State)) or type(value) in _MUTABLE
 
 
 def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[tuple]]:
     """The paths of every node or Variable that is reached more than one way, grouped by object."""
     matches = to_predicate(only)
     paths: dict[int, list[tuple]] = {}
-    entered: set[int] = set()
-    keep: list[Any] = []
-    stack: list[tuple[tuple, Any]] = [((), node)]
-    while stack:
-        path, value = stack.pop()
-        shared = isinstance(value, (Node, Variable)) or type(value) in _CONTAINERS - {tuple}
-        if shared and matches(path, value):
+    for path, value, when in visit(node):
+        if when != AFTER and _has_identity(value) and matches(path, value):
             paths.setdefault(id(value), []).append(path)
-        if shared and id(value) in entered:
-            continue
-        entered.add(id(value))
-        keep.append(value)
-        stack.extend(((*path, k), child) for k, child in reversed(iter_children_of(value)))
     return [found for found in paths.values() if len(found) > 1]

@@ -14,7 +14,7 @@ from ..objects.modes import Switch
 from ..objects.variable import Variable
 from ..objects.variable_types import Perturbation, variable_type_from_name
 from .copying import clone
-from .iteration import iter_graph, visit
+from .iteration import BEFORE, iter_graph, visit
 from .merging import merge
 from .names import dotted_name, named_parameters, named_variables
 from .popping import pop, sown_attribute
@@ -62,7 +62,7 @@ def named_modules(node: Any, /) -> Iterator[tuple[str, Module]]:
         >>> [name for name, module in model.named_modules()]
         ['', 'layers.0']
     """
-    found = [(p, v) for p, v, done in visit(node) if isinstance(v, Module) and not done]
+    found = [(p, v) for p, v, when in visit(node) if isinstance(v, Module) and when == BEFORE]
     return iter([(dotted_name(path), module) for path, module in found])
 
 

@@ -7,21 +7,22 @@ from operator import delitem
 from typing import Any
 
 from ..graph.filters import Filter, first_match, to_predicate
-from ..graph.state import State, nest, one_or_all, state_over
+from ..graph.state import nest, one_or_all, state_over
 from ..objects.errors import path_string
 from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.variable import Variable
-from .iteration import iter_children_of, iter_graph
+from .iteration import is_attribute, is_mutable, iter_children_of, iter_graph
 from .layouts import plan_of
 from .names import get_path
 
 SOWN = "sown:"
 
 
-def sown_attribute(module: Node, name: str) -> str:
+def sown_attribute(holder: Any, name: str) -> str:
     """The attribute that keeps a sown value: `name`, unless that would hide a method."""
-    return SOWN + name if callable(getattr(type(module), name, None)) else name
+    hides = isinstance(holder, Node) and callable(getattr(type(holder), name, None))
+    return SOWN + name if hides else name
 
 
 def sown_path(path: tuple) -> tuple:
@@ -69,23 +70,18 @@ def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
         if matches[i] is not None:
             holders.append((get_path(node, paths[i][:-1]), paths[i]))
     for holder, path in holders:
-        of_list = isinstance(holder, Sequence) and not _by_name(holder, path[-1])
-        if of_list or not isinstance(holder, (Node, State, dict)):
+        has_order = isinstance(holder, Sequence) and not is_attribute(holder, path[-1])
+        if has_order or not is_mutable(holder):
             raise ValueError(
                 f"nnx.pop: `{path_string(path)}` stands in a {type(holder).__name__}, where taking "
                 "it out would move its neighbours.\n"
                 "Cure: keep what is popped in attributes or dicts."
             )
     for holder, path in holders:
-        take: Callable[..., None] = delattr if _by_name(holder, path[-1]) else delitem
+        take: Callable[..., None] = delattr if is_attribute(holder, path[-1]) else delitem
         take(holder, path[-1])
     groups: list[list[tuple[tuple, Any]]] = [[] for _ in filters]
     for i in plan.graphdef.paths.order:
         if (match := matches[i]) is not None:
             groups[match].append((sown_path(paths[i]), leaves[i]))
     return one_or_all(state_over(nest(g)) for g in groups)
-
-
-def _by_name(holder: Any, key: Any) -> bool:
-    """Whether a key is an attribute's name, not an item's (`nnx.List` has both)."""
-    return isinstance(holder, Node) and isinstance(key, str)

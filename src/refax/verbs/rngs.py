@@ -19,7 +19,7 @@ from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
 from ..objects.variable import Variable, set_raw_value
 from .copying import clone
-from .iteration import children_as_made, iter_graph, visit
+from .iteration import BEFORE, children_as_made, iter_graph, visit
 from .random_streams import Rngs as Rngs
 from .random_streams import RngStream as RngStream
 from .random_streams import as_key, check_names, splits_of
@@ -99,10 +99,10 @@ def reseed(
     """
     streams: list[tuple[tuple, RngStream]] = []
     of_rngs: set[int] = set()  # ids of the streams that an Rngs holds
-    for path, value, done in visit(node, children_as_made):
-        if isinstance(value, Rngs) and not done:
+    for path, value, when in visit(node, children_as_made):
+        if isinstance(value, Rngs):
             of_rngs.update(id(stream) for _, stream in value.items())
-        elif isinstance(value, RngStream) and not done:
+        elif isinstance(value, RngStream) and when == BEFORE:
             streams.append((path, value))
     stream_keys = dict(without_modes(stream_keys))
     check_names(stream_keys, streams)

@@ -95,7 +95,7 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
     write_leaves(plan, (node,), leaves, values, writes)
     for holder, name, value in added:
         cell = make_variable(type(value), value._value, value._metadata)
-        set_child(holder, sown_attribute(holder, name) if isinstance(holder, Node) else name, cell)
+        set_child(holder, sown_attribute(holder, name), cell)
 
 
 def check_writable(

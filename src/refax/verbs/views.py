@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
 from ..objects.node import Node, attribute_write
 from .copying import clone
-from .iteration import iter_graph, pytrees_below, visit
+from .iteration import BEFORE, iter_graph, pytrees_below, visit
 from .layouts import N
 
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -60,13 +61,13 @@ def view(
     """
     copy = clone(node, variables=False)
     unused, known = set(modes), dict[str, str]()
-    for path, layer, parameters in list(_layers_with_modes(copy, All(only, _any(filters)))):
-        names = {name for name, p in parameters.items() if p.kind not in _OPEN}
-        known = {name: path_string(path) for name in names} | known
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        given = modes if takes_all else {k: v for k, v in modes.items() if k in names}
+    for path, layer, parameters, takes_all in list(
+        _layers_with_modes(copy, All(only, _any(filters)))
+    ):
+        known = {name: path_string(path) for name in parameters} | known
+        given = {k: v for k, v in modes.items() if takes_all or k in parameters}
         left = layer.set_view(**given)  # a set_view that takes all may return what it did not use
-        unused -= set(given) - set(left) if isinstance(left, Mapping) else names
+        unused -= set(given) - set(left) if isinstance(left, Mapping) else set(parameters)
     if unused and raise_if_not_found:
         cure = "pass what nnx.view_info lists (nnx.with_attributes sets any attribute)"
         raise _not_found("view", "has the mode", node, unused, known, cure)
@@ -88,19 +89,20 @@ def view_info(node: Any, /, *filters: Filter, only: Filter = ..., graph: Switch 
           deterministic: bool | None = None
             True: nothing is dropped.
     """
-    layers = {type(layer): p for _, layer, p in _layers_with_modes(node, All(only, _any(filters)))}
+    layers = {
+        type(layer): p for _, layer, p, _ in _layers_with_modes(node, All(only, _any(filters)))
+    }
     lines: list[str] = []
     for cls, parameters in sorted(layers.items(), key=lambda item: item[0].__qualname__):
         lines.append(f"{cls.__qualname__}:")
         documented = _argument_help(inspect.getdoc(cls.set_view) or "")
         for name, parameter in parameters.items():
-            if parameter.kind not in _OPEN:
-                kind = parameter.annotation
-                text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
-                typed = "" if kind is parameter.empty else f": {text}"
-                default = "" if parameter.default is parameter.empty else f" = {parameter.default}"
-                lines.append(f"  {name}{typed}{default}")
-                lines += [f"    {line}" for line in documented.get(name, ())]
+            kind = parameter.annotation
+            text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+            typed = "" if kind is parameter.empty else f": {text}"
+            default = "" if parameter.default is parameter.empty else f" = {parameter.default}"
+            lines.append(f"  {name}{typed}{default}")
+            lines += [f"    {line}" for line in documented.get(name, ())]
     return "\n".join(lines)
 
 
@@ -146,8 +148,8 @@ def assign(
     if matches is None:
         objects = pytrees_below(node)
     else:
-        places = [(p, v) for p, v, done in visit(node) if not done and isinstance(v, Node)]
-        objects = [v for path, v in places if matches(path, v)]
+        nodes = [(p, v) for p, v, when in visit(node) if isinstance(v, Node) and when == BEFORE]
+        objects = [v for path, v in nodes if matches(path, v)]
     remaining = set(attributes)
     of_class: dict[type, set[str]] = {}
     writes: list[Write] = []
@@ -179,32 +181,23 @@ def _any(filters: Iterable[Filter]) -> Predicate:
 
 def _layers_with_modes(
     node: Any, matches: Callable[[tuple, Any], bool]
-) -> Iterator[tuple[tuple, Any, dict[str, inspect.Parameter]]]:
-    """(path, layer, the parameters of its `set_view`) of every layer that has modes."""
+) -> Iterator[tuple[tuple, Any, dict[str, inspect.Parameter], bool]]:
+    """(path, layer, named parameters of its `set_view`, if that takes all) of layers with modes."""
     for path, value in iter_graph(node):
         cls = type(value)
         if isinstance(value, Node) and hasattr(cls, "set_view") and matches(path, value):
             _, *parameters = inspect.signature(cls.set_view).parameters.values()
-            yield path, value, {p.name: p for p in parameters}
+            named = {p.name: p for p in parameters if p.kind not in _OPEN}
+            yield path, value, named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _argument_help(docstring: str) -> dict[str, list[str]]:
     """The lines on each argument in a docstring's section `Args:`."""
-    found: dict[str, list[str]] = {}
-    _, _, section = docstring.partition("Args:\n")
-    indent, current = None, []
-    for line in section.splitlines():
-        text = line.strip()
-        depth = len(line) - len(line.lstrip())
-        if not text or not depth:
-            break
-        indent = depth if indent is None else indent
-        argument = re.match(r"\**(\w+)(?: *\(.*?\))?: *(.*)", text)
-        if depth == indent and argument:
-            current = found[argument[1]] = [argument[2]] if argument[2] else []
-        else:
-            current.append(text)
-    return found
+    _, _, after = docstring.partition("Args:\n")
+    indented: Any = re.match(r"(?: .*\n?)*", after)
+    section = textwrap.dedent(indented[0])
+    entries = re.findall(r"^\**(\w+)(?: *\(.*?\))?: *(.*(?:\n .*)*)", section, re.MULTILINE)
+    return {name: [line.strip() for line in text.splitlines() if line] for name, text in entries}
 
 
 def _not_found(
