@@ -74,7 +74,7 @@ class _Draws:
     def __call__(self) -> jax.Array:
         raise NotImplementedError
 
-    def renewed(self, verb: str, shape: Any) -> Self:
+    def _renewed(self, verb: str, shape: Any) -> Self:
         """Other streams, of the next keys: `fork`, `split` or `broadcast`, as many as `shape`."""
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class _Draws:
             >>> nnx.Rngs(0).fork(split=5).default.key.shape
             (5,)
         """
-        return self.renewed("fork", _given(split, splits, k))
+        return self._renewed("fork", _given(split, splits, k))
 
     def split(self, k: Any = None, *, split: Any = None, splits: Any = None) -> Self:
         """Stacked streams, each slice with a key of its own.
@@ -107,7 +107,7 @@ class _Draws:
             >>> rngs.dropout.key.shape, rngs.params.key.shape
             ((5,), ())
         """
-        return self.renewed("split", _required("split", _given(k, split, splits)))
+        return self._renewed("split", _required("split", _given(k, split, splits)))
 
     def broadcast(self, k: Any = None, *, split: Any = None, splits: Any = None) -> Self:
         """Stacked streams, all slices of one with the same key; arguments as for `split`.
@@ -118,7 +118,7 @@ class _Draws:
             >>> stream.key.shape, bool((stream.key.value == stream.key.value[0]).all())
             ((3,), True)
         """
-        return self.renewed("broadcast", _required("broadcast", _given(k, split, splits)))
+        return self._renewed("broadcast", _required("broadcast", _given(k, split, splits)))
 
     if TYPE_CHECKING:  # they are made below
 
@@ -200,7 +200,7 @@ class RngStream(Pytree, _Draws):
         """The key that the latest call gave."""
         return jax.random.fold_in(self.key.value, self.count.value - jnp.uint32(1))
 
-    def renewed(self, verb: str, shape: Any) -> RngStream:
+    def _renewed(self, verb: str, shape: Any) -> RngStream:
         key = self()
         if shape is not None:
             key = (jnp.broadcast_to if verb == "broadcast" else jax.random.split)(key, shape)
@@ -265,13 +265,13 @@ class Rngs(Pytree, _Draws):
     def items(self) -> Any:
         return self._streams().items()
 
-    def renewed(self, verb: str, shape: Any) -> Rngs:
+    def _renewed(self, verb: str, shape: Any) -> Rngs:
         new, streams = Rngs(), self._streams()
         check_names(shape if isinstance(shape, Mapping) else (), streams.items())
         for name, stream in streams.items():
             own = splits_of(shape, (name,), stream.key)
             shared = own is None and verb != "fork"
-            setattr(new, name, stream if shared else stream.renewed(verb, own))
+            setattr(new, name, stream if shared else stream._renewed(verb, own))
         return new
 
 

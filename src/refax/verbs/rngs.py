@@ -336,7 +336,7 @@ def with_rngs(
                 )
             renewals += [(stream, verb, shape) for verb, _, shape in named]
         for stream, verb, shape in renewals:
-            new = stream.renewed(verb, shape)
+            new = stream._renewed(verb, shape)
             stream.key, stream.count = new.key, new.count
         return copy
 
