@@ -125,41 +125,32 @@ class _Draws:
         def __getattr__(self, name: str) -> Any: ...
 
 
-def _sampler(name: str) -> Callable:
-    draw = getattr(jax.random, name)
-
+def _sampler(draw: Callable) -> Callable:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return draw(self(), *args, **kwargs)
 
-    method.__name__ = name
-    method.__doc__ = f"`jax.random.{name}` with the next key of the stream."
     return method
 
 
-def _initializer(name: str) -> Callable:
-    make = getattr(jax.nn.initializers, name)
-
+def _initializer(make: Callable) -> Callable:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         initializer = make(*args, **kwargs)
+        return lambda *args, **kwargs: initializer(self(), *args, **kwargs)
 
-        def initialize(shape: Any, dtype: Any = None, **options: Any) -> jax.Array:
-            return initializer(self(), shape, *(() if dtype is None else (dtype,)), **options)
-
-        return initialize
-
-    method.__name__ = name
-    method.__doc__ = (
-        f"`jax.nn.initializers.{name}` with the next key of the stream at each call: the "
-        "initializer that it makes is called with (shape, dtype)."
-    )
     return method
+
+
+def _add_method(name: str, method: Callable, doc: str) -> None:
+    method.__name__, method.__doc__ = name, doc
+    setattr(_Draws, name, method)
 
 
 for _name in _INITIALIZERS:
-    setattr(_Draws, _name, _initializer(_name))
+    _doc = f"`jax.nn.initializers.{_name}`: what it makes is called with (shape, dtype), and draws."
+    _add_method(_name, _initializer(getattr(jax.nn.initializers, _name)), _doc)
 for _name in _SAMPLERS:
-    if hasattr(jax.random, _name):
-        setattr(_Draws, _name, _sampler(_name))
+    _doc = f"`jax.random.{_name}` with the next key of the stream."
+    _add_method(_name, _sampler(getattr(jax.random, _name)), _doc)
 
 
 # Every parameter of a model draws a key: as one compiled call that takes 8 µs, and not 90.
@@ -289,12 +280,14 @@ def _required(verb: str, shape: Any) -> Any:
     return shape
 
 
-def splits_of(splits: Any, path: tuple, key: Variable) -> Any:
-    """How many keys a stream is split into: what is given for all, or by the first filter."""
-    if not isinstance(splits, Mapping):
-        return splits
-    match = first_match(map(to_predicate, splits), path, key)
-    return None if match is None else list(splits.values())[match]
+def splits_of(splits: Any, path: tuple, key: Variable) -> tuple[int, ...] | None:
+    """How many keys a stream is split into, or their shape: one for all, or by the first filter."""
+    if isinstance(splits, Mapping):
+        match = first_match(map(to_predicate, splits), path, key)
+        splits = None if match is None else list(splits.values())[match]
+    if splits is None:
+        return None
+    return tuple(splits) if isinstance(splits, (tuple, list)) else (splits,)
 
 
 def check_names(filters: Iterable[Filter], streams: Iterable[tuple[Any, RngStream]]) -> None:

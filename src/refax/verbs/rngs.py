@@ -7,17 +7,17 @@ gives them other keys.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..graph.filters import All, Filter, to_predicate
 from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
-from ..objects.variable import Variable, set_raw_value
+from ..objects.variable import set_raw_value
 from .copying import clone
 from .iteration import BEFORE, children_as_made, iter_graph, visit
 from .random_streams import Rngs as Rngs
@@ -147,24 +147,24 @@ def _as_stacked(path: tuple, key: jax.Array, stream: RngStream, policy: Any) -> 
     return policy(path, key, shape)
 
 
-def _renew(
-    node: Any, only: Filter, new_key: Callable[..., jax.Array], split_to: tuple = ()
-) -> SplitBackups:
-    backups = SplitBackups()
-    streams = [  # those that are split as wanted already stay as they are
-        (path, stream)
-        for path, stream in iter_streams(node, only)
-        if not split_to or stream.key.value.shape != split_to
-    ]
-    for path, stream in streams:
-        if shape := stream.key.value.shape:
+def _renew(node: Any, only: Filter, splits: Any, squeeze: bool = False) -> SplitBackups:
+    """Other keys for the streams, of each as many as `splits` says; and what they had."""
+    renewed: list[tuple[RngStream, tuple[int, ...] | None]] = []
+    for path, stream in iter_streams(node, only):
+        wanted = splits_of(splits, (*path, "key"), stream.key)
+        shape = stream.key.value.shape
+        if shape and shape != wanted:
             raise ValueError(
                 f"split_rngs: the stream `{path_string(path)}` is split already, it has keys of "
                 f"shape {shape}.\nCure: leave it out with only=…, or restore it first."
             )
-    for path, stream in streams:
+        if not shape:  # one that is split as wanted already stays as it is
+            renewed.append((stream, wanted))
+    backups = SplitBackups()
+    for stream, wanted in renewed:
         key, count = stream.key.value, stream.count.value
-        fresh = new_key(stream(), (*path, "key"), stream.key)
+        fresh = stream() if wanted is None else jax.random.split(stream(), wanted)
+        fresh = fresh.reshape(()) if squeeze else fresh
         # Restoring keeps the count moved on by one: the next split gives other keys.
         backups.append((stream, key, count + jnp.uint32(1)))
         set_raw_value(stream.key, fresh)
@@ -204,18 +204,13 @@ def split_rngs(
         >>> rngs.default.key.shape, int(rngs.default.count.value)
         ((), 1)
     """
-    shape = (splits,) if isinstance(splits, int) else tuple(splits)
-    if squeeze and math.prod(shape) != 1:
+    if squeeze and np.prod(splits) != 1:
         raise ValueError(
             f"split_rngs: squeeze=True drops an axis of size 1, but splits={splits}.\n"
             "Cure: leave one of them out."
         )
 
-    def new_key(key: jax.Array, *_: Any) -> jax.Array:
-        keys = jax.random.split(key, splits)
-        return keys.reshape(()) if squeeze else keys
-
-    return _function_or_decorator(node, lambda x: _renew(x, only, new_key, shape))
+    return _function_or_decorator(node, lambda x: _renew(x, only, splits, squeeze))
 
 
 def fork_rngs(
@@ -234,15 +229,9 @@ def fork_rngs(
         only: which streams.
         split: an int or shape to split, a mapping filter → int, shape or None.
     """
-
     if isinstance(split, Mapping):
         only = All(only, tuple(split))
-
-    def new_key(key: jax.Array, path: tuple, cell: Variable) -> jax.Array:
-        n = splits_of(split, path, cell)
-        return key if n is None else jax.random.split(key, n)
-
-    return _function_or_decorator(node, lambda x: _renew(x, only, new_key))
+    return _function_or_decorator(node, lambda x: _renew(x, only, split))
 
 
 def _function_or_decorator(node: Any, verb: Callable[[Any], Any]) -> Any:
