@@ -189,11 +189,7 @@ class Checkpoints:
         except Exception as error:  # a damaged file makes orbax raise almost anything
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise errors.damaged(self.folder, step, reason, self._good_before(step)) from error
-        named = {
-            known[path].name if path in known else dotted_name(path): array
-            for path, array in arrays.items()
-        }
-        load_into(places, named)
+        load_into(places, {dotted_name(path): array for path, array in arrays.items()})
         return notes
 
     # -- inside -----------------------------------------------------------------------------------
@@ -232,10 +228,8 @@ class Checkpoints:
 
     def _how(self, place: Place | None) -> Any:
         """How orbax restores an array: where it belongs, or on the host, if it belongs nowhere."""
-        old = place.value if place is not None else None
-        sharding = getattr(old, "sharding", None)
-        committed = getattr(old, "committed", isinstance(old, jax.ShapeDtypeStruct))
-        if sharding is None or not committed or _is_key(old):
+        sharding = None if place is None or _is_key(place.value) else place.sharding
+        if sharding is None:
             return self._orbax.RestoreArgs(restore_type=np.ndarray)
         return self._orbax.ArrayRestoreArgs(sharding=sharding)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import Tracer
 
 from ..graph.filters import Filter, to_predicate
 from ..graph.walk import key_name
@@ -30,6 +31,14 @@ class Place(NamedTuple):
     part: int  # which of the arrays in the leaf's value
     value: Any  # the array, or an abstract one
     path: tuple  # that the name says
+
+    @property
+    def sharding(self) -> Any:
+        """Where the array belongs; None if it may go anywhere."""
+        committed = isinstance(self.value, jax.ShapeDtypeStruct)
+        if isinstance(self.value, jax.Array) and not isinstance(self.value, Tracer):
+            committed = self.value.committed
+        return self.value.sharding if committed else None
 
 
 class Places:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from ..graph.filters import Filter
 from ..graph.rebuild import write_leaves
@@ -179,8 +178,9 @@ def load_into(
     check_writable(places.plan, places.obj, leaves, "load weights into")
     new = {leaf: jax.tree.flatten(raw(places.leaves[leaf])) for leaf in leaves}
     for place, value, target in ready:
-        sharding = named_sharding_of(places.leaves[place.leaf], mesh) if mesh is not None else None
-        new[place.leaf][0][place.part] = _placed(place.value, value, target, sharding)
+        leaf = places.leaves[place.leaf]
+        sharding = place.sharding if mesh is None else named_sharding_of(leaf, mesh)
+        new[place.leaf][0][place.part] = _placed(value, target, sharding)
     values = [treedef.unflatten(parts) for parts, treedef in new.values()]
     write_leaves(places.plan, (places.obj,), list(new), values)
     return Loaded(missing, unexpected, cast)
@@ -224,11 +224,8 @@ def _dtype(model: Any, given: Any, wanted: Any) -> Any:
     return wanted if jnp.issubdtype(given, jnp.floating) else model
 
 
-def _placed(old: Any, value: Any, dtype: Any, sharding: Any) -> jax.Array:
+def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
     """The value as an array on the devices where it belongs; each part is read for itself."""
-    abstract = isinstance(old, jax.ShapeDtypeStruct)
-    if sharding is None and not isinstance(old, Tracer) and getattr(old, "committed", abstract):
-        sharding = getattr(old, "sharding", None)
     is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if hasattr(value, "read") and sharding is not None and not is_key:
         return jax.make_array_from_callback(
