@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from .._jax_compat import TRACE
-from ..graph.filters import Filter, to_predicate
+from ..graph.filters import Filter
 from ..objects.errors import describe_value
 from ..objects.marks import class_marks
 from ..objects.node import Node, check_static, is_data
-from ..objects.variable import Variable, check_write
+from ..objects.variable import Variable
 from ..objects.watch import register_array_type
-from .layouts import plan_of
+from .layouts import layout_of, plan_of
+from .updating import check_writable
 
 C = TypeVar("C", bound=type)
 
@@ -67,11 +67,9 @@ def set_metadata(node: Any, /, *, only: Filter = Variable, **metadata: Any) -> N
         >>> norm.scale.rate, norm.mean.has_metadata("rate")
         (0.5, False)
     """
-    plan, matches = plan_of(node), to_predicate(only)
-    pairs = zip(plan.graphdef.paths.leaves, plan.variables, strict=False)
-    chosen = [variable for path, variable in pairs if matches(path, variable)]
-    for variable in chosen:
-        if variable._trace is not TRACE.value:
-            check_write(variable, "write the metadata of")
-    for variable in chosen:
-        variable.set_metadata(**metadata)
+    plan = plan_of(node)
+    cells = plan.variables
+    leaves = [i for i in layout_of(plan, only).leaves if i < len(cells)]
+    check_writable(plan, node, leaves, "write the metadata of")
+    for i in leaves:
+        cells[i].set_metadata(**metadata)

@@ -29,11 +29,7 @@ from .names import PathError, find_key, parse_name
 from .popping import SOWN
 from .splitting import state
 
-MISSING = object()
 _BOXES = ({"value"}, {"raw_value"})  # the keys of a value in a dict of its own
-
-# A place: the leaf number of a leaf, or the places below by key. They may be cyclic, as objects.
-Places = dict[Any, Any]
 
 
 class Unknown(NamedTuple):
@@ -132,7 +128,10 @@ def _as_keys(parts: tuple) -> tuple:
 
 
 def places_of(graphdef: GraphDef) -> Any:
-    """The place of the root."""
+    """The place of the root.
+
+    A place is the leaf number of a leaf, or the places below by key: cyclic, as objects may be.
+    """
     return graphdef.remembered("places", lambda: _places(graphdef))
 
 

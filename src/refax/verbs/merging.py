@@ -15,9 +15,10 @@ from ..objects.errors import describe_value
 from ..objects.variable import Variable, copies, make_variable, own_cell, set_raw_value
 from . import errors
 from .layouts import shapes_of
-from .matching import MISSING, match, tell
+from .matching import match, tell
 from .splitting import split
 
+_MISSING = object()
 PureState = tuple[GraphDef, State]  # what `nnx.split` gives without filters
 
 
@@ -64,7 +65,7 @@ def merge(
             "Cure: nnx.merge(graphdef, state, ...), in the order in which nnx.split returned them."
         )
     paths = graphdef.paths.leaves
-    found: list[Any] = [MISSING] * len(paths)
+    found: list[Any] = [_MISSING] * len(paths)
     misfits = errors.Misfits("merge")
     for tree in states:
         if isinstance(tree, (list, tuple)) and tree and all(map(_is_leaf, tree)):
@@ -79,7 +80,7 @@ def merge(
             values = matched.values
         for i, value in values:
             found[i] = value
-    missing = [paths[i] for i in graphdef.paths.order if found[i] is MISSING]
+    missing = [paths[i] for i in graphdef.paths.order if found[i] is _MISSING]
     if missing:
         raise errors.leaf_missing(missing[0], len(missing) - 1)
     return rebuild(graphdef, _cells(graphdef, found, copy and recreate_variables))[0]

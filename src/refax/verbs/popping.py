@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from operator import delitem
 from typing import Any
 
-from ..graph.filters import Filter, first_match, to_predicate
+from ..graph.filters import Filter
 from ..graph.state import nest, one_or_all, state_over
 from ..objects.errors import path_string
 from ..objects.modes import Switch
 from ..objects.node import Node
 from ..objects.variable import Variable
 from .iteration import is_attribute, is_mutable, iter_children_of, iter_graph
-from .layouts import plan_of
+from .layouts import layouts, plan_of
 from .names import get_path
 
 SOWN = "sown:"
@@ -55,19 +55,19 @@ def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
         raise ValueError(
             "nnx.pop needs at least one filter.\nCure: say what to pop, such as nnx.Intermediate."
         )
-    predicates = [to_predicate(f) for f in filters]
     plan = plan_of(node)
+    found, _ = layouts(plan, filters, "pop")
     paths, leaves = plan.graphdef.paths.leaves, plan.leaves()
-    matches = [first_match(predicates, path, x) for path, x in zip(paths, leaves, strict=True)]
-    numbers = {id(v): i for i, v in enumerate(plan.variables)}
+    popped = {i for layout in found for i in layout.leaves}
+    variables = {id(leaves[i]) for i in popped}
     holders = [
         (holder, (*path, key))
         for path, holder in iter_graph(node)
         for key, value in iter_children_of(holder)
-        if isinstance(value, Variable) and matches[numbers[id(value)]] is not None
+        if isinstance(value, Variable) and id(value) in variables
     ]
-    for i in range(len(plan.variables), len(paths)):
-        if matches[i] is not None:
+    for i in popped:
+        if i >= len(plan.variables):
             holders.append((get_path(node, paths[i][:-1]), paths[i]))
     for holder, path in holders:
         has_order = isinstance(holder, Sequence) and not is_attribute(holder, path[-1])
@@ -80,8 +80,7 @@ def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     for holder, path in holders:
         take: Callable[..., None] = delattr if is_attribute(holder, path[-1]) else delitem
         take(holder, path[-1])
-    groups: list[list[tuple[tuple, Any]]] = [[] for _ in filters]
-    for i in plan.graphdef.paths.order:
-        if (match := matches[i]) is not None:
-            groups[match].append((sown_path(paths[i]), leaves[i]))
-    return one_or_all(state_over(nest(g)) for g in groups)
+    return one_or_all(
+        state_over(nest((sown_path(paths[i]), leaves[i]) for i in layout.leaves))
+        for layout in found
+    )
