@@ -41,16 +41,13 @@ class Unknown(NamedTuple):
     found: tuple
 
 
-class Matched(NamedTuple):
-    """What a State or nested dict has for an object."""
+def match(
+    graphdef: GraphDef, tree: Any, misfits: Misfits
+) -> tuple[list[tuple[int, Any]], list[Unknown]]:
+    """The (leaf number, value) of each leaf of a State, nested dict or mapping of names.
 
-    values: list[tuple[int, Any]]  # (leaf number, value)
-    unknown: list[Unknown]
-    twice: list[tuple[tuple, tuple]]  # two paths of one leaf, with different values
-
-
-def match(graphdef: GraphDef, tree: Any) -> Matched:
-    """The (leaf number, value) of each leaf of a State, nested dict or mapping of names."""
+    And what has no place in the object; a leaf with two values is a misfit.
+    """
     if isinstance(tree, GraphState):
         tree = tree.state
     if UNREAD:
@@ -63,9 +60,8 @@ def match(graphdef: GraphDef, tree: Any) -> Matched:
             pass  # a part of the paths, or other ones: matched one by one
         else:
             if dict not in set(map(type, values)):
-                return Matched(list(zip(full.leaves, values, strict=True)), [], [])
+                return list(zip(full.leaves, values, strict=True)), []
     unknown: list[Unknown] = []
-    twice: list[tuple[tuple, tuple]] = []
     named: dict[int, tuple[tuple, Any]] = {}
     stack: list[tuple[tuple, Any, Any]] = [((), tree, places_of(graphdef))]
     while stack:
@@ -74,7 +70,8 @@ def match(graphdef: GraphDef, tree: Any) -> Matched:
             value = unboxed(value)
             first, known = named.setdefault(place, (path, value))
             if not same_values(raw(known), raw(value)):
-                twice.append((first, path))
+                both = f"`{path_string(first)}` and `{path_string(path)}`"
+                misfits.add(_TWICE, f"{both} are one Variable, with two values.")
             continue
         if isinstance(value, Node):
             value = state(value)
@@ -87,7 +84,7 @@ def match(graphdef: GraphDef, tree: Any) -> Matched:
                 unknown.append(Unknown((*path, *found, *rest), below, at, (*path, *found)))
             else:
                 stack.append(((*path, *found), below, at))
-    return Matched([(place, value) for place, (_, value) in named.items()], unknown, twice)
+    return [(place, value) for place, (_, value) in named.items()], unknown
 
 
 def unboxed(value: Any) -> Any:
@@ -165,25 +162,16 @@ def same_values(a: Any, b: Any) -> bool:
     )
 
 
-def tell(
-    misfits: Misfits, graphdef: GraphDef, unknown: Iterable[Unknown], matched: Matched
-) -> None:
-    """Note what has no place in the object, and what has two values."""
-    names: list[str] = []
+def no_place(misfits: Misfits, graphdef: GraphDef, unknown: Iterable[Unknown]) -> None:
+    """Note values that have no place in the object, the first with near misses."""
     for i, (path, _, above, found) in enumerate(unknown):
         near = ""
         if i < _SUGGESTED:  # looking for near misses takes time
-            names = names or list(map(path_string, graphdef.paths.leaves))
             part = path[len(found)] if len(path) > len(found) else ""
-            siblings = above if isinstance(above, dict) else ()
-            near = suggest(part, siblings) or suggest(path_string(path), names)
+            near = suggest(part, above if isinstance(above, dict) else ())
+            near = near or suggest(path_string(path), map(path_string, graphdef.paths.leaves))
         line = f"`{path_string(path)}`: the object has no Variable or array there.{near}"
         misfits.add(_UNKNOWN, line)
-    for one, other in matched.twice:
-        misfits.add(
-            "give a shared Variable one value, by any of its paths",
-            f"`{path_string(one)}` and `{path_string(other)}` are one Variable, with two values.",
-        )
 
 
 _SUGGESTED = 20
@@ -191,3 +179,4 @@ _UNKNOWN = (
     "build the State from an object of the same structure, or drop that path from it "
     "(nnx.filter_state, or `del state[...]`)"
 )
+_TWICE = "give a shared Variable one value, by any of its paths"

@@ -15,7 +15,7 @@ from ..objects.errors import describe_value
 from ..objects.variable import Variable, copies, make_variable, own_cell, set_raw_value
 from . import errors
 from .layouts import shapes_of
-from .matching import match, tell
+from .matching import match, no_place
 from .splitting import split
 
 _MISSING = object()
@@ -73,11 +73,9 @@ def merge(
             if len(tree) != len(paths):
                 raise errors.number_of_leaves(len(paths), len(tree))
         else:
-            matched = match(graphdef, tree)
-            if matched.unknown or matched.twice:
-                tell(misfits, graphdef, matched.unknown, matched)
-                misfits.raise_if_any()
-            values = matched.values
+            values, unknown = match(graphdef, tree, misfits)
+            no_place(misfits, graphdef, unknown)
+            misfits.raise_if_any()
         for i, value in values:
             found[i] = value
     missing = [paths[i] for i in graphdef.paths.order if found[i] is _MISSING]

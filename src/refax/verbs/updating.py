@@ -23,7 +23,7 @@ from ..objects.variable import Variable, check_write, make_variable, metadata_wr
 from .errors import Misfits
 from .iteration import is_mutable, iter_children_of, set_child
 from .layouts import object_plan
-from .matching import Matched, Unknown, match, tell
+from .matching import Unknown, match, no_place
 from .names import PathError, dotted_name, get_path, place_text, resolve
 from .popping import sown_attribute
 
@@ -59,7 +59,7 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
     plan = object_plan(node, "update")
     graphdef, variables = plan.graphdef, plan.variables
     pending: list[tuple[int, Any]] = []
-    added: list[tuple[Any, str, Variable]] = []
+    added: list[tuple[Any, Unknown]] = []
     misfits = Misfits("update")
     for tree in states:
         of_variable = bool(variables) and node is variables[0]
@@ -68,13 +68,12 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
                 f"nnx.update takes States or nested dicts, got {describe_value(tree)}.\n"
                 "Cure: nnx.update(object, state), with a State as nnx.state(object) returns it."
             )
-        matched = match(graphdef, tree)
-        pending += matched.values
-        if matched.unknown or matched.twice:
-            new = [_new_attribute(node, x, plan, matched) for x in matched.unknown]
-            added += [x for x in new if x is not None]
-            unknown = [x for x, at in zip(matched.unknown, new, strict=True) if at is None]
-            tell(misfits, graphdef, unknown, matched)
+        matched, unknown = match(graphdef, tree, misfits)
+        pending += matched
+        holders = [_holder_of_new(node, x, plan, matched) for x in unknown]
+        pairs = list(zip(holders, unknown, strict=True))
+        added += [(holder, x) for holder, x in pairs if holder is not None]
+        no_place(misfits, graphdef, [x for holder, x in pairs if holder is None])
     leaves = [i for i, _ in pending]
     old = plan.gather()
     present = [old[i] for i in leaves]
@@ -85,7 +84,7 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
             for (i, given), was, new in zip(pending, present, values, strict=True)
         ]
     misfits.raise_if_any()
-    check_writable(plan, node, leaves, "update", [holder for holder, _, _ in added])
+    check_writable(plan, node, leaves, "update", [holder for holder, _ in added])
     writes = [*also]
     for i, given in pending:
         if isinstance(given, Variable) and i < len(variables):
@@ -93,9 +92,9 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
             if metadata is not cell._metadata and metadata != cell._metadata:
                 writes += metadata_writes(cell, metadata)
     write_leaves(plan, (node,), leaves, values, writes)
-    for holder, name, value in added:
-        cell = make_variable(type(value), value._value, value._metadata)
-        set_child(holder, sown_attribute(holder, name), cell)
+    for holder, new in added:
+        cell = make_variable(type(new.value), new.value._value, new.value._metadata)
+        set_child(holder, sown_attribute(holder, new.path[-1]), cell)
 
 
 def check_writable(
@@ -111,10 +110,8 @@ def check_writable(
             raise mutation_error(holder, action)
 
 
-def _new_attribute(
-    node: Any, unknown: Unknown, plan: Plan, matched: Matched
-) -> tuple[Any, str, Variable] | None:
-    """(holder, name, Variable) where a Variable without a place is an attribute to be added.
+def _holder_of_new(node: Any, unknown: Unknown, plan: Plan, matched: list[tuple[int, Any]]) -> Any:
+    """The object that gets a Variable without a place as a new attribute, if one does.
 
     Not where the name is nearly that of a Variable like it which the State leaves out: a misspelt
     one is an error.
@@ -126,13 +123,13 @@ def _new_attribute(
     holder = get_path(node, found)
     if not isinstance(holder, (Node, dict, State)) or name in dict(iter_children_of(holder)):
         return None
-    given = {i for i, _ in matched.values}
+    given = {i for i, _ in matched}
     for key, i in above.items():
         if type(i) is int and i < len(plan.variables) and i not in given and suggest(name, [key]):
             other = plan.variables[i]
             if type(other) is type(value) and _shape(other._value) == _shape(value._value):
                 return None
-    return holder, name, value
+    return holder
 
 
 def _in_place_of(old: Any, given: Any, path: tuple, misfits: Misfits) -> Any:
