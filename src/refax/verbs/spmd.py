@@ -135,7 +135,7 @@ def get_partition_spec(tree: Any) -> Any:
         >>> tuple(nnx.get_partition_spec(v).value)
         ('data', None)
     """
-    return _of_variables(tree, get_var_pspec)
+    return _map_variables(tree, get_var_pspec)
 
 
 def get_named_sharding(tree: Any, mesh: Any) -> Any:
