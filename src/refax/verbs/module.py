@@ -209,16 +209,15 @@ def _record(
         return None
     attribute = sown_attribute(module, name)
     existing = vars(module).get(attribute)
-    if existing is None:
-        existing = variable_type(reduce_fn(init_fn(), value))
-        setattr(module, attribute, existing)
-    elif isinstance(existing, variable_type):
-        new = reduce_fn(existing.value, value)
-        if new is not existing.value:
-            existing.value = new
-    else:
+    if not isinstance(existing, (variable_type, type(None))):
         raise ValueError(
             f"{verb}: `{type(module).__name__}.{name}` is a {type(existing).__name__}, not a "
             f"{variable_type.__name__}.\nCure: {verb} under another name."
         )
+    new = reduce_fn(init_fn() if existing is None else existing.value, value)
+    if existing is None:
+        existing = variable_type(new)
+        setattr(module, attribute, existing)
+    elif new is not existing.value:
+        existing.value = new
     return existing.value

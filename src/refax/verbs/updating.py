@@ -70,10 +70,9 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
             )
         matched, unknown = match(graphdef, tree, misfits)
         pending += matched
-        holders = [_holder_of_new(node, x, plan, matched) for x in unknown]
-        pairs = list(zip(holders, unknown, strict=True))
-        added += [(holder, x) for holder, x in pairs if holder is not None]
-        no_place(misfits, graphdef, [x for holder, x in pairs if holder is None])
+        new = [(_holder_of_new(node, x, plan, matched), x) for x in unknown]
+        added += [(holder, x) for holder, x in new if holder is not None]
+        no_place(misfits, graphdef, [x for holder, x in new if holder is None])
     leaves = [i for i, _ in pending]
     old = plan.gather()
     present = [old[i] for i in leaves]

@@ -13,10 +13,10 @@ import difflib
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..graph.filters import All, Filter, Predicate, matches_any, to_predicate
+from ..graph.filters import All, Filter, Predicate, matches_any
 from ..objects.at_once import Write, at_once
 from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
@@ -62,7 +62,7 @@ def view(
     copy = clone(node, variables=False)
     unused, known = set(modes), dict[str, str]()
     for path, layer, parameters, takes_all in list(
-        _layers_with_modes(copy, All(only, _any(filters)))
+        _layers_with_modes(copy, _selected(filters, only))
     ):
         known = {name: path_string(path) for name in parameters} | known
         given = {k: v for k, v in modes.items() if takes_all or k in parameters}
@@ -90,7 +90,7 @@ def view_info(node: Any, /, *filters: Filter, only: Filter = ..., graph: Switch 
             True: nothing is dropped.
     """
     layers = {
-        type(layer): p for _, layer, p, _ in _layers_with_modes(node, All(only, _any(filters)))
+        type(layer): p for _, layer, p, _ in _layers_with_modes(node, _selected(filters, only))
     }
     lines: list[str] = []
     for cls, parameters in sorted(layers.items(), key=lambda item: item[0].__qualname__):
@@ -131,8 +131,7 @@ def with_attributes(
         (0.1, 0.5)
     """
     copy = clone(node, variables=False)
-    selected = None if only is ... and not filters else All(only, _any(filters))
-    assign(copy, selected, attributes, "with_attributes", raise_if_not_found)
+    assign(copy, _selected(filters, only), attributes, "with_attributes", raise_if_not_found)
     return copy
 
 
@@ -175,17 +174,19 @@ def assign(
     at_once(writes)
 
 
-def _any(filters: Iterable[Filter]) -> Predicate:
-    return matches_any(filters) or to_predicate(...)
+def _selected(filters: Iterable[Filter], only: Filter) -> Predicate | None:
+    """What the filters select; None is all."""
+    return All(only, matches_any(filters) or ...) if filters or only is not ... else None
 
 
 def _layers_with_modes(
-    node: Any, matches: Callable[[tuple, Any], bool]
+    node: Any, matches: Predicate | None
 ) -> Iterator[tuple[tuple, Any, dict[str, inspect.Parameter], bool]]:
     """(path, layer, named parameters of its `set_view`, if that takes all) of layers with modes."""
     for path, value in iter_graph(node):
-        cls = type(value)
-        if isinstance(value, Node) and hasattr(cls, "set_view") and matches(path, value):
+        cls: Any = type(value)
+        has_modes = isinstance(value, Node) and hasattr(cls, "set_view")
+        if has_modes and (matches is None or matches(path, value)):
             _, *parameters = inspect.signature(cls.set_view).parameters.values()
             named = {p.name: p for p in parameters if p.kind not in _OPEN}
             yield path, value, named, any(p.kind is p.VAR_KEYWORD for p in parameters)
