@@ -52,8 +52,7 @@ class List(MutableSequence[T], Module):
     def _marked(self) -> list[Any]:
         """The items, with their marks around them."""
         marks = self._refax_marks or {}
-        items = enumerate(self)
-        return [Mark(marks[i], item) if i in marks else item for i, item in items]
+        return [Mark(marks[i], item) if i in marks else item for i, item in enumerate(self)]
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -111,10 +110,9 @@ class List(MutableSequence[T], Module):
         self[:] = self._marked()[::-1]
 
     def sort(self, *, key: Callable[[T], Any] | None = None, reverse: bool = False) -> None:
-        items, marked = list(self), self._marked()
         by: Any = key or (lambda item: item)
-        order = sorted(range(len(items)), key=lambda i: by(items[i]), reverse=reverse)
-        self[:] = [marked[i] for i in order]
+        pairs = zip(self, self._marked(), strict=True)
+        self[:] = [m for _, m in sorted(pairs, key=lambda pair: by(pair[0]), reverse=reverse)]
 
     def copy(self) -> List[T]:
         return type(self)(self._marked())

@@ -154,9 +154,7 @@ def same_values(a: Any, b: Any) -> bool:
         return True
     if isinstance(a, Tracer) or isinstance(b, Tracer):
         return False
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    return all(
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
         jnp.shape(x) == jnp.shape(y) and bool(jnp.all((x == y) | ((x != x) & (y != y))))
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
