@@ -252,15 +252,12 @@ class GraphDef(Generic[M]):
 
     def __repr__(self) -> str:
         lines = [f"GraphDef({len(self.records)} nodes, {len(self.paths.leaves)} leaves"]
-        for path, record in zip(self.paths.nodes, self.records, strict=True):
+        for (path, cls), record in zip(self.nodes, self.records, strict=True):
+            pairs = zip(*record_children(record), strict=True)
+            shown = [f"{key}={child[1]!r}" for key, child in pairs if type(child) is tuple]
             if record[0] == VARIABLE:
-                text = record[1].__name__ + (f" {dict(record[2])}" if record[2] else "")
-            else:
-                pairs = zip(*record_children(record), strict=True)
-                statics = [f"{key}={child[1]!r}" for key, child in pairs if type(child) is tuple]
-                cls = record[1] if isinstance(record[1], type) else type(record[1])
-                text = f"{cls.__name__}({', '.join(statics)})"
-            lines.append(f"  {path_string(path)}: {text}")
+                shown = [f"{name}={value!r}" for name, value in record[2].items()]
+            lines.append(f"  {path_string(path)}: {cls.__name__}({', '.join(shown)})")
             if len(lines) > MAX_LINES:
                 lines.append("  …")
                 break

@@ -8,6 +8,8 @@ is one leaf, and a cycle is no problem. A Variable inside is visible to `is_leaf
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from .._jax_compat import TRACE, is_outside_of_traces, rebuilds_arguments
@@ -40,13 +42,7 @@ def nest_leaves(graphdef: GraphDef, leaves: Sequence[Any]) -> dict:
 
 def nested_leaves(graphdef: GraphDef, tree: dict) -> list[Any]:
     """The leaves, in leaf order, of nested dicts that have the paths of `graphdef`."""
-    leaves: list[Any] = [None] * len(graphdef.paths.leaves)
-    for number, path in enumerate(graphdef.paths.leaves):
-        value: Any = tree
-        for key in path:
-            value = value[key]
-        leaves[number] = value
-    return leaves
+    return [reduce(getitem, path, tree) for path in graphdef.paths.leaves]
 
 
 def _made(tree: dict, graphdef: GraphDef) -> Any:

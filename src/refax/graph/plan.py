@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import weakref
 from functools import partial
-from operator import is_
 from typing import Any
 
 import jax
@@ -113,7 +112,7 @@ class Plan:
         for number in {*walked.guards, *walked.array_roots} - {0}:
             holding = _Holding(Guards(walked.guards.get(number, ())))
             for i, (container, key) in enumerate(self.arrays):
-                if walked.array_roots[i] == number and container is not None:
+                if walked.array_roots[i] == number and container is not self.constants:
                     holding.containers[i] = container
                     self.arrays[i] = (weakref.proxy(holding), (i, key))
             _plans_of(roots[number])["held", id(self)] = holding
@@ -123,7 +122,7 @@ class Plan:
     bare, gather, leaves = Walk.bare, Walk.gather, Walk.leaves
 
     def place(self, number: int) -> tuple[Any, Any, Guards]:
-        """(container, key, guards of the container) of an array; container None: in a tuple."""
+        """(container, key, guards of the container) of an array."""
         container, key = self.arrays[number]
         if type(container) is not weakref.ProxyType:
             return container, key, self.guards
@@ -196,10 +195,9 @@ def _assert_right(plan: Plan, roots: tuple[Any, ...]) -> None:
     same = (
         walked.graphdef.records == plan.graphdef.records
         and walked.graphdef.roots == plan.graphdef.roots
-        and len(walked.variables) == len(plan.variables)
-        and all(map(is_, walked.variables, plan.variables))
+        and list(map(id, walked.variables)) == list(map(id, plan.variables))
         and all(
-            i == j[1] if type(b) is weakref.ProxyType else a is b and i == j
+            (a is b and i == j) or b is plan.constants or type(b) is weakref.ProxyType
             for (a, i), (b, j) in zip(walked.arrays, plan.arrays, strict=True)
         )
     )

@@ -199,18 +199,15 @@ def write_leaves(
     if not also and max(leaves, default=0) < count:  # the way of nearly every call
         set_each(set_raw_value, [plan.variables[i] for i in leaves], values)
         return
-    writes, touched, in_tuples = list(also), [], False
+    writes, touched = list(also), []
     for leaf, value in zip(leaves, values, strict=True):
         if leaf < count:
             writes.append(partial(set_raw_value, plan.variables[leaf], value))
             continue
         container, key, guards = plan.place(leaf - count)
-        if container is None:
-            container, key, in_tuples = plan.constants, leaf - count, True
-        else:
-            touched.append((guards, container))
         writes.append(partial(setitem, container, key, value))
-    if in_tuples:
+        touched.append((guards, container))
+    if any(container is plan.constants for _, container in touched):
         arrays = dict(enumerate(plan.bare(), count)) | dict(zip(leaves, values, strict=True))
         writes += _new_tuples(plan, roots, [arrays[count + i] for i in range(len(plan.arrays))])
     at_once(writes)

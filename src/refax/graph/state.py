@@ -8,6 +8,8 @@ As a JAX pytree it is those dicts, flattened in C++, so `jax.tree.map` over it s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import jax
@@ -116,9 +118,7 @@ def replace_by_pure_dict(
             )
     form_changed()
     for path, value in pairs:
-        target = state._tree
-        for key in path[:-1]:
-            target = target[key]
+        target = reduce(getitem, path[:-1], state._tree)
         target[path[-1]] = replace(target[path[-1]], value)
 
 
@@ -146,19 +146,19 @@ def create_path_filters(state: Mapping) -> dict[Any, Any]:
     return {PathIn(*paths): value for value, paths in paths_of.items()}
 
 
-def _partition(state: Mapping, filters: tuple[Filter, ...]) -> tuple[list[list], list]:
-    predicates = [to_predicate(f) for f in filters]
+def _partition(state: Mapping, filters: tuple[Filter, ...]) -> list[list[tuple[Path, Any]]]:
+    """The (path, leaf) pairs by the first filter that matches, and at the end those of none."""
+    predicates = [to_predicate(f) for f in (*filters, ...)]
     groups: list[list[tuple[Path, Any]]] = [[] for _ in predicates]
-    rest: list[tuple[Path, Any]] = []
     for path, leaf in iter_leaves(state):
-        match = first_match(predicates, path, leaf)
-        (rest if match is None else groups[match]).append((path, leaf))
-    return groups, rest
+        match: Any = first_match(predicates, path, leaf)
+        groups[match].append((path, leaf))
+    return groups
 
 
 def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; they must match every leaf."""
-    groups, rest = _partition(state, (first, *filters))
+    *groups, rest = _partition(state, (first, *filters))
     if rest:
         raise not_exhaustive([p for p, _ in rest], "split_state", "add `...` as the last filter.")
     return one_or_all(map(from_flat_state, groups))
@@ -166,7 +166,7 @@ def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any
 
 def filter_state(state: Mapping, first: Filter, /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; other leaves are left out."""
-    return one_or_all(map(from_flat_state, _partition(state, (first, *filters))[0]))
+    return one_or_all(map(from_flat_state, _partition(state, (first, *filters))[:-1]))
 
 
 def merge_state(state: Mapping, /, *states: Mapping, cls: type | None = None) -> Any:

@@ -32,17 +32,14 @@ class Walk(NamedTuple):
     graphdef: GraphDef
     objects: list[Any]  # by record
     variables: list[Variable]  # by leaf
-    arrays: list[tuple[Any, Any]]  # (container, key) by leaf; container None: inside a tuple
-    constants: list[Any]  # the values of the arrays whose container is None
+    arrays: list[tuple[Any, Any]]  # (container, key) by leaf; the container may be `constants`
+    constants: list[Any]  # the arrays inside tuples and other pytrees that cannot be written
     guards: dict[int, list[Guard]]  # by the root through which they were reached
     array_roots: list[int]  # by array: through which root it was reached
 
     def bare(self: Any) -> list[Any]:
         """The values of the arrays, in order."""
-        return [
-            constant if container is None else container[key]
-            for (container, key), constant in zip(self.arrays, self.constants, strict=True)
-        ]
+        return [container[key] for container, key in self.arrays]
 
     def gather(self: Any) -> list[Any]:
         """The values of the leaves, in order."""
@@ -86,9 +83,11 @@ def walk(roots: tuple[Any, ...]) -> Walk:
         return position
 
     def array(value: Any, container: Any, key: Any) -> Any:
+        if container is None:
+            container, key = constants, len(constants)
+            constants.append(value)
         arrays.append((container, key))
         array_roots.append(root)
-        constants.append(value if container is None else None)
         return LEAF
 
     def guard(container: Any, keys: Any, items: tuple, of_state: bool = False) -> None:

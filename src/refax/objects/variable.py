@@ -132,8 +132,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             self._write(new)
 
     def _write(self, new: A | Variable[A]) -> None:
-        if self._trace is not TRACE.value:
-            check_write(self, "write the value of")
+        check_write(self, "write the value of")
         if type(new) not in ARRAYS or self._hooked:
             new = _take(new) if isinstance(new, Variable) else new
             if self._hooked and (hook := self._hook(SET_HOOK)) is not None:
@@ -159,8 +158,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 
     def set_raw_value(self, value: A) -> None:
         """Store a value as it is, past hooks."""
-        if self._trace is not TRACE.value:
-            check_write(self, "write the value of")
+        check_write(self, "write the value of")
         set_raw_value(self, entered(value, self._value, self))
 
     def __getitem__(self, index: Any) -> Any:
@@ -222,8 +220,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         self._replace_metadata(self._metadata.without(name))
 
     def _replace_metadata(self, metadata: Metadata) -> None:
-        if self._trace is not TRACE.value:
-            check_write(self, "write the metadata of")
+        check_write(self, "write the metadata of")
         if metadata != self._metadata:
             replace_metadata(self, metadata)
 
@@ -314,8 +311,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         self.update_from_state(other)
 
     def update_from_state(self, other: Variable[A]) -> None:
-        if self._trace is not TRACE.value:
-            check_write(self, "write the value of")
+        check_write(self, "write the value of")
         same = other._metadata == self._metadata
         metadata = [] if same else metadata_writes(self, other._metadata)
         value = entered(_take(other), self._value, self)
@@ -413,13 +409,15 @@ def trace_of(self: Variable) -> Any:
 
 
 def check_write(self: Variable, action: str) -> None:
-    """Reached by a write where the Variable's trace is not the current one.
+    """Before a write: the Variable must belong to the current trace.
 
     Raises:
         TraceContextError: it belongs to another trace. Not raised for the first write to a
             Variable of a snapshot, which is noted.
     """
     snapshot = self._trace
+    if snapshot is TRACE.value:
+        return
     if not isinstance(snapshot, Snapshot) or snapshot.trace is not TRACE.value:
         raise mutation_error(self, action)
     set_trace(self, snapshot.trace)
