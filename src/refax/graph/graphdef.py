@@ -6,9 +6,9 @@ are plain nested tuples: Python hashes and compares them in C.
 
     (VARIABLE, class, metadata)
     (OBJECT,   class, attribute names, children, marks)
-    (LIST,     class, children)
+    (LIST,     class, indices, children)
     (DICT,     class, keys, children, default factory)      also State
-    (TUPLE,    class, children)                             also NamedTuple
+    (TUPLE,    class, indices or names, children)           also NamedTuple
     (PYTREE,   one-level treedef, keys, children)           any other registered pytree; and a root
                                                             that is a leaf, under the key ITSELF
 
@@ -59,13 +59,7 @@ LEAF, ITSELF = _Name.LEAF, _Name.ITSELF
 
 def record_children(record: tuple) -> tuple[Iterable[Any], tuple]:
     """The keys and the children of a record, in order."""
-    kind = record[0]
-    if kind == VARIABLE:
-        return (), ()
-    if kind in (LIST, TUPLE):
-        fields = getattr(record[1], "_fields", None) if kind == TUPLE else None
-        return fields or range(len(record[2])), record[2]
-    return record[2], record[3]
+    return ((), ()) if record[0] == VARIABLE else record[2:4]
 
 
 class Paths(NamedTuple):
@@ -114,9 +108,7 @@ class GraphDef(Generic[M]):
         for path, _, value in self.statics():
             pickling.check(path_string(path), value)
         # The type of a static (`function`, say) need not be picklable where the static itself is.
-        packed = tuple(
-            _map_statics(lambda key: _Packed(static_value(key)), r) for r in self.records
-        )
+        packed = tuple(_map_statics(lambda key: (static_value(key),), r) for r in self.records)
         return (_unpickle, (self.roots, packed, self.arrays))
 
     def _unhashable(self) -> Exception:
@@ -264,26 +256,20 @@ class GraphDef(Generic[M]):
         return "\n".join([*lines, ")"])
 
 
-class _Packed(NamedTuple):
-    """A static on its way through pickle."""
-
-    value: Any
-
-
-def _map_statics(f: Callable[[Any], Any], record: tuple) -> tuple:
+def _map_statics(f: Callable[[tuple], tuple], record: tuple) -> tuple:
     """A record with `f(static)` in the place of each static."""
-    at = {VARIABLE: None, LIST: 2, TUPLE: 2}.get(record[0], 3)
-    if at is None:
+    if record[0] == VARIABLE:
         return record
-    children = tuple(f(c) if isinstance(c, tuple) else c for c in record[at])
-    rest = record[at + 1 :]
-    if record[0] == DICT and rest[0] is not None:
-        rest = (f(rest[0]),)
-    return (*record[:at], children, *rest)
+
+    def mapped(child: Any) -> Any:
+        return f(child) if isinstance(child, tuple) else child
+
+    rest = tuple(map(mapped, record[4:])) if record[0] == DICT else record[4:]
+    return (*record[:3], tuple(map(mapped, record[3])), *rest)
 
 
 def _unpickle(roots: tuple, packed: tuple, arrays: int) -> GraphDef:
-    records = tuple(_map_statics(lambda x: static_key(x.value), record) for record in packed)
+    records = tuple(_map_statics(lambda x: static_key(*x), record) for record in packed)
     return GraphDef(roots, records, arrays)
 
 

@@ -75,7 +75,7 @@ def content_writes(obj: Any, record: tuple, children: Sequence[Any]) -> list[Wri
 
 
 def mapping_of(obj: Any, record: tuple) -> Any:
-    """The attributes or entries of an object or mapping."""
+    """The attributes or entries of an object or container."""
     if record[0] == OBJECT:
         return obj.__dict__
     return obj._tree if isinstance(obj, State) else obj
@@ -232,7 +232,6 @@ def _new_tuples(plan: Plan, roots: Sequence[Any], bare: Sequence[Any]) -> list[W
             if (other := ref()) is not None and other is not plan:
                 other.valid = False  # it has the values of before
         form_changed()
-        mapping = obj if record[0] == LIST else mapping_of(obj, record)
-        keys = range(len(children)) if record[0] == LIST else record[2]
-        writes += [partial(setitem, mapping, *item) for item in zip(keys, children, strict=True)]
+        content = mapping_of(obj, record)
+        writes += [partial(setitem, content, *x) for x in zip(record[2], children, strict=True)]
     return writes

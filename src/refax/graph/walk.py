@@ -154,7 +154,8 @@ def walk(roots: tuple[Any, ...]) -> Walk:
         elif cls is list:
             items = tuple(value)
             guard(value, None, items)
-            records.append((LIST, cls, tuple([child(x, value, i) for i, x in enumerate(items)])))
+            children = tuple([child(x, value, i) for i, x in enumerate(items)])
+            records.append((LIST, cls, range(len(items)), children))
         elif cls in _DICTS or cls is State:
             mapping = value._tree if cls is State else value
             keys, items = tuple(mapping), tuple(mapping.values())
@@ -166,7 +167,8 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             factory = static_key(value.default_factory) if cls is defaultdict else None
             records.append((DICT, cls, keys, children, factory))
         elif isinstance(value, tuple):
-            records.append((TUPLE, cls, tuple([child(x, None, None) for x in value])))
+            keys = getattr(cls, "_fields", None) or range(len(value))
+            records.append((TUPLE, cls, keys, tuple([child(x, None, None) for x in value])))
         elif jax.tree_util.all_leaves((value,)):  # a root only
             leaf = array(value, None, None)
             records.append((PYTREE, jax.tree.structure(0), (ITSELF,), (leaf,)))

@@ -152,19 +152,19 @@ def with_metadata(
 
 def _chained(hooks: Mapping[str, Any]) -> dict[str, Callable]:
     """One hook for each name that has any."""
-    lists = {name: [given] if callable(given) else list(given) for name, given in hooks.items()}
-    return {name: _chain(name, tuple(given)) for name, given in lists.items() if given}
-
-
-def _chain(name: str, hooks: tuple[Callable, ...]) -> Callable:
-    if len(hooks) == 1:
-        return hooks[0]
-    passes_value = name.endswith("_value")
-
-    def chained(variable: Any, *args: Any) -> Any:
-        for hook in hooks:
-            result = hook(variable, *args)
-            args = (result,) if passes_value else args
-        return args[0] if passes_value else None
-
+    chained: dict[str, Callable] = {}
+    for name, given in hooks.items():
+        given = (given,) if callable(given) else tuple(given)
+        if len(given) > 1:
+            chained[name] = functools.partial(_in_turn, given, name.endswith("_value"))
+        elif given:
+            chained[name] = given[0]
     return chained
+
+
+def _in_turn(hooks: tuple[Callable, ...], passes_value: bool, variable: Any, *args: Any) -> Any:
+    """Call each; a hook of values gets what the one before returned."""
+    for hook in hooks:
+        result = hook(variable, *args)
+        args = (result,) if passes_value else args
+    return args[0] if passes_value else None

@@ -34,12 +34,9 @@ def count(values: Iterable[Any]) -> tuple[int, int]:
     elements = size = 0
     for leaf in jax.tree.leaves(list(values)):
         if is_array(leaf):
-            n = int(np.prod(leaf.shape))
+            n = math.prod(leaf.shape)
             elements += n
-            try:
-                size += n * leaf.dtype.itemsize
-            except (AttributeError, TypeError):  # an extended dtype
-                size += n * 8
+            size += n * getattr(leaf.dtype, "itemsize", 8)  # an extended dtype may have none
     return elements, size
 
 
