@@ -15,15 +15,22 @@ def test_raw_values_go_past_hooks():
     assert float(variable.value) == 20.0 and float(variable.get_raw_value()) == 2.0
     variable.set_raw_value(jnp.array(5.0))
     assert float(variable.get_raw_value()) == 5.0
-    with pytest.raises(nnx.TraceContextError):
-        jax.jit(lambda x: variable.set_raw_value(x))(1.0)
-    assert float(variable.get_raw_value()) == 5.0
+    variable.raw_value = jnp.array(6.0)
+    assert float(variable.raw_value) == 6.0
+    for write in (variable.set_raw_value, lambda x: setattr(variable, "raw_value", x)):
+        with pytest.raises(nnx.TraceContextError):
+            jax.jit(write)(1.0)
+    assert float(variable.get_raw_value()) == 6.0
 
 
 def test_from_metadata_and_copies():
     param = nnx.Param(jnp.ones(2), tag="a", sharding_names=("x",))
     again = nnx.Param.from_metadata(jnp.zeros(2), param.get_metadata())
     assert type(again) is nnx.Param and again.get_metadata() == param.get_metadata()
+    named = nnx.Param.from_metadata(value=jnp.zeros(2), attributes={"tag": "c"})
+    param_of_c = nnx.Param(jnp.zeros(2))
+    param_of_c.update_from_state(variable_state=named)
+    assert named.tag == param_of_c.tag == "c"
     other = param.copy(jnp.zeros(3), tag="b")
     assert other.shape == (3,) and other.tag == "b" and param.tag == "a"
     assert param.copy().value is param.value and param.to_state(jnp.zeros(1)).shape == (1,)
@@ -37,6 +44,23 @@ class Doubled(nnx.Variable):
 
     def set_value(self, value, *, index=...):
         super().set_value(value / 2, index=index)
+
+
+class Halved(nnx.Variable):
+    """What it is made of is halved; a copy, or one from a State, is as it was."""
+
+    def create_value(self, value):
+        return super().create_value(value) / 2
+
+
+def test_a_subclass_is_asked_for_the_first_value():
+    hook = {"on_create_value": lambda _, x: x + 1}
+    variable = Halved(jnp.array(4.0))
+    assert float(variable.value) == 2.0 and float(Halved(3.0, **hook).value) == 2.0
+    model = nnx.Dict(v=variable)
+    for same in (variable.copy(), nnx.clone(model).v, nnx.merge(*nnx.split(model)).v):
+        assert type(same) is Halved and float(same.value) == 2.0
+    assert float(nnx.jit(lambda: Halved(jnp.array(4.0)))().value) == 2.0
 
 
 def test_a_subclass_is_asked_for_every_read_and_write():

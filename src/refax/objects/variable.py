@@ -99,8 +99,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         if metadata:
             _set_metadata(self, Metadata(metadata))
             _set_hooked(self, _has_hooks(type(self), self._metadata))
-        create = self._hook("on_create_value")
-        value = entered(create(value) if create is not None else value)
+        value = entered(self.create_value(value))
         if "sharding" in self._metadata:
             eager = metadata.get("eager_sharding")
             value = placed_by_annotation(value, self._metadata, type(self).__name__, eager)
@@ -140,7 +139,11 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             new = entered(new, self._value, self)
         set_raw_value(self, new)
 
-    raw_value = property(lambda self: _take(self), doc="The value as stored, without hooks.")
+    def create_value(self, value: A) -> A:
+        """What a new Variable holds of the value that it is given; for subclasses to override."""
+        create = self._hook("on_create_value")
+        return value if create is None else create(value)
+
     raw_metadata = property(lambda self: self._metadata, doc="The metadata, as one object.")
 
     def get_value(self, *, index: Any = ...) -> A:
@@ -160,6 +163,8 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         """Store a value as it is, past hooks."""
         check_write(self, "write the value of")
         set_raw_value(self, entered(value, self._value, self))
+
+    raw_value = property(get_raw_value, set_raw_value)
 
     def __getitem__(self, index: Any) -> Any:
         if self._own_get:
@@ -279,9 +284,9 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         return type(self)
 
     @classmethod
-    def from_metadata(cls, value: Any, metadata: Mapping[str, Any]) -> Any:
+    def from_metadata(cls, value: Any, attributes: Mapping[str, Any]) -> Any:
         """A Variable of this type with a value and metadata as `get_metadata()` gives it."""
-        return make_variable(cls, entered(value), Metadata(metadata))
+        return make_variable(cls, entered(value), Metadata(attributes))
 
     def copy(self, value: Any = ..., **metadata: Any) -> Any:
         """A new cell of the same type, with another value or other metadata where given."""
@@ -310,11 +315,11 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             )
         self.update_from_state(other)
 
-    def update_from_state(self, other: Variable[A]) -> None:
+    def update_from_state(self, variable_state: Variable[A]) -> None:
         check_write(self, "write the value of")
-        same = other._metadata == self._metadata
-        metadata = [] if same else metadata_writes(self, other._metadata)
-        value = entered(_take(other), self._value, self)
+        same = variable_state._metadata == self._metadata
+        metadata = [] if same else metadata_writes(self, variable_state._metadata)
+        value = entered(_take(variable_state), self._value, self)
         at_once([partial(set_raw_value, self, value), *metadata])
 
     def to_state(self, value: Any = ...) -> Any:
