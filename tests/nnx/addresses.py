@@ -12,19 +12,19 @@ NAMES: dict[str, str] = {
         SpectralNorm SplitContext State StateAxes StateSharding Static TrainState UpdateContext
         Variable VariableMetadata VariableState WeightNorm WithTag abstract_with_sharding array_ref
         as_abstract as_array_vars as_hijax_vars as_immutable_vars as_mutable_vars as_pure
-        as_pytree_vars as_ref_vars avg_pool bridge cached_partial call capture celu check_pytree
-        checkify clone combine_masks compat cond current_update_context custom_vjp data dataclass
-        display dot_product_attention elu eval_shape extract filter_state filterlib find_duplicates
-        flatten fori_loop fork_rngs freeze from_flat_state from_tree gelu get_abstract_model
-        get_named_sharding get_partition_spec glu grad graph graphdef graphlib hard_sigmoid
-        hard_silu hard_swish hard_tanh has_data helpers identity initializers is_data is_data_type
-        iter_children iter_graph iter_module_children iter_modules jit jit_partial jvp leaky_relu
-        log_sigmoid log_softmax logical_axis_rules logsumexp make_attention_mask make_causal_mask
-        make_jaxpr map map_state max_pool merge merge_context merge_state metrics min_pool module
-        mutable nn object one_hot optimizer pmap pool pop prefix proxy_caller pure pytreelib
-        recursive_map register_data_type register_variable_name relu relu6 remat
-        replace_by_pure_dict reprlib reseed restore_int_paths restore_rngs rnglib scan selu
-        set_graph_mode set_graph_updates set_metadata set_variable_name shard_map sigmoid silu
+        as_pytree_vars as_ref_vars avg_pool bridge cache_args cached_partial call capture celu
+        check_pytree checkify clone combine_masks compat cond current_update_context custom_vjp data
+        dataclass display dot_product_attention elu eval_shape extract filter_state filterlib
+        find_duplicates flatten fori_loop fork_rngs freeze from_flat_state from_tree gelu
+        get_abstract_model get_named_sharding get_partition_spec glu grad graph graphdef graphlib
+        hard_sigmoid hard_silu hard_swish hard_tanh has_data helpers identity immutable initializers
+        is_data is_data_type iter_children iter_graph iter_module_children iter_modules jit
+        jit_partial jvp leaky_relu log_sigmoid log_softmax logical_axis_rules logsumexp
+        make_attention_mask make_causal_mask make_jaxpr map map_state max_pool merge merge_context
+        merge_state metrics min_pool module mutable nn object one_hot optimizer pmap pool pop prefix
+        proxy_caller pure pytreelib recursive_map register_data_type register_variable_name relu
+        relu6 remat replace_by_pure_dict reprlib reseed restore_int_paths restore_rngs rnglib scan
+        selu set_graph_mode set_graph_updates set_metadata set_variable_name shard_map sigmoid silu
         soft_sign softmax softplus split split_context split_rngs split_state spmd standardize state
         statelib static summary swish switch tabulate tanh to_arrays to_flat_state to_pure_dict
         to_refs to_tree tracers training transform_metadata transforms traversals unflatten unpack

@@ -92,7 +92,7 @@ from ..training.ema import EMA as EMA
 from ..training.metrics import Metric as Metric, MultiMetric as MultiMetric
 from ..training.optimizer import ModelAndOptimizer as ModelAndOptimizer, Optimizer as Optimizer
 from ..training.train_state import TrainState as TrainState
-from ..transforms.cached_partial import cached_partial as cached_partial
+from ..transforms.cached_partial import cache_args as cache_args, cached_partial as cached_partial
 from ..transforms.carry import Carry as Carry
 from ..transforms.cond import cond as cond, switch as switch
 from ..transforms.custom_vjp import custom_vjp as custom_vjp
@@ -118,8 +118,8 @@ from ..verbs.copying import (
     as_array_vars as as_array_vars, as_hijax_vars as as_hijax_vars,
     as_immutable_vars as as_immutable_vars, as_mutable_vars as as_mutable_vars,
     as_pytree_vars as as_pytree_vars, as_ref_vars as as_ref_vars, clone as clone,
-    freeze as freeze, mutable as mutable, to_arrays as to_arrays, to_refs as to_refs,
-    vars_as as vars_as, with_vars as with_vars)
+    freeze as freeze, immutable as immutable, mutable as mutable, to_arrays as to_arrays,
+    to_refs as to_refs, vars_as as vars_as, with_vars as with_vars)
 from ..verbs.data import (
     check_pytree as check_pytree, is_data_type as is_data_type,
     register_data_type as register_data_type, set_metadata as set_metadata)

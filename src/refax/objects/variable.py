@@ -139,7 +139,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             new = entered(new, self._value, self)
         set_raw_value(self, new)
 
-    def create_value(self, value: A) -> A:
+    def create_value(self, value: Any) -> Any:
         """What a new Variable holds of the value that it is given; for subclasses to override."""
         create = self._hook("on_create_value")
         return value if create is None else create(value)

@@ -79,6 +79,9 @@ def cached_partial(
     return call
 
 
+cache_args = cached_partial  # its first name
+
+
 def _changes(before: GraphDef, leaves: list[Any], after: Plan) -> list[str]:
     """The places that are not as they were, in words."""
     if before != after.graphdef:

@@ -136,3 +136,4 @@ to_arrays = as_array_vars
 to_refs = as_ref_vars
 freeze = as_array_vars
 mutable = as_ref_vars
+immutable = as_immutable_vars
