@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ..objects.marks import class_marks
-from ..objects.node import Node, check_static
+from ..objects.node import Node, check_static, has_data
 from ..objects.statics import compared, is_plain_static, static_key
 from ..objects.variable import Variable
 from ..objects.watch import is_array
@@ -110,16 +110,26 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             objects.append(value)  # no identity: a position of its own
             through.append(root)
             return len(objects) - 1
-        unknown = isinstance(value, (list, dict, set)) and cls.__hash__ is None
-        if unknown and _holds_objects(value):
-            hidden.append(value)
-            return (cls, value)
+        if isinstance(value, (list, dict, set)) and cls.__hash__ is None:  # of an unknown type
+            if has_data(list(value.values() if isinstance(value, dict) else value)):
+                hidden.append(value)
+                return (cls, value)
         return static(value)
 
     def static(value: Any) -> tuple:
         key = static_key(value)
         guards[root] += [(x, STATIC, (), False) for x in compared(key)]
         return key
+
+    def marked(obj: Node, name: str, mark: str | None) -> Any:
+        value = obj.__dict__[name]
+        if mark == "static":
+            check_static(type(obj), name, value)
+            return static(value)
+        encoded = child(value, obj.__dict__, name)
+        if mark == "data" and type(encoded) is tuple:  # a number as data: a leaf
+            return child(_AS_LEAF, obj.__dict__, name)
+        return encoded
 
     root_positions = []
     for number, value in enumerate(roots):
@@ -140,10 +150,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             if own:
                 marks = {**marks, **own} if marks else own
             if marks:
-                children = tuple(
-                    _marked(cls, x, marks.get(k), child, static, attributes, k)
-                    for k, x in attributes.items()
-                )
+                children = tuple([marked(value, k, marks.get(k)) for k in attributes])
                 used = tuple((k, m) for k, m in (own or {}).items() if k in attributes)
             else:
                 children = tuple([child(x, attributes, k) for k, x in attributes.items()])
@@ -187,27 +194,9 @@ def walk(roots: tuple[Any, ...]) -> Walk:
     return Walk(graphdef, objects, variables, arrays, constants, guards, array_roots)
 
 
-def _holds_objects(value: Any) -> bool:
-    items = list(value.values() if isinstance(value, dict) else value)
-    leaves = jax.tree.leaves(items, is_leaf=lambda x: isinstance(x, (Variable, Node)))
-    return any(isinstance(x, (Variable, Node)) or is_array(x) for x in leaves)
-
-
 def _is_graph_part(value: Any) -> bool:
     cls = type(value)
     return isinstance(value, (Node, Variable, State)) or cls is list or cls in _DICTS
-
-
-def _marked(
-    cls: type, value: Any, mark: str | None, child: Any, static: Any, container: Any, key: Any
-) -> Any:
-    if mark == "static":
-        check_static(cls, key, value)
-        return static(value)
-    encoded = child(value, container, key)
-    if mark == "data" and type(encoded) is tuple:  # a number as data: a leaf
-        return child(_AS_LEAF, container, key)
-    return encoded
 
 
 # Stands for "whatever is in that place, as an array": `child` then records a LEAF.

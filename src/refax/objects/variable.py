@@ -167,10 +167,7 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     raw_value = property(get_raw_value, set_raw_value)
 
     def __getitem__(self, index: Any) -> Any:
-        if self._own_get:
-            return self.get_value(index=index)
-        current: Any = self.value
-        return current if index is ... else current[index]
+        return self.value if index is ... else self.get_value(index=index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         value = value.value if isinstance(value, Variable) else value
@@ -185,16 +182,13 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         self.value = updated
 
     def _with_part(self, index: Any, value: Any) -> Any:
-        if index is not ...:
-            current: Any = Variable.get_value(self)
-            if isinstance(current, (jax.Array, np.ndarray)):
-                array = jnp.asarray(current)
-                value = kept_in_place(array.at[index].set(entered(value, array, self)), array)
-            else:
-                updated = copy.copy(current)
-                updated[index] = value
-                value = updated
-        return value
+        current: Any = Variable.get_value(self)
+        if isinstance(current, (jax.Array, np.ndarray)):
+            array = jnp.asarray(current)
+            return kept_in_place(array.at[index].set(entered(value, array, self)), array)
+        updated = copy.copy(current)
+        updated[index] = value
+        return updated
 
     # -- metadata ------------------------------------------------------------------------------
 
