@@ -17,7 +17,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeGuard
 
 import jax
@@ -108,8 +108,8 @@ def take_apart(tree: Any, objects: list[Any], numbers: dict[int, int]) -> Any:
     return treedef.unflatten([take_apart(x, objects, numbers) for x in leaves])
 
 
-def put_back(tree: Any, objects: Sequence[Any] | Mapping[int, Any]) -> Any:
-    """`tree` with the objects in the place of their slots."""
+def put_back(tree: Any, objects: Any) -> Any:
+    """`tree` with `objects[number]` in the place of each slot."""
     cls = type(tree)
     if cls is Slot:
         return objects[tree.number]

@@ -7,6 +7,7 @@ and lists are written, which cannot fail, in one loop that cannot be interrupted
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -123,16 +124,19 @@ def is_array_like(value: Any) -> bool:
     return value is None or hasattr(value, "dtype") or isinstance(value, (int, float, complex))
 
 
-class _Lookup(dict[int, Any]):
+class _Lookup:
     """Input objects by record, looked for only if a result refers to one that is no root."""
 
     def __init__(self, plan: Plan, roots: Sequence[Any]):
-        super().__init__(zip(plan.graphdef.roots, roots, strict=True))
-        self.roots = roots
+        self.records, self.roots = plan.graphdef.roots, roots
 
-    def __missing__(self, record: int) -> Any:
-        self.update(enumerate(walk(tuple(self.roots)).objects))
-        return self[record]
+    @functools.cached_property
+    def objects(self) -> list[Any]:
+        return walk(tuple(self.roots)).objects
+
+    def __getitem__(self, record: int) -> Any:
+        known = record in self.records
+        return self.roots[self.records.index(record)] if known else self.objects[record]
 
 
 def give_structure(
