@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -89,27 +90,15 @@ class DiffState:
         return f"DiffState({self.argnum}, {self.filter!r})"
 
 
-class FunctionPrefix(FilterPrefix):
-    """A prefix whose entries a function of (path, leaf) gives: see `nnx.prefix`."""
+@dataclasses.dataclass(frozen=True)
+class _Gives:
+    """The filter of the leaves to which a function of (path, leaf) gives an entry."""
 
-    __slots__ = ("function",)
+    function: Callable[[tuple, Any], Any]
+    entry: Any
 
-    def __init__(self, function: Callable[[tuple, Any], Any], known: Iterable[Any]):
-        super().__init__(())
-        self.function = function
-        self.entries = tuple(known)
-
-    def entry(self, path: tuple, value: Any, place: str) -> Any:
-        return self.function(path, value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, FunctionPrefix) and other.function is self.function
-
-    def __hash__(self) -> int:
-        return hash(self.function)
-
-    def __repr__(self) -> str:
-        return f"FunctionPrefix({self.function!r})"
+    def __call__(self, path: tuple, leaf: Any) -> bool:
+        return position([self.entry], self.function(path, leaf)) == 0
 
 
 def prefix(node: Any, filter_map: Any, *, graph: Switch = None) -> Any:
@@ -136,10 +125,9 @@ def prefix(node: Any, filter_map: Any, *, graph: Switch = None) -> Any:
         >>> nnx.vmap(lambda norm, x: norm(x), in_axes=(axes, None))(norms, jnp.ones((4, 2))).shape
         (3, 4, 2)
     """
-    by_filter = None if _is_function(filter_map) else FilterPrefix(filter_map)
-
-    def entry(path: tuple, leaf: Any) -> Any:
-        return filter_map(path, leaf) if by_filter is None else by_filter.map_prefix(path, leaf)
+    is_function = callable(filter_map) and not isinstance(filter_map, Mapping)
+    by_filter = None if is_function else FilterPrefix(filter_map)
+    entry = filter_map if by_filter is None else by_filter.map_prefix
 
     def of(path: tuple, x: Any) -> Any:
         if isinstance(x, State):
@@ -151,10 +139,6 @@ def prefix(node: Any, filter_map: Any, *, graph: Switch = None) -> Any:
         entries: list[Any] = []
         for at, leaf in pairs:
             position(entries, entry(at, leaf))
-        return by_filter or FunctionPrefix(filter_map, entries)
+        return by_filter or FilterPrefix([(_Gives(filter_map, e), e) for e in entries])
 
     return jax.tree_util.tree_map_with_path(of, node, is_leaf=stops)
-
-
-def _is_function(value: Any) -> bool:
-    return callable(value) and not isinstance(value, (Mapping, FilterPrefix))
