@@ -125,9 +125,10 @@ def prefix(node: Any, filter_map: Any, *, graph: Switch = None) -> Any:
         >>> nnx.vmap(lambda norm, x: norm(x), in_axes=(axes, None))(norms, jnp.ones((4, 2))).shape
         (3, 4, 2)
     """
-    is_function = callable(filter_map) and not isinstance(filter_map, Mapping)
-    by_filter = None if is_function else FilterPrefix(filter_map)
-    entry = filter_map if by_filter is None else by_filter.map_prefix
+    by_filter = None
+    if isinstance(filter_map, Mapping) or not callable(filter_map):
+        by_filter = FilterPrefix(filter_map)
+    entry: Any = filter_map if by_filter is None else by_filter.map_prefix
 
     def of(path: tuple, x: Any) -> Any:
         if isinstance(x, State):
@@ -139,6 +140,6 @@ def prefix(node: Any, filter_map: Any, *, graph: Switch = None) -> Any:
         entries: list[Any] = []
         for at, leaf in pairs:
             position(entries, entry(at, leaf))
-        return by_filter or FilterPrefix([(_Gives(filter_map, e), e) for e in entries])
+        return by_filter or FilterPrefix([(_Gives(entry, e), e) for e in entries])
 
     return jax.tree_util.tree_map_with_path(of, node, is_leaf=stops)
