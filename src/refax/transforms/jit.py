@@ -8,13 +8,14 @@ the function, not to the wrapper, so `nnx.jit(f)` made again for the same `f` co
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import pickle
 import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 import jax
 
@@ -32,6 +33,7 @@ from .bound import decorator_or_function, positions
 from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, layout_of
 from .jit_options import Options, StaticArguments
+from .jit_places import Spread, is_spread, kept_places, spread_of
 from .retrace import StaleConstantWarning, TraceRecord, Traces, stale_constant, users_level
 
 _NOTHING = Donated()
@@ -79,11 +81,14 @@ def jit(
     return JitWrapped(fun, Options(fun, in_shardings, out_shardings, static, donate, options))
 
 
-class _Program(NamedTuple):
+@dataclasses.dataclass(slots=True)
+class _Program:
     """One compiled structure: the inner `jax.jit` and how its arguments are laid out."""
 
     jitted: Any
+    inner: Callable  # what it compiles
     layout: Layout
+    spread: Spread | None  # how the values lie on several devices
 
 
 class JitWrapped(Generic[P, R]):
@@ -131,8 +136,11 @@ class JitWrapped(Generic[P, R]):
             args = (*self._first, *args)
         if self._plain:  # the way of nearly every call
             call = enter(args, kwargs)
-            graphdef = call.plan.graphdef
-            program = self._programs.get(graphdef) or self._compile(call, graphdef)
+            program = self._programs.get(call.plan.graphdef)
+            if program is None or program.spread is not None or is_spread(call.values):
+                program = self._at_place(call, call.plan.graphdef)
+                call.groups = program.layout.groups
+                return call, program, program.layout.inputs(call.grouped, call.tree)
             return call, program, ([call.values], call.tree)
         options, count = self._options, len(args)
         statics = StaticArguments(options, args, kwargs, self._shift)
@@ -144,7 +152,7 @@ class JitWrapped(Generic[P, R]):
             # With shardings, the places of the objects among the arguments matter too.
             places = jax.tree.structure(call.tree) if options.sharded else count
             key = (call.plan.graphdef, statics.key(), given, places)
-            program = self._programs.get(key) or self._compile(call, key, statics, given)
+            program = self._at_place(call, key, statics, given)
         except TypeError:
             if (error := statics.unhashable(self._function)) is not None:
                 raise error from None
@@ -152,19 +160,60 @@ class JitWrapped(Generic[P, R]):
         call.groups = program.layout.groups
         return call, program, program.layout.inputs(call.grouped, call.tree)
 
-    def _compile(
+    def _at_place(
         self,
         call: Call,
         key: Any,
         statics: StaticArguments | None = None,
         given: Donated = _NOTHING,
     ) -> _Program:
-        """Make the inner jit for a structure that was not seen before."""
+        """The program for values that lie where those of a call do: the last one, mostly."""
+        last = self._programs.get(key)
+        before = None if last is None else last.spread
+        spread = spread_of(call.values) if before or is_spread(call.values) else None
+        if last is not None:
+            if before == spread:
+                last.spread = spread  # equal, and from now on the same, which is told faster
+                return last
+            remember(self._programs, (key, before), last)
+        program = self._programs.get((key, spread))
+        if program is None:
+            program = self._compile(call, statics, given, spread, last if before else None)
+        remember(self._programs, key, program)
+        return program
+
+    def _compile(
+        self,
+        call: Call,
+        statics: StaticArguments | None,
+        given: Donated,
+        spread: Spread | None,
+        like: _Program | None,
+    ) -> _Program:
+        """Make the inner jit for a structure that was not seen before, or not at this place."""
+        options = self._options
+        apart = spread if not options.sharded else None
+        if apart and like is not None:
+            inner, layout = like.inner, like.layout
+        else:
+            inner, layout = self._inner(call, statics, given, bool(apart))
+        keywords = {**options.rest, **layout.keywords}
+        jitted = jax.jit(inner, **keywords)
+        if apart:
+            call.groups = layout.groups
+            inputs = layout.inputs(call.grouped, call.tree)
+            keywords["out_shardings"] = kept_places(jitted, inputs, call, apart)
+            jitted = jax.jit(inner, **keywords)
+        return _Program(jitted, inner, layout, spread)
+
+    def _inner(
+        self, call: Call, statics: StaticArguments | None, given: Donated, apart: bool
+    ) -> tuple[Callable, Layout]:
+        """The function that JAX gets to see, and how its arguments are laid out."""
         options, user, reads = self._options, proxy(self._function), self._reads
         statics = statics or StaticArguments(options, (), {})
-        layout = layout_of(
-            self._function, call, options, self._shift, tuple(statics.by_position), given
-        )
+        static_at = tuple(statics.by_position)
+        layout = layout_of(self._function, call, options, self._shift, static_at, given, apart)
         call.groups = layout.groups
 
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -179,10 +228,7 @@ class JitWrapped(Generic[P, R]):
             rules=layout.rules,
             observe=self._observer(call, statics),
         )
-        jitted = jax.jit(layout.inner(pure), **options.rest, **layout.keywords)
-        program = _Program(jitted, layout)
-        remember(self._programs, key, program)
-        return program
+        return layout.inner(pure), layout
 
     def _observer(self, call: Call, statics: StaticArguments) -> Callable:
         """What notes each trace, with the places of the objects as they are now."""

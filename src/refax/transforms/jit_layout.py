@@ -2,7 +2,8 @@
 
 The inner function then takes each of them by position, as JAX wants what it donates: the values of
 each group, the arguments, and what is kept and what is donated of those given by name. Each
-sharding has two groups: of leaves that are kept, and of leaves that are donated.
+sharding has two groups: of leaves that are kept, and of leaves that are donated. On several devices
+each leaf is a group of its own, so that one trace serves every placement (`jit_places.py`).
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def layout_of(
     shift: int,
     static_at: Sequence[int],
     given: Donated,
+    apart: bool = False,
 ) -> Layout:
     """The layout of a call.
 
@@ -116,8 +118,9 @@ def layout_of(
         shift: 1 if a bound object is the first argument.
         static_at: positions of static arguments, which have no sharding.
         given: which arguments are donated.
+        apart: each leaf is a group of its own, and what is new is in the first group.
     """
-    if not options.sharded and not given:
+    if not (options.sharded or given or apart):
         return Layout(call.groups, given, by_position=False)
     args, kwargs = call.tree
     prefix = _in_prefix(options.in_shardings, len(args), shift, static_at)
@@ -133,12 +136,17 @@ def layout_of(
     )  # fmt: skip
     graphdef, half = call.graphdef, len(rules.entries)
     reached = {leaf for n in objects for _, leaf in graphdef.all_paths(graphdef.roots[n])}
-    of_leaf = [g + half * (leaf in reached) for leaf, g in enumerate(call.groups.of_leaf)]
-    entries = rules.entries * 2
-    donated = (False,) * half + (True,) * half
-    at = [2 * half + i for i in given.at]
+    if apart:
+        donated = (False, *[leaf in reached for leaf in range(len(call.values))])
+        of_leaf: Sequence[int] = range(1, len(donated))
+        entries = (None,) * len(donated)
+    else:
+        donated = (False,) * half + (True,) * half
+        of_leaf = [g + half * (leaf in reached) for leaf, g in enumerate(call.groups.of_leaf)]
+        entries = rules.entries * 2
+    groups, count = [i for i, gone in enumerate(donated) if gone], len(donated)
     keywords: dict[str, Any] = {
-        "donate_argnums": (*range(half, 2 * half), *at, 2 * half + len(args) + 1)
+        "donate_argnums": (*groups, *[count + i for i in given.at], count + len(args) + 1)
     }
     if options.sharded:
         arrays = for_arrays(prefix, args, "args", _is_sharding)
@@ -147,6 +155,8 @@ def layout_of(
         keywords["out_shardings"] = (without_objects(options.out_shardings), [*entries], None)
     # What is new leaves by the first group of its sharding, in which nothing is donated.
     out_rules = rules._replace(entries=entries) if options.sharded else None
+    if not (options.sharded or given):
+        return Layout(Groups(entries, of_leaf), given, donated, by_position=False)
     return Layout(Groups(entries, of_leaf), given, donated, out_rules, keywords)
 
 
