@@ -206,6 +206,82 @@ def average() -> tuple[Callable, Callable]:
     return step, lambda: [[float(x) for x in jax.tree.leaves(ema.params)]]
 
 
+def metrics() -> tuple[Callable, Callable]:
+    metrics = nnx.MultiMetric(**{f"m{i}": nnx.metrics.Average("x") for i in range(8)})
+    turn = itertools.cycle([metrics.reset, *5 * [lambda: metrics.update(x=1.0)]])
+    counts = lambda: [(int(metric.count.value), int(metric.total.value))  # noqa: E731
+                      for metric in vars(metrics).values()]  # fmt: skip
+    return lambda: next(turn)(), lambda: [counts(), [c for pair in counts() for c in pair]]
+
+
+def welford() -> tuple[Callable, Callable]:
+    """After n values 1, 3, 1, 3, … the mean is 2 (n even), m2 is n."""
+    stats = nnx.metrics.Welford()
+    values = jnp.array([1.0, 3.0])
+
+    def agree() -> list[list[Any]]:
+        count = float(stats.count.value)
+        return [[count, float(stats.m2.value), count and count * float(stats.mean.value) / 2.0]]
+
+    return lambda: stats.update(values=values), agree
+
+
+def streams_of() -> tuple[Node, list[nnx.RngStream]]:
+    model = Node(parts=[nnx.Dropout(0.5, rngs=nnx.Rngs(i)) for i in range(8)])
+    return model, [part.rngs for part in model.parts]
+
+
+def split_streams() -> tuple[Callable, Callable]:
+    model, streams = streams_of()
+    first = nnx.backup_keys(model)
+
+    def step() -> None:
+        if streams[0].key.shape:  # interrupted in between
+            nnx.restore_rngs(first)
+        with nnx.split_rngs(model, splits=3):
+            pass
+
+    def agree() -> list[list[Any]]:
+        return [[(s.key.shape, *np.ravel(s.count.value).tolist()) for s in streams]]
+
+    return step, agree
+
+
+def reseed() -> tuple[Callable, Callable]:
+    model, streams = streams_of()
+    names = {s.tag for s in streams}
+    words = lambda: [jax.random.key_data(s.key.value).tolist() for s in streams]  # noqa: E731
+
+    def to(seed: int) -> None:
+        nnx.reseed(model, **dict.fromkeys(names, seed))
+
+    to(1)
+    ones = words()
+    to(0)
+    agree = lambda: [[a == b for a, b in zip(words(), ones, strict=True)]]  # noqa: E731
+    return in_turn(to, [1, 0]), agree
+
+
+def pop_and_add() -> tuple[Callable, Callable]:
+    model = Node(parts=[Node(entries={}) for _ in range(COUNT)])
+    for part in model.parts:
+        part.seen, part.entries["seen"] = nnx.Intermediate(X), nnx.Intermediate(X)
+    popped = [nnx.pop(model, nnx.Intermediate)]
+
+    def step() -> None:
+        if hasattr(model.parts[0], "seen"):
+            popped[0] = nnx.pop(model, nnx.Intermediate)
+        else:
+            nnx.update(model, popped[0])
+
+    def agree() -> list[list[Any]]:
+        return [[x for p in model.parts for x in (hasattr(p, "seen"), "seen" in p.entries)]]
+
+    return step, agree
+
+
+X = jnp.ones(())
+
 # How long a step is interrupted after at the latest, in seconds: about three steps.
 CASES: dict[str, tuple[Callable, float]] = {
     "jit": (calls(nnx.jit(values), numbers), 3e-3),
@@ -219,6 +295,11 @@ CASES: dict[str, tuple[Callable, float]] = {
     "jit, optimizer": (optimizer(True), 3e-3),
     "optimizer": (optimizer(False), 2e-2),
     "EMA": (average, 2e-2),
+    "metrics": (metrics, 1e-2),
+    "Welford": (welford, 1e-2),
+    "split_rngs": (split_streams, 2e-2),
+    "reseed": (reseed, 2e-2),
+    "pop and update": (pop_and_add, 2e-2),
 }
 
 

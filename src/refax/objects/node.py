@@ -13,13 +13,14 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Mapping
+from operator import delitem
 from typing import Any
 
 import jax
 
 from .._jax_compat import TRACE
 from . import pickling
-from .at_once import Write
+from .at_once import Write, at_once
 from .errors import data_in_static, mark_in_container, slots_of_a_node
 from .marks import Mark
 from .representation import Form, Shown
@@ -98,10 +99,7 @@ class Node(Shown):
         return value
 
     def __delattr__(self, name: str) -> None:
-        self._refax_change(f"delete the attribute `{name}` of")
-        object.__delattr__(self, name)
-        if name in (marks := self._refax_marks or {}):
-            set_object_marks(self, {k: v for k, v in marks.items() if k != name} or None)
+        at_once(attribute_deletion(self, name))
 
     def _refax_change(self, action: str) -> None:
         """The check before a change of structure, of which plans are told."""
@@ -126,6 +124,22 @@ class Node(Shown):
 
     def _refax_form(self) -> Form:
         return Form(type(self).__name__ + "(", vars(self).items())
+
+
+def attribute_deletion(obj: Node, name: Any) -> list[Write]:
+    """What deletes an attribute (or an entry of `nnx.Dict`), for `at_once`, after the checks."""
+    obj._refax_change(f"delete the attribute `{name}` of")
+    delete = functools.partial(object.__delattr__, obj, name)
+    if type(name) is not str:
+        delete = functools.partial(delitem, obj.__dict__, name)
+    writes: list[Write] = [delete]
+    if name in (obj._refax_marks or {}):
+        writes.append(functools.partial(_unmark, obj, name))
+    return writes
+
+
+def _unmark(obj: Node, name: str) -> None:
+    set_object_marks(obj, {k: v for k, v in obj._refax_marks.items() if k != name} or None)
 
 
 def attribute_write(obj: Node, name: str, value: Any) -> Write:

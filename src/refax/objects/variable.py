@@ -13,8 +13,9 @@ models (`raw_value`/`set_raw_value` below); the public `value` adds the hooks an
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from operator import attrgetter
@@ -471,6 +472,18 @@ def metadata_writes(self: Variable, metadata: Metadata) -> list[Write]:
         partial(_set_hooked, self, hooked),
         partial(set_watch, self, None),
     ]
+
+
+@contextlib.contextmanager
+def all_or_none(cells: Iterable[Variable]) -> Iterator[None]:
+    """Give these Variables their values back, at once, if the block raises or is interrupted."""
+    cells = list(cells)
+    values = list(map(raw_value, cells))
+    try:
+        yield
+    except BaseException:
+        set_each(set_raw_value, cells, values)
+        raise
 
 
 def replace_metadata(self: Variable, metadata: Metadata) -> None:

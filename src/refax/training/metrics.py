@@ -7,15 +7,18 @@ stands still at 2²⁴, which an evaluation over tokens reaches soon.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from ..graph.filters import Filter
 from ..objects.errors import suggest
-from ..objects.variable import Variable
+from ..objects.variable import Variable, all_or_none
+from ..verbs.layouts import plan_of
 from ..verbs.pytree import Pytree
 from ..verbs.splitting import split
 
@@ -46,6 +49,20 @@ class Metric(Pytree):
         return split(self, *filters)
 
 
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _at_once(method: F) -> F:
+    """A method that writes all of a metric or, on an error or Ctrl-C, nothing."""
+
+    @functools.wraps(method)
+    def whole(self: Metric, *args: Any, **kwargs: Any) -> None:
+        with all_or_none(plan_of(self).variables):
+            method(self, *args, **kwargs)
+
+    return whole  # type: ignore[return-value]
+
+
 def _check_names(metrics: Mapping[str, Metric], given: Mapping[str, Any]) -> None:
     """Raise for a keyword that no metric takes and that is nearly one that was not given.
 
@@ -54,7 +71,7 @@ def _check_names(metrics: Mapping[str, Metric], given: Mapping[str, Any]) -> Non
     known = {"mask"}
     for metric in metrics.values():
         known.add(getattr(metric, "argname", "mask"))
-        code = getattr(type(metric).update, "__code__", None)
+        code = getattr(inspect.unwrap(type(metric).update), "__code__", None)
         if code is not None:
             known.update(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
     for name in given.keys() - known:
@@ -131,9 +148,11 @@ class Average(Metric):
         self.argname = argname
         self.total, self._total_low, self.count, self._count_low = _zeros(4)
 
+    @_at_once
     def reset(self) -> None:
         _reset(self.total, self._total_low, self.count, self._count_low)
 
+    @_at_once
     def update(self, *, mask: Any = None, **values: Any) -> None:
         """Take in `values[argname]`.
 
@@ -173,6 +192,7 @@ class Accuracy(Average):
             raise TypeError(f"Accuracy: threshold must be a float, got {threshold!r}.")
         self.threshold = threshold
 
+    @_at_once
     def update(self, *, logits: Any, labels: Any, mask: Any = None, **_: Any) -> None:  # type: ignore[override]
         """Take in logits (…, classes), or of the labels' shape with a threshold, and labels (…)."""
         logits, labels = jnp.asarray(logits), jnp.asarray(labels)
@@ -213,9 +233,11 @@ class Welford(Metric):
         self.argname = argname
         self.count, self._count_low, self.mean, self.m2, self._m2_low = _zeros(5)
 
+    @_at_once
     def reset(self) -> None:
         _reset(self.count, self._count_low, self.mean, self.m2, self._m2_low)
 
+    @_at_once
     def update(self, *, mask: Any = None, **values: Any) -> None:
         """Take in `values[argname]`, with a `mask` as in `Average.update`."""
         given, weights = _masked(self, self.argname, values, mask)
@@ -266,10 +288,12 @@ class MultiMetric(Metric):
     def _metrics(self) -> dict[str, Metric]:
         return {k: v for k, v in vars(self).items() if isinstance(v, Metric)}
 
+    @_at_once
     def reset(self) -> None:
         for metric in self._metrics().values():
             metric.reset()
 
+    @_at_once
     def update(self, **values: Any) -> None:
         """Give every metric the keywords; `mask={name: mask}` gives each a mask of its own."""
         metrics = self._metrics()

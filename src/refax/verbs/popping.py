@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from operator import delitem
 from typing import Any
 
 from ..graph.filters import Filter
-from ..graph.state import nest, one_or_all, state_over
+from ..graph.state import form_changed, nest, one_or_all, state_over
+from ..objects.at_once import Write, at_once
 from ..objects.errors import path_string
 from ..objects.modes import Switch
-from ..objects.node import Node
+from ..objects.node import Node, attribute_deletion
 from ..objects.variable import Variable
 from .iteration import is_attribute, is_mutable, iter_children_of, iter_graph
 from .layouts import layouts, plan_of
@@ -77,9 +79,14 @@ def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
                 "it out would move its neighbours.\n"
                 "Cure: keep what is popped in attributes or dicts."
             )
+    writes: list[Write] = []
     for holder, path in holders:
-        take: Callable[..., None] = delattr if is_attribute(holder, path[-1]) else delitem
-        take(holder, path[-1])
+        if isinstance(holder, Node):
+            writes += attribute_deletion(holder, path[-1])
+        else:
+            writes.append(partial(delitem, getattr(holder, "_tree", holder), path[-1]))
+    form_changed()
+    at_once(writes)
     return one_or_all(
         state_over(nest((sown_path(paths[i]), leaves[i]) for i in layout.leaves))
         for layout in found

@@ -7,7 +7,7 @@ gives them other keys.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from ..graph.filters import All, Filter, to_predicate
 from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
-from ..objects.variable import set_raw_value
+from ..objects.variable import Variable, all_or_none, set_raw_value
 from .copying import clone
 from .iteration import BEFORE, children_as_made, iter_graph, visit
 from .random_streams import Rngs as Rngs
@@ -58,9 +58,14 @@ def backup_keys(node: Any, /, *, only: Filter = ..., graph: Switch = None) -> Sp
 
 def restore_rngs(backups: Sequence[tuple[RngStream, Any, Any]], /) -> None:
     """Put the streams back to where `backup_keys`, `split_rngs` or `fork_rngs` found them."""
-    for stream, key, count in backups:
-        stream.key.value = key
-        stream.count.value = count
+    with all_or_none(_cells(stream for stream, *_ in backups)):
+        for stream, key, count in backups:
+            stream.key.value = key
+            stream.count.value = count
+
+
+def _cells(streams: Iterable[RngStream]) -> list[Variable]:
+    return [cell for stream in streams for cell in (stream.key, stream.count)]
 
 
 def reseed(
@@ -117,9 +122,10 @@ def reseed(
         forks = [(path, stream) for path, stream in named if stream is not root]
         for i, (path, stream) in enumerate(forks):
             fresh.append((stream, _as_stacked(path, _key_number(i, key), stream, policy), 0))
-    for stream, key, count in fresh:
-        stream.key.value = key
-        stream.count.value = jnp.full(key.shape, count, jnp.uint32)
+    with all_or_none(_cells(stream for stream, *_ in fresh)):
+        for stream, key, count in fresh:
+            stream.key.value = key
+            stream.count.value = jnp.full(key.shape, count, jnp.uint32)
 
 
 def _key_number(i: int, keys: jax.Array) -> jax.Array:
@@ -161,14 +167,15 @@ def _renew(node: Any, only: Filter, splits: Any, squeeze: bool = False) -> Split
         if not shape:  # one that is split as wanted already stays as it is
             renewed.append((stream, wanted))
     backups = SplitBackups()
-    for stream, wanted in renewed:
-        key, count = stream.key.value, stream.count.value
-        fresh = stream() if wanted is None else jax.random.split(stream(), wanted)
-        fresh = fresh.reshape(()) if squeeze else fresh
-        # Restoring keeps the count moved on by one: the next split gives other keys.
-        backups.append((stream, key, count + jnp.uint32(1)))
-        set_raw_value(stream.key, fresh)
-        set_raw_value(stream.count, jnp.zeros(fresh.shape, jnp.uint32))
+    with all_or_none(_cells(stream for stream, _ in renewed)):
+        for stream, wanted in renewed:
+            key, count = stream.key.value, stream.count.value
+            fresh = stream() if wanted is None else jax.random.split(stream(), wanted)
+            fresh = fresh.reshape(()) if squeeze else fresh
+            # Restoring keeps the count moved on by one: the next split gives other keys.
+            backups.append((stream, key, count + jnp.uint32(1)))
+            set_raw_value(stream.key, fresh)
+            set_raw_value(stream.count, jnp.zeros(fresh.shape, jnp.uint32))
     return backups
 
 
@@ -324,9 +331,10 @@ def with_rngs(
                     "Cure: name it in one of them; `...` takes what the others leave."
                 )
             renewals += [(stream, verb, shape) for verb, _, shape in named]
-        for stream, verb, shape in renewals:
-            new = stream._renewed(verb, shape)
-            stream.key, stream.count = new.key, new.count
+        with all_or_none(_cells(stream for stream, *_ in renewals)):
+            for stream, verb, shape in renewals:
+                new = stream._renewed(verb, shape)
+                stream.key, stream.count = new.key, new.count
         return copy
 
     return _function_or_decorator(node, view)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter, le
+from functools import partial
+from operator import attrgetter, le, setitem
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from ..graph.walk import key_name
 from ..objects.at_once import Write
 from ..objects.entering import conformed
 from ..objects.errors import StructureError, describe_value, path_string, suggest
-from ..objects.node import Node
+from ..objects.node import Node, attribute_write
 from ..objects.trace_errors import mutation_error
 from ..objects.variable import Variable, check_write, make_variable, metadata_writes
 from .errors import Misfits
@@ -90,10 +91,14 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
             cell, metadata = variables[i], given._metadata
             if metadata is not cell._metadata and metadata != cell._metadata:
                 writes += metadata_writes(cell, metadata)
-    write_leaves(plan, (node,), leaves, values, writes)
     for holder, new in added:
         cell = make_variable(type(new.value), new.value._value, new.value._metadata)
-        set_child(holder, sown_attribute(holder, new.path[-1]), cell)
+        name = sown_attribute(holder, new.path[-1])
+        if isinstance(holder, Node):
+            writes.append(attribute_write(holder, name, cell))
+        else:
+            writes.append(partial(setitem, holder, name, cell))
+    write_leaves(plan, (node,), leaves, values, writes)
 
 
 def check_writable(
