@@ -21,7 +21,7 @@ from ..objects.watch import is_array
 from .bound import by_position, decorator_or_function, positions
 from .branch_errors import Look, check_structures
 from .differentiation import gradient_builder, group_by_argument, join, separate
-from .given_derivatives import Given, laid_out, zeros
+from .given_derivatives import Given, zeros
 from .jit_options import as_tuple, resolved
 from .prefixes import DiffState
 
@@ -217,7 +217,7 @@ class CustomVjp(Generic[A]):
                 "in nondiff_argnums."
             )
         how = Given("custom_vjp: the gradient from bwd", call, self._function, zero_if_missing=True)
-        return laid_out(wrt, out, types, how)
+        return how.laid_out(wrt, out, types)
 
 
 # The functions at which a look is being taken: they need no derivative then.

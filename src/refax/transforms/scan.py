@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ..lift.arguments import Slot, is_slot, named_like, put_back, unbind
 from ..lift.array_prefix import spread
 from ..lift.axis_names import AxisName
-from ..lift.call import Call, CallForm, pure_function
+from ..lift.call import Call, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import leaves_out
 from ..lift.prefix import FilterPrefix, OutputRules
@@ -71,12 +71,7 @@ def scan(
         (2, 3)
     """
     named = AxisName.of(transform_metadata)
-    options = {
-        "length": length,
-        "reverse": reverse,
-        "unroll": unroll,
-        "_split_transpose": _split_transpose,
-    }
+    options = dict(length=length, reverse=reverse, unroll=unroll, _split_transpose=_split_transpose)
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         function, bound = unbind(f)
@@ -85,10 +80,7 @@ def scan(
         prefix = prefix if isinstance(prefix, tuple) else (prefix,) * len(args)
         carried = _carried(prefix, out_axes)
         prefixes, explain = (prefix, out_axes), functools.partial(check_sizes, "scan")
-
-        def make(call: Call, rules: OutputRules, function: Callable) -> Callable:
-            return _loop(function, call.form(function), rules, prefixes, carried, options, named)
-
+        make = functools.partial(_loop, prefixes, carried, options, named)
         key = ("scan", named and named.names, *map(static_key, options.values()))
         return mapped_call(
             function, args, {}, prefixes, "in_axes", make, key, explain, is_leaf=_is_entry
@@ -117,12 +109,11 @@ def _carried(prefix: tuple, out_axes: Any) -> int | None:
             "things, put them into one tuple. (To carry only the state of an object, use "
             "nnx.StateAxes({...: nnx.Carry}), which needs no result.)"
         )
-    for entry in jax.tree.leaves(out_axes, is_leaf=_is_entry):
-        if entry is None:
-            raise PrefixError(
-                "scan: out_axes has None, but every step returns a value of its own.\n"
-                "Cure: stack it with an int, or carry it to get the last one."
-            )
+    if any(entry is None for entry in jax.tree.leaves(out_axes, is_leaf=_is_entry)):
+        raise PrefixError(
+            "scan: out_axes has None, but every step returns a value of its own.\n"
+            "Cure: stack it with an int, or carry it to get the last one."
+        )
     return places[0] if places else None
 
 
@@ -133,16 +124,17 @@ def _moved(value: Any, source: int, destination: int) -> Any:
 
 
 def _loop(
-    function: Callable,
-    form: CallForm,
-    rules: OutputRules,
     prefixes: tuple[tuple, Any],
     carried: int | None,
     options: dict[str, Any],
     named: AxisName | None,
+    call: Call,
+    rules: OutputRules,
+    function: Callable,
 ) -> Callable:
     """The pure function of (values by group, tree): one `jax.lax.scan`."""
-    entries, graphdef, (prefix, out_axes) = rules.entries, form.graphdef, prefixes
+    (prefix, out_axes), entries = prefixes, rules.entries
+    form, graphdef = call.form(function), call.graphdef
     lift_type = "nnx.StateAxes({nnx.RngState: nnx.Carry, ...: None})"
     counts = BroadcastCounts(graphdef, form.groups, rules, "scan", "step", lift_type)
     always = tuple(map(is_carry, entries))

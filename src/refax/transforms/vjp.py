@@ -14,7 +14,7 @@ from ..lift.faults import execute
 from ..objects.modes import Switch
 from .bound import lifted
 from .differentiation import gradient_builder, normalize_argnums, prepare
-from .given_derivatives import Given, laid_out
+from .given_derivatives import Given
 from .prefixes import DiffState
 
 
@@ -109,7 +109,7 @@ def jvp(
         differentiated = normalize_argnums(range(len(primals)))
         call, wrt, diff, of_diff = prepare(f, tuple(primals), {}, differentiated, has_aux)
         how = Given("jvp: the tangent", call, unbind(f)[0], zero_if_missing=False)
-        moving = laid_out(wrt, tangents, jax.tree.map(jax.typeof, diff), how)
+        moving = how.laid_out(wrt, tangents, jax.tree.map(jax.typeof, diff))
         program = functools.partial(jax.jvp, of_diff, has_aux=True)
         value, moved, out = execute(call, f, program, (diff,), (moving,))
         aux = leave(call, out)

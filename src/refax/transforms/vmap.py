@@ -81,12 +81,8 @@ def pmap(
     that it is: the buffers are kept. For donation, and for shardings, see `nnx.jit`.
     """
     del donate_argnums
-    options: dict[str, Any] = {
-        "axis_name": axis_name,
-        "devices": None if devices is None else tuple(devices),
-        "backend": backend,
-        "axis_size": axis_size,
-    }
+    devices = None if devices is None else tuple(devices)
+    options = dict(axis_name=axis_name, devices=devices, backend=backend, axis_size=axis_size)
     transform, named = functools.partial(jax.pmap, **options), AxisName.of(transform_metadata)
     static = static_broadcasted_argnums
     return _mapped(f, in_axes, out_axes, named, transform, "pmap", static, options)
