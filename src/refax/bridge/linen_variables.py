@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..graph.state import iter_leaves
+from ..graph.state import iter_leaves, nest
 from ..objects.variable import Variable
 from ..objects.variable_types import variable_name_from_type, variable_type_from_name
 
@@ -84,17 +84,13 @@ def key_for(names: Mapping[Any, Any], name: Any, collection: str, part: Any) -> 
 
 def collections(attributes: Mapping[Any, Any]) -> dict[str, Any]:
     """The nested dicts by collection of a Module's attributes, and of dicts inside them."""
-    found: dict[str, Any] = {}
+    found: list[tuple[tuple, Any]] = []
     for path, variable in iter_leaves(attributes):
-        if not isinstance(variable, Variable):
-            continue
-        collection = collection_of(variable)
-        place = found.setdefault(collection, {})
-        *path, last = [_name_of(key, collection) for key in path]
-        for name in path:
-            place = place.setdefault(name, {})
-        place[last] = to_leaf(variable)
-    return found
+        if isinstance(variable, Variable):
+            collection = collection_of(variable)
+            names = (_name_of(key, collection) for key in path)
+            found.append(((collection, *names), to_leaf(variable)))
+    return nest(found)
 
 
 def _name_of(key: Any, collection: str) -> Any:

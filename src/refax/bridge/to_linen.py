@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -107,10 +108,9 @@ class ToLinen(linen.Module):
         module = _module_of(self)
         unseeded = _seed(self, module)
         made = _leaves(module) if self.is_initializing() else {}
-        if nnx_method is None or isinstance(nnx_method, str):
-            out = getattr(module, nnx_method or "__call__")(*args, **kwargs)
-        else:
-            out = nnx_method(module, *args, **kwargs)
+        given = callable(nnx_method)
+        run = partial(nnx_method, module) if given else getattr(module, nnx_method or "__call__")
+        out = run(*args, **kwargs)
         for stream, count in unseeded:
             if stream.count.raw_value is not count:
                 raise errors.InvalidRngError(

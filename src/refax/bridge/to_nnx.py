@@ -116,8 +116,7 @@ class ToNNX(Module):
             kwargs["method"] = method
         initialized = _INITIALIZED.get()
         if initialized is not None:
-            variables, form, out = form.init(keys, args, kwargs)
-            self.to_nnx__form = form
+            variables, self.to_nnx__form, out = form.init(keys, args, kwargs)
             self._write(variables, keep=any(self is other for other in initialized))
             initialized.append(self)
             return out

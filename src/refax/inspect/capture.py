@@ -125,13 +125,12 @@ class _Recording:
         self.roots = roots
         self.types = types
         self.nodes = self._visit()
-        self.before = [
+        self.aside = [
             (node, name, value)
             for _, node in self.nodes.values()
             for name, value in vars(node).items()
-            if isinstance(value, Intermediate)
+            if name == CAPTURES or isinstance(value, Intermediate)
         ]
-        self.outer = {id(m): vars(m).get(CAPTURES, ()) for _, m in self.nodes.values()}
         self.own: dict[int, tuple[Variable, ...]] = {}
         self.found: list[tuple[tuple, Any, Variable]] = []  # (path, whose it is, Variable)
 
@@ -143,8 +142,9 @@ class _Recording:
         return {id(n): (path, n) for path, n in reversed(visited) if isinstance(n, Pytree)}
 
     def begin(self, init: State | None) -> None:
-        for node, name, _ in self.before:
-            delattr(node, name)
+        for node, name, _ in self.aside:
+            if name != CAPTURES:
+                delattr(node, name)
         cells = [v for at, root in self.roots for _, v in iter_graph(root)]
         self.known = {id(v): v for v in cells if isinstance(v, Variable)}
         modules = {path: m for path, m in self.nodes.values() if isinstance(m, Module)}
@@ -162,7 +162,7 @@ class _Recording:
             starts = given.get(path, {})
             cells = tuple(make_variable(k, starts.get(k, {}), _RECORDS) for k in kinds)
             self.own[id(module)] = cells
-            further = (c for c in self.outer[id(module)] if type(c) not in kinds)
+            further = (c for c in vars(module).get(CAPTURES, ()) if type(c) not in kinds)
             setattr(module, CAPTURES, (*cells, *further))
 
     def end(self) -> None:
@@ -176,27 +176,23 @@ class _Recording:
             ]
         visited = self._visit()
         for path, node in {**visited, **self.nodes}.values():
-            self._restore(node)
             for name, value in list(vars(node).items()):  # of Modules that were made in the call
                 is_sown = isinstance(value, (Intermediate, *self.types))
                 if is_sown and id(value) not in self.known:
                     self.found.append((sown_path((*path, name)), node, value))
                     delattr(node, name)
-        for node, name, variable in self.before:
-            setattr(node, name, variable)
+                elif name == CAPTURES:
+                    delattr(node, name)
+        for node, name, value in self.aside:
+            setattr(node, name, value)
 
     def leave(self, results: list[Any]) -> None:
         """Take it off the copies that the call returns, too."""
         for result in results:
             for _, node in iter_graph(result):
-                if isinstance(node, Module) and id(node) not in self.nodes:
-                    self._restore(node)
-
-    def _restore(self, node: Any) -> None:
-        if outer := self.outer.get(id(node), ()):
-            setattr(node, CAPTURES, outer)
-        elif CAPTURES in vars(node):
-            delattr(node, CAPTURES)
+                is_copy = isinstance(node, Module) and id(node) not in self.nodes
+                if is_copy and CAPTURES in vars(node):
+                    delattr(node, CAPTURES)
 
     def state(self, kind: type[Variable]) -> State:
         found: dict[tuple, Variable] = {}

@@ -22,7 +22,7 @@ import optax
 
 from .._jax_compat import TRACE
 from ..graph.filters import Filter
-from ..graph.state import State, iter_leaves, map_state
+from ..graph.state import State
 from ..lift.borders import tracer_in
 from ..objects.entering import entered, placed
 from ..objects.modes import Switch
@@ -37,7 +37,7 @@ from ..verbs.splitting import state as state_of
 from ..verbs.updating import update_with
 from . import optimizer_errors as errors
 from .gradients import gradients_like, with_value
-from .placement import annotated_like, beside
+from .placement import annotated_like, beside, map_beside
 
 _REQUIRED: Any = object()
 
@@ -136,16 +136,11 @@ def _parameters(model: Any, wrt: Filter) -> tuple[State, State]:
 
 def _like_parameters(tree: Any, params: State) -> Any:
     """The same tree with the Variables in its States made like those of `params`, by path."""
-    by_path = dict(iter_leaves(params))
 
-    def unwrap(path: tuple, leaf: Any) -> Any:
-        return with_value(by_path.get(path), leaf._value) if isinstance(leaf, Variable) else leaf
+    def unwrap(path: tuple, param: Any, leaf: Any) -> Any:
+        return with_value(param, leaf._value) if isinstance(leaf, Variable) else leaf
 
-    return jax.tree.map(
-        lambda x: map_state(unwrap, x) if isinstance(x, State) else x._value,
-        tree,
-        is_leaf=lambda x: isinstance(x, (Variable, State)),
-    )
+    return map_beside(unwrap, tree, params)
 
 
 def _of_parameters(value_fn: Any, model: Any, params: State) -> Any:

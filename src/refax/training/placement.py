@@ -8,6 +8,7 @@ step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,16 +43,29 @@ def beside(params: Any, tree: Any) -> Any:
     return jax.tree.map(settle, tree)
 
 
+def map_beside(f: Callable[[tuple, Any, Any], Any], tree: Any, params: State) -> Any:
+    """A tree of optax, of `f(path, parameter, leaf)` for all in it that is made like `params`.
+
+    Of a leaf that belongs to no parameter, such as a step count, the parameter is None.
+    """
+    by_path = dict(iter_leaves(params))
+
+    def of_part(part: Any) -> Any:
+        if not isinstance(part, State):
+            return f((), None, part)
+        return map_state(lambda path, leaf: f(path, by_path.get(path), leaf), part)
+
+    return jax.tree.map(of_part, tree, is_leaf=lambda x: isinstance(x, (Variable, State)))
+
+
 def annotated_like(tree: Any, params: State) -> Any:
     """The same state of an optimizer: what belongs to an annotated parameter lies as that says.
 
     The entry `optimizer_sharding` of a parameter's metadata goes before its own annotation. What
     has another shape than its parameter, as in factored states, has no annotation.
     """
-    by_path = dict(iter_leaves(params))
 
-    def placed(path: tuple, leaf: Any) -> Any:
-        param = by_path.get(path)
+    def placed(path: tuple, param: Any, leaf: Any) -> Any:
         if not isinstance(leaf, Variable) or not isinstance(param, Variable):
             return leaf
         value, metadata = leaf._value, leaf._metadata
@@ -67,8 +81,4 @@ def annotated_like(tree: Any, params: State) -> Any:
             metadata = metadata.without("sharding")
         return make_variable(type(leaf), value, metadata)
 
-    return jax.tree.map(
-        lambda x: map_state(placed, x) if isinstance(x, State) else x,
-        tree,
-        is_leaf=lambda x: isinstance(x, State),
-    )
+    return map_beside(placed, tree, params)

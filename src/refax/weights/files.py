@@ -122,12 +122,10 @@ def save(
         for name, array in arrays.items()
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     }
-    if keys:
-        texts["refax.keys"] = json.dumps(keys)
-        arrays |= {name: jax.random.key_data(arrays[name]) for name in keys}
     aliases = {name: place.name for name, place in places.all_names() if name != place.name}
-    if aliases:
-        texts["refax.aliases"] = json.dumps(aliases)
+    arrays |= {name: jax.random.key_data(arrays[name]) for name in keys}
+    own = {"refax.keys": keys, "refax.aliases": aliases}
+    texts |= {name: json.dumps(entries) for name, entries in own.items() if entries}
     parts = _parts(arrays, _bytes(max_file_size))
     index, old = _index_of(path), _files_of_index(path)
     new = {path: parts[0]} if len(parts) == 1 else dict(zip(_part_paths(path, len(parts)), parts))
