@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.nn import celu as celu
@@ -37,6 +34,7 @@ from jax.typing import DTypeLike
 
 from ..objects.variable_types import Param
 from . import dtypes
+from .arguments import Array, Metadata, Number, checked
 from .options import NO_METADATA, Layer, PromoteDtype, keep_options
 
 
@@ -61,19 +59,21 @@ class PReLU(Layer):
         [-1.0, 3.0]
     """
 
+    @checked
     def __init__(
         self,
-        negative_slope_init: float = 0.01,
+        negative_slope_init: Number = 0.01,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
-        negative_slope_metadata: Mapping[str, Any] = NO_METADATA,
+        negative_slope_metadata: Metadata = NO_METADATA,
     ):
         keep_options(self, locals())
         slope = jnp.asarray(negative_slope_init, param_dtype)
         self.negative_slope = Param(slope, **negative_slope_metadata)
 
-    def __call__(self, inputs: Any) -> jax.Array:
+    @checked
+    def __call__(self, inputs: Array) -> jax.Array:
         x, slope = self.promote_dtype((inputs, self.negative_slope.value), dtype=self.dtype)
         return jnp.where(x >= 0, x, slope * x)

@@ -15,6 +15,7 @@ from ..objects.variable_types import Cache
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
 from . import dtypes
+from .arguments import Array, Key, Metadata, OutSharding, Rate, Size, checked
 from .dot_product_attention import dot_product_attention
 from .dropout import draw_key, fork_stream
 from .linear import default_bias_init, default_kernel_init
@@ -32,7 +33,7 @@ from .options import (
 )
 
 
-def _apply(layer: Any, x: jax.Array, out_sharding: Any) -> jax.Array:
+def _apply(layer: Any, x: Any, out_sharding: Any) -> jax.Array:
     """What a user puts in a projection's place need not know of shardings not asked for."""
     return layer(x) if out_sharding is None else layer(x, out_sharding=out_sharding)
 
@@ -99,19 +100,20 @@ class MultiHeadAttention(Module):
     qkv_dot_general_cls: Any = None
     out_dot_general_cls: Any = None
 
+    @checked
     def __init__(
         self,
-        num_heads: int,
-        in_features: int,
-        qkv_features: int | None = None,
-        out_features: int | None = None,
-        num_kv_heads: int | None = None,
-        in_kv_features: int | None = None,
+        num_heads: Size,
+        in_features: Size,
+        qkv_features: Size | None = None,
+        out_features: Size | None = None,
+        num_kv_heads: Size | None = None,
+        in_kv_features: Size | None = None,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         broadcast_dropout: bool = True,
-        dropout_rate: float = 0.0,
+        dropout_rate: Rate = 0.0,
         deterministic: bool | None = None,
         precision: lax.PrecisionLike = None,
         kernel_init: Initializer = default_kernel_init,
@@ -131,12 +133,12 @@ class MultiHeadAttention(Module):
         out_dot_general_cls: Any = None,
         rngs: Rngs,
         keep_rngs: bool = True,
-        kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        out_kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
-        out_bias_metadata: Mapping[str, Any] = NO_METADATA,
-        query_ln_scale_metadata: Mapping[str, Any] = NO_METADATA,
-        key_ln_scale_metadata: Mapping[str, Any] = NO_METADATA,
+        kernel_metadata: Metadata = NO_METADATA,
+        out_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+        out_bias_metadata: Metadata = NO_METADATA,
+        query_ln_scale_metadata: Metadata = NO_METADATA,
+        key_ln_scale_metadata: Metadata = NO_METADATA,
     ):
         arguments = locals()
         keep_options(self, arguments)
@@ -177,20 +179,21 @@ class MultiHeadAttention(Module):
         self.cached_value: Cache | None = None
         self.cache_index: Cache | None = None
 
+    @checked
     def __call__(
         self,
-        inputs_q: Any,
-        inputs_k: Any = None,
-        inputs_v: Any = None,
+        inputs_q: Array,
+        inputs_k: Array | None = None,
+        inputs_v: Array | None = None,
         *,
-        mask: Any = None,
+        mask: Array | None = None,
         deterministic: bool | None = None,
-        rngs: Rngs | RngStream | jax.Array | None = None,
+        rngs: Rngs | RngStream | Key | None = None,
         sow_weights: bool = False,
         decode: bool | None = None,
         is_causal: bool = False,
-        out_sharding: Any = None,
-        qkv_sharding: Any = None,
+        out_sharding: OutSharding = None,
+        qkv_sharding: OutSharding = None,
     ) -> jax.Array:
         """Attend from each position of `inputs_q` to those of `inputs_k`.
 
@@ -249,12 +252,13 @@ class MultiHeadAttention(Module):
         )
         return _apply(self.out, y, out_sharding)
 
+    @checked
     def set_view(
         self,
         deterministic: bool | None = None,
         decode: bool | None = None,
         batch_size: int | Sequence[int] | None = None,
-        max_length: int | None = None,
+        max_length: Size | None = None,
     ) -> None:
         """The modes of this layer, for `nnx.view`.
 
@@ -277,6 +281,7 @@ class MultiHeadAttention(Module):
                 f"max_length (got {max_length}).\nCure: give both, or neither."
             )
 
+    @checked
     def init_cache(self, input_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> None:
         """Make an empty cache: call it before decoding, and to start anew.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +12,18 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import BatchStat
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .arguments import (
+    Array,
+    Axis,
+    AxisNames,
+    Epsilon,
+    Groups,
+    Metadata,
+    OutSharding,
+    Rate,
+    Size,
+    checked,
+)
 from .contractions import placed
 from .normalization import Normalization, scale_and_shift
 from .options import NO_METADATA, Initializer, PromoteDtype, resolve_flag
@@ -95,29 +106,30 @@ class BatchNorm(Normalization):
         [[0.0]]
     """
 
-    axis: int = -1
+    axis: Axis = -1
 
+    @checked
     def __init__(
         self,
-        num_features: int,
+        num_features: Size,
         *,
         use_running_average: bool | None = False,
-        axis: int = -1,
-        momentum: float = 0.99,
-        epsilon: float = 1e-5,
+        axis: Axis = -1,
+        momentum: Rate = 0.99,
+        epsilon: Epsilon = 1e-5,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: Initializer = initializers.zeros,
         scale_init: Initializer = initializers.ones,
-        axis_name: str | None = None,
-        axis_index_groups: Any = None,
+        axis_name: AxisNames = None,
+        axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
-        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+        scale_metadata: Metadata = NO_METADATA,
     ):
         self.use_running_average = use_running_average
         self.momentum = momentum
@@ -134,13 +146,14 @@ class BatchNorm(Normalization):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
+    @checked
     def __call__(
         self,
-        x: Any,
+        x: Array,
         use_running_average: bool | None = None,
         *,
-        mask: jax.Array | None = None,
-        out_sharding: Any = None,
+        mask: Array | None = None,
+        out_sharding: OutSharding = None,
     ) -> jax.Array:
         """Normalize x (..., num_features); in training, move the running averages too.
 

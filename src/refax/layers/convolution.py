@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes
+from .arguments import Array, Metadata, OutSharding, Size, Sizes, checked
 from .contractions import last_axes, placed
 from .linear import Affine, Options, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
@@ -146,7 +147,7 @@ class Convolution(Affine):
     """What Conv and ConvTranspose have in common: parameters, options, checks, batch axes."""
 
     use_bias: bool = True
-    mask: Any = None
+    mask: Array | None = None
 
     def _make(self, channels: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
         """Set the attributes that `arguments`, those of `__init__`, say; draw the parameters."""
@@ -165,7 +166,7 @@ class Convolution(Affine):
         self._make_parameters(arguments, shape, (self.out_features,) if self.use_bias else None)
 
     def _call(
-        self, inputs: Any, how: _Strided | _FractionallyStrided, out_sharding: Any = None
+        self, inputs: Any, how: _Strided | _FractionallyStrided, out_sharding: OutSharding = None
     ) -> jax.Array:
         x, kernel, bias = self._promoted(inputs)
         self._check_shapes(x, kernel, len(self.kernel_size), self.in_features)
@@ -209,22 +210,23 @@ class Conv(Convolution):
         ((3, 3, 3, 16), (8, 14, 14, 16))
     """
 
-    feature_group_count: int = 1
+    feature_group_count: Size = 1
     conv_general_dilated = Replaceable(lax.conv_general_dilated, "jax.lax")
 
+    @checked
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        kernel_size: int | Sequence[int],
+        in_features: Size,
+        out_features: Size,
+        kernel_size: Sizes,
         strides: PerAxis = 1,
         *,
         padding: Padding = "SAME",
         input_dilation: PerAxis = 1,
         kernel_dilation: PerAxis = 1,
-        feature_group_count: int = 1,
+        feature_group_count: Size = 1,
         use_bias: bool = True,
-        mask: Any = None,
+        mask: Array | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -234,8 +236,8 @@ class Conv(Convolution):
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
     ):
         if in_features % feature_group_count or out_features % feature_group_count:
             raise ValueError(
@@ -248,7 +250,8 @@ class Conv(Convolution):
         self.padding = canonical_padding("Conv", padding, axes, named)
         self.input_dilation = per_axis("Conv", "input_dilation", input_dilation, axes)
 
-    def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
+    @checked
+    def __call__(self, inputs: Array, out_sharding: OutSharding = None) -> jax.Array:
         """Convolve x.
 
         Args:
@@ -308,17 +311,18 @@ class ConvTranspose(Convolution):
 
     transpose_kernel: bool = False
 
+    @checked
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        kernel_size: int | Sequence[int],
+        in_features: Size,
+        out_features: Size,
+        kernel_size: Sizes,
         strides: PerAxis = None,
         *,
         padding: Padding = "SAME",
         kernel_dilation: PerAxis = None,
         use_bias: bool = True,
-        mask: Any = None,
+        mask: Array | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -328,15 +332,16 @@ class ConvTranspose(Convolution):
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
     ):
         channels = (in_features, out_features)
         self._make(channels[::-1] if transpose_kernel else channels, locals())
         named = ("SAME", "VALID", "CIRCULAR")
         self.padding = canonical_padding("ConvTranspose", padding, len(self.kernel_size), named)
 
-    def __call__(self, inputs: Any) -> jax.Array:
+    @checked
+    def __call__(self, inputs: Array) -> jax.Array:
         """Map x (*batch, *spatial, in_features).
 
         Raises:

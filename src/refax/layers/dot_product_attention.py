@@ -21,20 +21,22 @@ from .._jax_compat import is_outside_of_traces
 from ..objects.variable_types import Intermediate
 from ..verbs.module import Module
 from . import dtypes
+from .arguments import Array, Key, Rate, checked
 from .contractions import einsum
 from .dropout import keep_mask
 from .options import PROMOTE_DTYPE, PromoteDtype
 
 
+@checked
 def dot_product_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    bias: Any = None,
-    mask: Any = None,
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    mask: Array | None = None,
     broadcast_dropout: bool = True,
-    dropout_rng: jax.Array | None = None,
-    dropout_rate: float = 0.0,
+    dropout_rng: Key | None = None,
+    dropout_rate: Rate = 0.0,
     deterministic: bool = False,
     dtype: DTypeLike | None = None,
     precision: lax.PrecisionLike = None,
@@ -87,14 +89,15 @@ def dot_product_attention(
     return _combine(weights, value, precision)
 
 
+@checked
 def dot_product_attention_weights(
-    query: Any,
-    key: Any,
-    bias: Any = None,
-    mask: Any = None,
+    query: Array,
+    key: Array,
+    bias: Array | None = None,
+    mask: Array | None = None,
     broadcast_dropout: bool = True,
-    dropout_rng: jax.Array | None = None,
-    dropout_rate: float = 0.0,
+    dropout_rng: Key | None = None,
+    dropout_rate: Rate = 0.0,
     deterministic: bool = False,
     dtype: DTypeLike | None = None,
     precision: lax.PrecisionLike = None,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
+from .arguments import Array, Axis, Key, Rate, checked
 from .dtypes import as_array
 from .options import keep_options, resolve_flag
 
@@ -27,10 +28,7 @@ def fork_stream(rngs: Rngs | RngStream | None, collection: str) -> RngStream | N
 
 
 def draw_key(
-    layer: Module,
-    collection: str,
-    rngs: Rngs | RngStream | jax.Array | None,
-    kept: RngStream | None,
+    layer: Module, collection: str, rngs: Rngs | RngStream | Key | None, kept: RngStream | None
 ) -> jax.Array:
     """The key for one call: of `rngs` from the call (a key is used as it is), else of `kept`."""
     given = kept if rngs is None else rngs
@@ -85,14 +83,15 @@ class Dropout(Module):
         1.0
     """
 
-    broadcast_dims: Sequence[int] = ()
+    broadcast_dims: Sequence[Axis] = ()
     rng_collection: str = "dropout"
 
+    @checked
     def __init__(
         self,
-        rate: float,
+        rate: Rate,
         *,
-        broadcast_dims: Sequence[int] = (),
+        broadcast_dims: Sequence[Axis] = (),
         deterministic: bool | None = False,
         rng_collection: str = "dropout",
         rngs: Rngs | RngStream | None = None,
@@ -113,12 +112,13 @@ class Dropout(Module):
         if deterministic is not None:
             self.deterministic = deterministic
 
+    @checked
     def __call__(
         self,
-        inputs: Any,
+        inputs: Array,
         *,
         deterministic: bool | None = None,
-        rngs: Rngs | RngStream | jax.Array | None = None,
+        rngs: Rngs | RngStream | Key | None = None,
     ) -> jax.Array:
         """Drop elements of `inputs`.
 

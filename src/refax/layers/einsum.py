@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import contractions, dtypes
+from .arguments import Array, Metadata, OutSharding, Size, checked
 from .linear import Affine, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
 
@@ -107,11 +108,12 @@ class Einsum(Affine):
 
     einsum_op = Replaceable(jnp.einsum, "jax.numpy")
 
+    @checked
     def __init__(
         self,
         einsum_str: str | None,
-        kernel_shape: Sequence[int],
-        bias_shape: Sequence[int] | None = None,
+        kernel_shape: Sequence[Size],
+        bias_shape: Sequence[Size] | None = None,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -122,15 +124,16 @@ class Einsum(Affine):
         einsum_op: Callable[..., Any] = jnp.einsum,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
     ):
         keep_options(self, locals())
         self.einsum_str = None if einsum_str is None else _canonical(einsum_str)
         self._make_parameters(locals(), kernel_shape, bias_shape)
 
+    @checked
     def __call__(
-        self, inputs: Any, einsum_str: str | None = None, out_sharding: Any = None
+        self, inputs: Array, einsum_str: str | None = None, out_sharding: OutSharding = None
     ) -> jax.Array:
         """einsum(x, W) + b.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .arguments import Array, Metadata, OutSharding, Size, checked
 from .contractions import dot
 from .options import (
     NO_METADATA,
@@ -59,17 +59,18 @@ class Embed(Layer):
         ((1, 3, 4), (1, 3, 10))
     """
 
+    @checked
     def __init__(
         self,
-        num_embeddings: int,
-        features: int,
+        num_embeddings: Size,
+        features: Size,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         embedding_init: Initializer = default_embed_init,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        embedding_metadata: Mapping[str, Any] = NO_METADATA,
+        embedding_metadata: Metadata = NO_METADATA,
     ):
         keep_options(self, locals())
         self.embedding = make_parameter(locals(), "embedding", (num_embeddings, features))
@@ -77,7 +78,8 @@ class Embed(Layer):
         self.features = features
         self.dtype = self.embedding.value.dtype if dtype is None else dtype
 
-    def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
+    @checked
+    def __call__(self, inputs: Array, out_sharding: OutSharding = None) -> jax.Array:
         """The rows of E at the integers `inputs` (...)."""
         indices = dtypes.as_array(inputs)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
@@ -90,7 +92,8 @@ class Embed(Layer):
         rows = _rows(self.embedding.value, indices, out_sharding)
         return self.promote_dtype((rows,), dtype=self.dtype, inexact=False)[0]
 
-    def attend(self, query: Any, out_sharding: Any = None) -> jax.Array:
+    @checked
+    def attend(self, query: Array, out_sharding: OutSharding = None) -> jax.Array:
         """The scalar product of a query (..., features) with every row: (..., num_embeddings).
 
         With it, the table that embeds the tokens gives the logits of the output too. Paper: Press

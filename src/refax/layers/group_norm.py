@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .arguments import Array, Axes, AxisNames, Epsilon, Groups, Metadata, OutSharding, Size, checked
 from .contractions import placed
-from .normalization import Axes, Normalization, normalize, positive_axes
+from .normalization import Normalization, normalize, positive_axes
 from .options import NO_METADATA, Initializer, PromoteDtype
 
 
@@ -52,13 +50,14 @@ class GroupNorm(Normalization):
     reduction_axes: Axes | None = None
     feature_axis: int = -1
 
+    @checked
     def __init__(
         self,
-        num_features: int,
-        num_groups: int | None = 32,
-        group_size: int | None = None,
+        num_features: Size,
+        num_groups: Size | None = 32,
+        group_size: Size | None = None,
         *,
-        epsilon: float = 1e-6,
+        epsilon: Epsilon = 1e-6,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
@@ -66,19 +65,20 @@ class GroupNorm(Normalization):
         bias_init: Initializer = initializers.zeros,
         scale_init: Initializer = initializers.ones,
         reduction_axes: Axes | None = None,
-        axis_name: str | None = None,
-        axis_index_groups: Any = None,
+        axis_name: AxisNames = None,
+        axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
-        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+        scale_metadata: Metadata = NO_METADATA,
     ):
         self.num_groups, self.group_size = _groups(num_features, num_groups, group_size)
         self._keep(locals())
 
+    @checked
     def __call__(
-        self, x: Any, *, mask: jax.Array | None = None, out_sharding: Any = None
+        self, x: Array, *, mask: Array | None = None, out_sharding: OutSharding = None
     ) -> jax.Array:
         """Normalize x (batch, ..., num_features).
 
@@ -149,11 +149,12 @@ class InstanceNorm(Normalization):
 
     feature_axes: Axes = -1
 
+    @checked
     def __init__(
         self,
-        num_features: int,
+        num_features: Size,
         *,
-        epsilon: float = 1e-6,
+        epsilon: Epsilon = 1e-6,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
@@ -161,18 +162,19 @@ class InstanceNorm(Normalization):
         bias_init: Initializer = initializers.zeros,
         scale_init: Initializer = initializers.ones,
         feature_axes: Axes = -1,
-        axis_name: str | None = None,
-        axis_index_groups: Any = None,
+        axis_name: AxisNames = None,
+        axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
-        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+        scale_metadata: Metadata = NO_METADATA,
     ):
         self._keep(locals())
 
+    @checked
     def __call__(
-        self, x: Any, *, mask: jax.Array | None = None, out_sharding: Any = None
+        self, x: Array, *, mask: Array | None = None, out_sharding: OutSharding = None
     ) -> jax.Array:
         """Normalize x (batch, ..., num_features).
 

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .arguments import Array, Metadata, OutSharding, Size, checked
 from .contractions import fastest, last_axes, placed
 from .options import (
     NO_METADATA,
@@ -55,8 +56,8 @@ class Affine(Layer):
     def _make_parameters(
         self,
         arguments: Mapping[str, Any],
-        kernel_shape: Sequence[int],
-        bias_shape: Sequence[int] | None,
+        kernel_shape: Sequence[Size],
+        bias_shape: Sequence[Size] | None,
     ) -> None:
         self.kernel = make_parameter(arguments, "kernel", kernel_shape)
         self.bias = None if bias_shape is None else make_parameter(arguments, "bias", bias_shape)
@@ -81,7 +82,7 @@ class Affine(Layer):
                 f"in_features={in_features}."
             )
 
-    def _options(self, out_sharding: Any = None) -> Options:
+    def _options(self, out_sharding: OutSharding = None) -> Options:
         """The keywords for a product; a user's function need not know the unused ones."""
         options: Options = {"precision": self.precision}
         if self.preferred_element_type is not None:
@@ -137,10 +138,11 @@ class Linear(Affine):
     use_bias: bool = True
     dot_general = DOT_GENERAL
 
+    @checked
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        in_features: Size,
+        out_features: Size,
         *,
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
@@ -152,8 +154,8 @@ class Linear(Affine):
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
     ):
         keep_options(self, locals())
         bias_shape = (out_features,) if use_bias else None
@@ -161,7 +163,8 @@ class Linear(Affine):
         self.in_features = in_features
         self.out_features = out_features
 
-    def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
+    @checked
+    def __call__(self, inputs: Array, out_sharding: OutSharding = None) -> jax.Array:
         """y = x·W + b.
 
         Args:

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from ..objects.metadata import VariableMetadata
 from ..verbs.rngs import Rngs
 from . import dtypes
+from .arguments import Array, Axes, Metadata, OutSharding, Sizes, checked
 from .linear import DOT_GENERAL, Affine, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 
@@ -72,12 +73,13 @@ class LinearGeneral(Affine):
     dot_general: Callable[..., Any] | None = None
     dot_general_cls: Any = None
 
+    @checked
     def __init__(
         self,
-        in_features: int | Sequence[int],
-        out_features: int | Sequence[int],
+        in_features: Sizes,
+        out_features: Sizes,
         *,
-        axis: int | Sequence[int] = -1,
+        axis: Axes = -1,
         batch_axis: Mapping[int, int] = _NO_BATCH,
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
@@ -90,8 +92,8 @@ class LinearGeneral(Affine):
         dot_general_cls: Any = None,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
     ):
         keep_options(self, locals())
         self.in_features = sizes(in_features)
@@ -116,7 +118,8 @@ class LinearGeneral(Affine):
         bias_shape = (*batch_sizes, *self.out_features) if use_bias else None
         self._make_parameters(locals(), shape, bias_shape)
 
-    def __call__(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
+    @checked
+    def __call__(self, inputs: Array, out_sharding: OutSharding = None) -> jax.Array:
         """Map the axes `axis` of `inputs`.
 
         Args:

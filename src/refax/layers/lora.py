@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from ..objects.variable import Variable
 from ..objects.variable_types import LoRAParam
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .arguments import Array, Metadata, OutSharding, Size, checked
 from .contractions import dot, placed
 from .linear import Linear
 from .linear_general import LinearGeneral, sizes
@@ -59,11 +60,12 @@ class LoRA(Layer):
 
     lora_param_type: type[Variable] = LoRAParam
 
+    @checked
     def __init__(
         self,
-        in_features: int,
-        lora_rank: int,
-        out_features: int,
+        in_features: Size,
+        lora_rank: Size,
+        out_features: Size,
         *,
         base_module: Callable[..., Any] | None = None,
         dtype: DTypeLike | None = None,
@@ -73,8 +75,8 @@ class LoRA(Layer):
         lora_param_type: type[Variable] = LoRAParam,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        a_metadata: Mapping[str, Any] = NO_METADATA,
-        b_metadata: Mapping[str, Any] = NO_METADATA,
+        a_metadata: Metadata = NO_METADATA,
+        b_metadata: Metadata = NO_METADATA,
     ):
         keep_options(self, locals())
         if base_module is not None and not callable(base_module):
@@ -89,7 +91,8 @@ class LoRA(Layer):
         self.lora_a = lora_param_type(a, **a_metadata)
         self.lora_b = lora_param_type(b, **b_metadata)
 
-    def __call__(self, x: Any, **kwargs: Any) -> jax.Array:
+    @checked
+    def __call__(self, x: Array, **kwargs: Any) -> jax.Array:
         """x·A·B, plus `base_module(x, **kwargs)` if there is one."""
         given, a, b = self.promote_dtype(
             (x, self.lora_a.value, self.lora_b.value), dtype=self.dtype
@@ -101,7 +104,7 @@ class LoRA(Layer):
         return _add(self.base_module(x, **kwargs), change, kwargs.get("out_sharding"))
 
 
-def _add(y: jax.Array, change: jax.Array, out_sharding: Any = None) -> jax.Array:
+def _add(y: jax.Array, change: jax.Array, out_sharding: OutSharding = None) -> jax.Array:
     # In the dtype of y: an adapter must not change the precision of the model around it.
     return placed(y + dtypes.cast(change, y.dtype), out_sharding)
 
@@ -136,13 +139,14 @@ class LoRALinear(Linear):
         (True, True)
     """
 
+    @checked
     def __init__(
         self,
-        in_features: int | Linear | LinearGeneral,
-        out_features: int | None = None,
+        in_features: Size | Linear | LinearGeneral,
+        out_features: Size | None = None,
         *,
-        lora_rank: int | None = None,
-        rank: int | None = None,
+        lora_rank: Size | None = None,
+        rank: Size | None = None,
         lora_dtype: DTypeLike | None = None,
         lora_param_dtype: DTypeLike = jnp.float32,
         a_initializer: Initializer = default_a_initializer,
@@ -150,8 +154,8 @@ class LoRALinear(Linear):
         lora_param_type: type[Variable] = LoRAParam,
         lora_promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        a_metadata: Mapping[str, Any] = NO_METADATA,
-        b_metadata: Mapping[str, Any] = NO_METADATA,
+        a_metadata: Metadata = NO_METADATA,
+        b_metadata: Metadata = NO_METADATA,
         **kwargs: Any,
     ):
         lora_rank = rank if lora_rank is None else lora_rank
@@ -203,7 +207,8 @@ class LoRALinear(Linear):
             # What the two kinds have different defaults of.
             self.dot_general, self.dot_general_cls = linear.dot_general, linear.dot_general_cls
 
-    def __call__(self, x: Any, out_sharding: Any = None) -> jax.Array:
+    @checked
+    def __call__(self, x: Array, out_sharding: OutSharding = None) -> jax.Array:
         """y = x·W + b + x·A·B, in the dtype of x·W + b."""
         if not isinstance(self.out_features, tuple):
             return _add(super().__call__(x, out_sharding), self.lora(x), out_sharding)

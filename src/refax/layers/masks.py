@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from .arguments import Array, Count, checked
 from .dtypes import as_array
 
 
+@checked
 def make_attention_mask(
-    query_input: Any,
-    key_input: Any,
+    query_input: Array,
+    key_input: Array,
     pairwise_fn: Callable[..., Any] = jnp.multiply,
-    extra_batch_dims: int = 0,
+    extra_batch_dims: Count = 0,
     dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """A mask from a property of each query and of each key.
@@ -44,8 +46,9 @@ def make_attention_mask(
     return mask.reshape((1,) * extra_batch_dims + mask.shape).astype(dtype)
 
 
+@checked
 def make_causal_mask(
-    x: Any, extra_batch_dims: int = 0, dtype: DTypeLike = jnp.float32
+    x: Array, extra_batch_dims: Count = 0, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
     """A mask that lets each position look at itself and at those before it.
 
@@ -67,6 +70,7 @@ def make_causal_mask(
     return make_attention_mask(positions, positions, jnp.greater_equal, extra_batch_dims, dtype)
 
 
+@checked
 def combine_masks(*masks: Any, dtype: DTypeLike = jnp.float32) -> jax.Array | None:
     """The logical "and" of masks; None stands for no mask.
 

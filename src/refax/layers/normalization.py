@@ -7,7 +7,7 @@ the end. `standardize.py` has the computation and its derivative.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .arguments import Array, Axes, AxisNames, Epsilon, Groups, Metadata, OutSharding, Size, checked
 from .contractions import last_axes, placed
 from .options import (
     NO_METADATA,
@@ -28,8 +29,6 @@ from .options import (
     value_of,
 )
 from .standardize import Averaging, standardize
-
-Axes = int | Sequence[int]
 
 
 def scale_and_shift(
@@ -74,11 +73,11 @@ class Normalization(Layer):
 
     use_scale: bool = True
     use_bias: bool = True
-    axis_name: Any = None
-    axis_index_groups: Any = None
+    axis_name: AxisNames = None
+    axis_index_groups: Groups = None
     use_fast_variance: bool = True
-    num_features: int
-    epsilon: float
+    num_features: Size
+    epsilon: Epsilon
     scale: Param | None
     bias: Param | None
 
@@ -129,7 +128,7 @@ class _FeatureNormalization(Normalization):
     feature_axes: Axes = -1
 
     def _normalize(
-        self, x: Any, mask: jax.Array | None, out_sharding: Any, *, center: bool
+        self, x: Array, mask: Array | None, out_sharding: Any, *, center: bool
     ) -> jax.Array:
         x, scale, bias, dtype = self._arrays(x)
         features = self._find_feature_axes(x, self.feature_axes)
@@ -169,11 +168,12 @@ class LayerNorm(_FeatureNormalization):
         [-1.0, -1.0, 1.0, 1.0]
     """
 
+    @checked
     def __init__(
         self,
-        num_features: int,
+        num_features: Size,
         *,
-        epsilon: float = 1e-6,
+        epsilon: Epsilon = 1e-6,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
@@ -182,18 +182,19 @@ class LayerNorm(_FeatureNormalization):
         scale_init: Initializer = initializers.ones,
         reduction_axes: Axes = -1,
         feature_axes: Axes = -1,
-        axis_name: str | None = None,
-        axis_index_groups: Any = None,
+        axis_name: AxisNames = None,
+        axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
-        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
+        scale_metadata: Metadata = NO_METADATA,
     ):
         self._keep(locals())
 
+    @checked
     def __call__(
-        self, x: Any, *, mask: jax.Array | None = None, out_sharding: Any = None
+        self, x: Array, *, mask: Array | None = None, out_sharding: OutSharding = None
     ) -> jax.Array:
         """Normalize x (..., num_features).
 
@@ -228,28 +229,30 @@ class RMSNorm(_FeatureNormalization):
 
     use_bias = False
 
+    @checked
     def __init__(
         self,
-        num_features: int,
+        num_features: Size,
         *,
-        epsilon: float = 1e-6,
+        epsilon: Epsilon = 1e-6,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_scale: bool = True,
         scale_init: Initializer = initializers.ones,
         reduction_axes: Axes = -1,
         feature_axes: Axes = -1,
-        axis_name: str | None = None,
-        axis_index_groups: Any = None,
+        axis_name: AxisNames = None,
+        axis_index_groups: Groups = None,
         use_fast_variance: bool = True,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Metadata = NO_METADATA,
     ):
         self._keep(locals())
 
+    @checked
     def __call__(
-        self, x: Any, mask: jax.Array | None = None, *, out_sharding: Any = None
+        self, x: Array, mask: Array | None = None, *, out_sharding: OutSharding = None
     ) -> jax.Array:
         """Normalize x (..., num_features); `mask`: which elements count for the mean.
 

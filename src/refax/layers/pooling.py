@@ -16,6 +16,7 @@ from jax import lax
 
 from ..verbs.module import Module
 from . import dtypes
+from .arguments import Array, Size, checked
 from .windows import Padding, Pads, PerAxis, canonical_padding, per_axis
 
 # Window, strides and padding, for all axes of an array.
@@ -40,11 +41,12 @@ def _lay_out(
     return x, ((*ones, *window_shape, 1), (*ones, *strides, 1), pads)
 
 
+@checked
 def pool(
-    inputs: Any,
+    inputs: Array,
     init: Any,
     reduce_fn: Callable[[Any, Any], Any],
-    window_shape: Sequence[int],
+    window_shape: Sequence[Size],
     strides: PerAxis,
     padding: Padding,
 ) -> jax.Array:
@@ -88,9 +90,10 @@ def _average(x: jax.Array, layout: Layout, axes: int, count_include_pad: bool) -
     return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else y
 
 
+@checked
 def avg_pool(
-    inputs: Any,
-    window_shape: Sequence[int],
+    inputs: Array,
+    window_shape: Sequence[Size],
     strides: PerAxis = None,
     padding: Padding = "VALID",
     count_include_pad: bool = True,
@@ -120,8 +123,9 @@ def _extreme(reduce_fn: Callable[..., Any], x: jax.Array, layout: Layout) -> jax
     return lax.reduce_window(x, init, reduce_fn, *layout)
 
 
+@checked
 def max_pool(
-    inputs: Any, window_shape: Sequence[int], strides: PerAxis = None, padding: Padding = "VALID"
+    inputs: Array, window_shape: Sequence[Size], strides: PerAxis = None, padding: Padding = "VALID"
 ) -> jax.Array:
     """The maximum of each window; padding never is one. Arguments: as for `nnx.pool`.
 
@@ -134,8 +138,9 @@ def max_pool(
     return _extreme(lax.max, *_lay_out(inputs, window_shape, strides, padding))
 
 
+@checked
 def min_pool(
-    inputs: Any, window_shape: Sequence[int], strides: PerAxis = None, padding: Padding = "VALID"
+    inputs: Array, window_shape: Sequence[Size], strides: PerAxis = None, padding: Padding = "VALID"
 ) -> jax.Array:
     """The minimum of each window; padding never is one. Arguments: as for `nnx.pool`.
 
@@ -151,8 +156,9 @@ def min_pool(
 class _Pool(Module):
     """Base of the pooling layers: the arguments of a pooling function, kept."""
 
+    @checked
     def __init__(
-        self, window_shape: Sequence[int], strides: PerAxis = None, padding: Padding = "VALID"
+        self, window_shape: Sequence[Size], strides: PerAxis = None, padding: Padding = "VALID"
     ):
         self.window_shape = tuple(window_shape)
         self.strides = strides if isinstance(strides, int | None) else tuple(strides)
@@ -169,23 +175,26 @@ class MaxPool(_Pool):
         (8, 14, 14, 3)
     """
 
-    def __call__(self, inputs: Any) -> jax.Array:
+    @checked
+    def __call__(self, inputs: Array) -> jax.Array:
         return max_pool(inputs, self.window_shape, self.strides, self.padding)
 
 
 class MinPool(_Pool):
     """`nnx.min_pool` as a layer; arguments as for `nnx.MaxPool`."""
 
-    def __call__(self, inputs: Any) -> jax.Array:
+    @checked
+    def __call__(self, inputs: Array) -> jax.Array:
         return min_pool(inputs, self.window_shape, self.strides, self.padding)
 
 
 class AvgPool(_Pool):
     """`nnx.avg_pool` as a layer; arguments as for `nnx.avg_pool`."""
 
+    @checked
     def __init__(
         self,
-        window_shape: Sequence[int],
+        window_shape: Sequence[Size],
         strides: PerAxis = None,
         padding: Padding = "VALID",
         count_include_pad: bool = True,
@@ -193,7 +202,8 @@ class AvgPool(_Pool):
         super().__init__(window_shape, strides, padding)
         self.count_include_pad = count_include_pad
 
-    def __call__(self, inputs: Any) -> jax.Array:
+    @checked
+    def __call__(self, inputs: Array) -> jax.Array:
         return avg_pool(
             inputs, self.window_shape, self.strides, self.padding, self.count_include_pad
         )

@@ -23,6 +23,7 @@ from ..transforms.scan import scan
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream, iter_streams
 from ..verbs.splitting import variables
+from .arguments import Array, Selector, Size, checked
 from .dropout import fork_stream
 from .dtypes import as_array
 from .options import keep_options
@@ -45,8 +46,9 @@ def _lengths_and_steps(seq_lengths: Any, steps: int) -> tuple[jax.Array, jax.Arr
     return lengths, jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
 
 
+@checked
 def flip_sequences(
-    inputs: jax.Array, seq_lengths: jax.Array | None, num_batch_dims: int, time_major: bool
+    inputs: jax.Array, seq_lengths: Array | None, num_batch_dims: int, time_major: bool
 ) -> jax.Array:
     """Reverse each sequence in time; its padding stays behind it.
 
@@ -109,10 +111,11 @@ class RNN(Module):
     return_carry: bool = False
     reverse: bool = False
     keep_order: bool = False
-    unroll: int = 1
+    unroll: Size = 1
     state_axes: StateAxes = _ALL_CARRIED
-    broadcast_rngs: Filter = None
+    broadcast_rngs: Selector = None
 
+    @checked
     def __init__(
         self,
         cell: RNNCellBase,
@@ -121,9 +124,9 @@ class RNN(Module):
         return_carry: bool = False,
         reverse: bool = False,
         keep_order: bool = False,
-        unroll: int = 1,
+        unroll: Size = 1,
         state_axes: StateAxes | Mapping[Filter, Any] | None = None,
-        broadcast_rngs: Filter = None,
+        broadcast_rngs: Selector = None,
         rngs: Rngs | RngStream | bool = True,
     ):
         if not isinstance(state_axes, StateAxes):
@@ -132,12 +135,13 @@ class RNN(Module):
         self.cell = cell
         self.rngs = _kept_stream(rngs)
 
+    @checked
     def __call__(
         self,
-        inputs: Any,
+        inputs: Array,
         *,
         initial_carry: Any = None,
-        seq_lengths: jax.Array | None = None,
+        seq_lengths: Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -285,6 +289,7 @@ class Bidirectional(Module):
     time_major: bool = False
     return_carry: bool = False
 
+    @checked
     def __init__(
         self,
         forward_rnn: RNN,
@@ -306,13 +311,14 @@ class Bidirectional(Module):
         self.backward_rnn = backward_rnn
         self.rngs = _kept_stream(rngs)
 
+    @checked
     def __call__(
         self,
-        inputs: Any,
+        inputs: Array,
         *,
         initial_carry: tuple[Any, Any] | None = None,
         rngs: Rngs | RngStream | None = None,
-        seq_lengths: jax.Array | None = None,
+        seq_lengths: Array | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,

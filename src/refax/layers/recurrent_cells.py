@@ -6,7 +6,7 @@ that, and an LSTM's memory stays float32 where the products are bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,11 @@ from jax.nn import sigmoid
 from jax.numpy import tanh
 from jax.typing import DTypeLike
 
+from ..objects.errors import describe_value
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
 from . import dtypes, initializers
+from .arguments import Array, Metadata, Shape, Size, checked
 from .dropout import fork_stream
 from .linear import Linear, default_bias_init, default_kernel_init
 from .options import (
@@ -74,7 +76,7 @@ class RNNCellBase(Module):
 
     def initialize_carry(
         self,
-        input_shape: tuple[int, ...],
+        input_shape: Shape,
         rngs: Rngs | RngStream | None = None,
         carry_init: Initializer | None = None,
     ) -> Any:
@@ -94,8 +96,8 @@ class _DenseCell(RNNCellBase, Layer):
     gate_fn = Replaceable(sigmoid, "jax.nn")
     activation_fn = Replaceable(tanh, "jax.numpy")
     carry_init: Initializer | None = None
-    in_features: int
-    hidden_features: int
+    in_features: Size
+    hidden_features: Size
     rngs: RngStream | None
     _has_memory = False  # the carry is (c, h), not h
 
@@ -121,19 +123,25 @@ class _DenseCell(RNNCellBase, Layer):
         )
         self.rngs = fork_stream(arguments["rngs"], "carry") if arguments["keep_rngs"] else None
 
-    def _check(self, inputs: Any, *carry: Any) -> None:
+    def _carry(self, inputs: Any, *carry: Any) -> list[Any]:
+        """The parts of the carry as arrays, if they fit the cell, as the input must."""
         shape, name = jnp.shape(inputs), type(self).__name__
         check_last_axis(name, shape, "in_features", self.in_features)
-        if any(jnp.shape(part)[-1:] != (self.hidden_features,) for part in carry):
+        arrays = [dtypes.as_array(part) for part in carry]
+        parts = 2 if self._has_memory else 1
+        if [x.shape[-1:] for x in arrays] != [(self.hidden_features,)] * parts:
+            shapes = ", ".join(describe_value(x) for x in arrays)
             raise ValueError(
-                f"{name}: the carry has the shapes {[jnp.shape(part) for part in carry]}, "
-                f"but the last axis must be hidden_features={self.hidden_features}.\n"
+                f"{name}: the carry has the shapes {shapes}, but must be {parts}, the last axis of "
+                f"which is hidden_features={self.hidden_features}.\n"
                 f"Cure: cell.initialize_carry({shape})."
             )
+        return arrays
 
+    @checked
     def initialize_carry(
         self,
-        input_shape: tuple[int, ...],
+        input_shape: Shape,
         rngs: Rngs | RngStream | None = None,
         carry_init: Initializer | None = None,
     ) -> Any:
@@ -200,10 +208,11 @@ class SimpleCell(_DenseCell):
     dtype: DTypeLike | None = jnp.float32
     residual: bool = False
 
+    @checked
     def __init__(
         self,
-        in_features: int,
-        hidden_features: int,
+        in_features: Size,
+        hidden_features: Size,
         *,
         dtype: DTypeLike | None = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
@@ -216,9 +225,9 @@ class SimpleCell(_DenseCell):
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         keep_rngs: bool = False,
         rngs: Rngs,
-        kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
     ):
         self._keep(locals())
 
@@ -226,13 +235,14 @@ class SimpleCell(_DenseCell):
         self.dense_h = from_hidden(self.hidden_features, use_bias=False)
         self.dense_i = from_input(self.hidden_features)
 
-    def __call__(self, carry: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
+    @checked
+    def __call__(self, carry: Array, inputs: Array) -> tuple[jax.Array, jax.Array]:
         """One step: h and x → (h', y).
 
         Raises:
             ValueError: the last axis of x or h has another size.
         """
-        self._check(inputs, carry)
+        (carry,) = self._carry(inputs, carry)
         y = self.dense_i(inputs) + self.dense_h(carry)
         if self.residual:
             y = y + carry.astype(y.dtype)
@@ -243,10 +253,11 @@ class SimpleCell(_DenseCell):
 class _GatedCell(_DenseCell):
     """The arguments that cells with gates have in common."""
 
+    @checked
     def __init__(
         self,
-        in_features: int,
-        hidden_features: int,
+        in_features: Size,
+        hidden_features: Size,
         *,
         gate_fn: Activation = sigmoid,
         activation_fn: Activation = tanh,
@@ -259,9 +270,9 @@ class _GatedCell(_DenseCell):
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         keep_rngs: bool = False,
         rngs: Rngs,
-        kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        recurrent_kernel_metadata: Mapping[str, Any] = NO_METADATA,
-        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        kernel_metadata: Metadata = NO_METADATA,
+        recurrent_kernel_metadata: Metadata = NO_METADATA,
+        bias_metadata: Metadata = NO_METADATA,
     ):
         self._keep(locals())
 
@@ -308,16 +319,16 @@ class LSTMCell(_GatedCell):
         of_x, of_h = (self.ii, self.if_, self.ig, self.io), (self.hi, self.hf, self.hg, self.ho)
         return [from_x(x) + from_h(h) for from_x, from_h in zip(of_x, of_h, strict=True)]
 
+    @checked
     def __call__(
-        self, carry: tuple[jax.Array, jax.Array], inputs: Any
+        self, carry: Sequence[Array], inputs: Array
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         """One step: (c, h) and x → ((c', h'), y).
 
         Raises:
             ValueError: the last axis of x, c or h has another size.
         """
-        c, h = carry
-        self._check(inputs, c, h)
+        c, h = self._carry(inputs, *carry)
         i, f, g, o = self._gates(inputs, h)
         i, f, o = self.gate_fn(i), self.gate_fn(f), self.gate_fn(o)
         c = f.astype(c.dtype) * c + (i * self.activation_fn(g)).astype(c.dtype)
@@ -378,13 +389,14 @@ class GRUCell(_GatedCell):
         self.dense_i = from_input(3 * self.hidden_features)
         self.dense_h = from_hidden(3 * self.hidden_features, use_bias=False)
 
-    def __call__(self, carry: jax.Array, inputs: Any) -> tuple[jax.Array, jax.Array]:
+    @checked
+    def __call__(self, carry: Array, inputs: Array) -> tuple[jax.Array, jax.Array]:
         """One step: h and x → (h', y).
 
         Raises:
             ValueError: the last axis of x or h has another size.
         """
-        self._check(inputs, carry)
+        (carry,) = self._carry(inputs, carry)
         of_x, of_h = self.dense_i(inputs), self.dense_h(carry)
         r, z, n = jnp.split(of_x, 3, axis=-1)
         hr, hz, hn = jnp.split(of_h, 3, axis=-1)

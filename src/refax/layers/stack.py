@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import jax
@@ -28,6 +28,7 @@ from ..verbs.module import Module
 from ..verbs.pytree import Pytree
 from ..verbs.rngs import Rngs, RngStream
 from ..verbs.spmd import PARTITION_NAME
+from .arguments import Count, Metadata, Size, checked
 from .options import keep_options
 from .sequential import has_rngs
 from .stacking import check_own, put_block, stack_blocks, take_blocks
@@ -81,22 +82,23 @@ class Stack(Module):
     """
 
     remat: bool | Callable[..., bool] = False
-    unroll: int | bool = 1
+    unroll: Size | bool = 1
     outputs: bool = False
     per_block: Sequence[str | int] = ()
     partition_name: str | None = None
 
+    @checked
     def __init__(
         self,
         make_block: Callable[..., Any],
-        n: int,
+        n: Count,
         *,
         rngs: Rngs | RngStream | None = None,
         remat: bool | Callable[..., bool] = False,
-        unroll: int | bool = 1,
+        unroll: Size | bool = 1,
         outputs: bool = False,
         per_block: Sequence[str | int] = (),
-        transform_metadata: Mapping[str, Any] | None = None,
+        transform_metadata: Metadata | None = None,
     ):
         self._set_options(remat, unroll, outputs, per_block, transform_metadata)
         if isinstance(make_block, Pytree) or not callable(make_block):
@@ -150,7 +152,7 @@ class Stack(Module):
         unroll: Any = 1,
         outputs: bool = False,
         per_block: Sequence[str | int] = (),
-        transform_metadata: Mapping[str, Any] | None = None,
+        transform_metadata: Metadata | None = None,
     ) -> None:
         if not isinstance(remat, bool) and not callable(remat):
             raise TypeError(

@@ -24,8 +24,9 @@ from ..verbs.copying import clone
 from ..verbs.iteration import iter_graph
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
+from .arguments import Axes, Epsilon, Selector, Size, checked
 from .contractions import dot
-from .normalization import Axes, positive_axes, scale_and_shift
+from .normalization import positive_axes, scale_and_shift
 from .options import Initializer, Layer, PromoteDtype, keep_options
 
 Path = tuple[Any, ...]
@@ -115,9 +116,10 @@ class WeightNorm(Layer):
     feature_axes: Axes | None = -1
     use_scale: bool = True
     scale_init = staticmethod(initializers.ones)
-    epsilon: float = 1e-12
-    variable_filter: Filter = KERNELS
+    epsilon: Epsilon = 1e-12
+    variable_filter: Selector = KERNELS
 
+    @checked
     def __init__(
         self,
         layer_instance: Callable[..., Any],
@@ -125,10 +127,10 @@ class WeightNorm(Layer):
         feature_axes: Axes | None = -1,
         use_scale: bool = True,
         scale_init: Initializer = initializers.ones,
-        epsilon: float = 1e-12,
+        epsilon: Epsilon = 1e-12,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        variable_filter: Filter = KERNELS,
+        variable_filter: Selector = KERNELS,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
     ):
@@ -145,6 +147,7 @@ class WeightNorm(Layer):
                 scale = scale_init(jax.random.fold_in(key, i), shape, param_dtype)
                 self.scales[path] = Param(scale)
 
+    @checked
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """`layer_instance(x, *args, **kwargs)`, with normalized weights."""
         found = _weights_of(self.layer_instance, self.variable_filter)
@@ -234,17 +237,18 @@ class SpectralNorm(Layer):
         True
     """
 
-    n_steps: int = 1
-    epsilon: float = 1e-12
+    n_steps: Size = 1
+    epsilon: Epsilon = 1e-12
     error_on_non_matrix: bool = False
     use_running_average: bool = False
 
+    @checked
     def __init__(
         self,
         layer_instance: Callable[..., Any],
         *,
-        n_steps: int = 1,
-        epsilon: float = 1e-12,
+        n_steps: Size = 1,
+        epsilon: Epsilon = 1e-12,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         error_on_non_matrix: bool = False,
@@ -274,6 +278,7 @@ class SpectralNorm(Layer):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
+    @checked
     def __call__(self, x: Any, update_stats: bool | None = None, **kwargs: Any) -> Any:
         """`layer_instance(x, **kwargs)`, with normalized weights.
 

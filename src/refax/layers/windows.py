@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-PerAxis = int | Sequence[int] | None
+from .arguments import Axis, Sizes
+
+PerAxis = Sizes | None
 Pads = tuple[tuple[int, int], ...]
-Padding = str | int | Sequence[int | tuple[int, int]]
+Padding = str | Axis | Sequence[Axis | Sequence[Axis]]
 
 NAMED = ("SAME", "VALID", "SAME_LOWER")  # those that `jax.lax` itself knows
 
