@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple
@@ -60,11 +60,13 @@ def checked(function: F) -> F:
     tests: list[Any] = []  # of the positional arguments
     fits: dict[str, Fits] = {}
 
+    def owner_of(args: tuple) -> str:
+        if positional[:1] != ("self",):
+            return name
+        return type(args[0]).__name__ + ("" if name.startswith("__") else f".{name}")
+
     def error(args: tuple, argument: str, value: Any) -> ArgumentError:
-        owner = name
-        if positional[:1] == ("self",):
-            owner = type(args[0]).__name__ + ("" if name.startswith("__") else f".{name}")
-        return misfit(owner, argument, value, fits[argument].what, fits[argument].cure)
+        return misfit(owner_of(args), argument, value, fits[argument].what, fits[argument].cure)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -77,7 +79,13 @@ def checked(function: F) -> F:
         for argument, value in kwargs.items():
             if argument in fits and not fits[argument].test(value):
                 raise error(args, argument, value)
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except ArgumentError as inner:  # of a layer inside this one
+            owner = owner_of(args)
+            if str(inner).startswith(owner):
+                raise
+            raise ArgumentError(f"{owner}: {inner}") from inner
 
     return typing.cast(F, call)
 
@@ -132,7 +140,7 @@ def _sequence_of(entry: Fits | None) -> Fits:
         if isinstance(x, (jax.Array, np.ndarray)):
             return x.ndim > 0 and all(map(test, x))
         return (
-            isinstance(x, Iterable)
+            isinstance(x, Collection)
             and not isinstance(x, (str, bytes, Mapping))
             and all(map(test, x))
         )
@@ -141,12 +149,12 @@ def _sequence_of(entry: Fits | None) -> Fits:
 
 
 def _at_least(least: float) -> Callable[[Any], bool]:
-    """Whether a value is an int, Python's, NumPy's or JAX's, of at least that."""
+    """Whether a value is an int, of Python or NumPy, of at least that."""
 
     def test(x: Any) -> bool:
         try:
-            return not is_bool(x) and operator.index(x) >= least
-        except TypeError:  # among them JAX's, of a traced integer
+            return not isinstance(x, (bool, np.bool_, jax.Array)) and operator.index(x) >= least
+        except TypeError:
             return False
 
     return test
@@ -178,13 +186,17 @@ def _is_number(dtype: Any) -> bool:
     return dtype == np.bool_ or jnp.issubdtype(dtype, jnp.number)
 
 
-def _is_array(x: Any) -> bool:
+def is_array(x: Any) -> bool:
     if not isinstance(x, jax.Array):
         try:
             x = x if isinstance(x, np.ndarray) else jnp.asarray(x)
         except (TypeError, ValueError, OverflowError):
             return False
     return _is_number(x.dtype)
+
+
+def _are_integers(x: Any) -> bool:
+    return is_array(x) and jnp.issubdtype(jnp.asarray(x).dtype, jnp.integer)
 
 
 def _is_key(x: Any) -> bool:
@@ -234,7 +246,8 @@ _FLAG = Fits(
     "a bool of Python; where JAX compiles a function, a static argument of it.",
 )
 
-Size = Annotated[int, Fits("an int of at least 1", _at_least(1))]
+is_size = _at_least(1)
+Size = Annotated[int, Fits("an int of at least 1", is_size)]
 Count = Annotated[int, Fits("an int of at least 0", _at_least(0))]
 Axis = Annotated[int, Fits("an int", _at_least(-np.inf))]
 Axes = Axis | Sequence[Axis]
@@ -242,8 +255,13 @@ Sizes = Size | Sequence[Size]
 Rate = Annotated[float, Fits("a number between 0 and 1", _between(0, 1))]
 Epsilon = Annotated[float, Fits("a number of at least 0", _between(0, np.inf))]
 Number = Annotated[float, Fits("a number", _between(-np.inf, np.inf))]
-Array = Annotated[Any, Fits("an array of numbers (or what `jnp.asarray` takes)", _is_array)]
+Array = Annotated[Any, Fits("an array of numbers (or what `jnp.asarray` takes)", is_array)]
 Key = Annotated[jax.Array, Fits("one random key", _is_key, "jax.random.key(0).")]
+Integers = Annotated[Any, Fits("an array of integers", _are_integers)]
+Wrapped = Annotated[
+    Callable[..., Any],
+    Fits("a layer", lambda x: callable(x) and not isinstance(x, type), "an object, not its class."),
+]
 Selector = Annotated[Any, Fits("a filter", _is_filter)]
 Metadata = Annotated[
     Mapping[str, Any], Fits("a mapping with names as keys", _is_metadata, "{'sharding': (…)}.")

@@ -15,7 +15,7 @@ from ..objects.variable_types import Cache
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
 from . import dtypes
-from .arguments import Array, Key, Metadata, OutSharding, Rate, Size, checked
+from .arguments import ArgumentError, Array, Key, Metadata, OutSharding, Rate, Size, checked
 from .dot_product_attention import dot_product_attention
 from .dropout import draw_key, fork_stream
 from .linear import default_bias_init, default_kernel_init
@@ -217,7 +217,7 @@ class MultiHeadAttention(Module):
         """
         if inputs_k is None:
             if inputs_v is not None:
-                raise ValueError("MultiHeadAttention: inputs_v was given without inputs_k.")
+                raise ArgumentError("MultiHeadAttention: inputs_v was given without inputs_k.")
             inputs_k = inputs_q
         if inputs_v is None:
             inputs_v = inputs_k
@@ -276,7 +276,7 @@ class MultiHeadAttention(Module):
             batch = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
             self.init_cache((*batch, max_length, self.in_features))
         elif batch_size is not None or max_length is not None:
-            raise ValueError(
+            raise ArgumentError(
                 f"MultiHeadAttention: a cache needs both batch_size (got {batch_size}) and "
                 f"max_length (got {max_length}).\nCure: give both, or neither."
             )
@@ -296,6 +296,10 @@ class MultiHeadAttention(Module):
             >>> attention.cached_key.shape
             (1, 100, 2, 4)
         """
+        if len(input_shape) < 2:
+            raise ArgumentError(
+                f"input_shape={tuple(input_shape)}, but must be (*batch, max_length, in_features)."
+            )
         shape = (*input_shape[:-1], self.num_kv_heads, self.head_dim)
         self.cached_key = Cache(jnp.zeros(shape, dtype))
         self.cached_value = Cache(jnp.zeros(shape, dtype))
@@ -306,14 +310,14 @@ class MultiHeadAttention(Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Write keys and values into the cache; return all of them, and which may be looked at."""
         if self.cached_key is None or self.cached_value is None or self.cache_index is None:
-            raise ValueError(
+            raise ArgumentError(
                 "MultiHeadAttention: there is no cache to decode with.\n"
                 "Cure: attention.init_cache((*batch, max_length, features)) before the first call."
             )
         keys, values = self.cached_key.value, self.cached_value.value
         batch, length = keys.shape[:-3], keys.shape[-3]
         if key.shape[:-3] != batch or key.shape[-3] > length:
-            raise ValueError(
+            raise ArgumentError(
                 f"MultiHeadAttention: the cache is for inputs of shape {(*batch, length)} (batch, "
                 f"length), and this one has {key.shape[:-2]}.\n"
                 "Cure: attention.init_cache with the shape of a whole input."
@@ -339,7 +343,7 @@ def _options_of(arguments: Mapping[str, Any], which: str, prefix: str) -> dict[s
 
 def _check_multiple(name: str, number: int, divisor: str, parts: int) -> None:
     if number % parts:
-        raise ValueError(
+        raise ArgumentError(
             f"MultiHeadAttention: {name}={number} is not a multiple of {divisor}={parts}."
         )
 

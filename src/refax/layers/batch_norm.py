@@ -170,8 +170,8 @@ class BatchNorm(Normalization):
             self, "use_running_average", use_running_average, self.use_running_average
         )
         mean, var = self.mean.value, self.var.value
-        x, scale, bias, dtype = self._arrays(x, mean, var)
-        features = self._find_feature_axes(x, self.axis)
+        x, scale, bias, dtype = self._arrays(x, mask, mean, var)
+        features = self._find_feature_axes(x, self.axis, "axis")
         if running:
             y = _normalize_running(x, scale, bias, mean, var, self.epsilon, features, dtype)
             return placed(y, out_sharding)

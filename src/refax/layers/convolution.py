@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes
-from .arguments import Array, Metadata, OutSharding, Size, Sizes, checked
+from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, Sizes, checked
 from .contractions import last_axes, placed
 from .linear import Affine, Options, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
@@ -160,7 +160,7 @@ class Convolution(Affine):
         self.kernel_dilation = per_axis(name, "kernel_dilation", dilation, len(axes))
         shape = (*axes, *channels)
         if self.mask is not None and np.shape(self.mask) != shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name}: mask has the shape {np.shape(self.mask)}, but the kernel has {shape}."
             )
         self._make_parameters(arguments, shape, (self.out_features,) if self.use_bias else None)
@@ -240,7 +240,7 @@ class Conv(Convolution):
         bias_metadata: Metadata = NO_METADATA,
     ):
         if in_features % feature_group_count or out_features % feature_group_count:
-            raise ValueError(
+            raise ArgumentError(
                 f"Conv: feature_group_count={feature_group_count} does not divide in_features="
                 f"{in_features} and out_features={out_features}."
             )

@@ -21,10 +21,10 @@ from .._jax_compat import is_outside_of_traces
 from ..objects.variable_types import Intermediate
 from ..verbs.module import Module
 from . import dtypes
-from .arguments import Array, Key, Rate, checked
+from .arguments import ArgumentError, Array, Key, Rate, checked
 from .contractions import einsum
 from .dropout import keep_mask
-from .options import PROMOTE_DTYPE, PromoteDtype
+from .options import PROMOTE_DTYPE, PromoteDtype, check_broadcasts
 
 
 @checked
@@ -142,7 +142,7 @@ def _dropped_weights(
     of_logits = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
     bias, mask = _like_logits("bias", bias, of_logits), _like_logits("mask", mask, of_logits)
     if dropout_rate > 0.0 and dropout_rng is None:
-        raise ValueError(
+        raise ArgumentError(
             f"dot_product_attention: dropout_rate={dropout_rate} needs a key.\n"
             "Cure: dropout_rng=key, or deterministic=True."
         )
@@ -162,7 +162,7 @@ def _check_shapes(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int
         or query[-1] != key[-1]
         or query[-2] % key[-2]
     ):
-        raise ValueError(
+        raise ArgumentError(
             f"dot_product_attention: the query has the shape {query}, the key {key}, the value "
             f"{value}; they must be (*batch, queries, heads, d), (*batch, keys, kv_heads, d) and "
             "(*batch, keys, kv_heads, v), where kv_heads divides heads."
@@ -174,13 +174,7 @@ def _like_logits(name: str, x: Any, shape: tuple[int, ...]) -> jax.Array | None:
     if x is None:
         return None
     x = dtypes.as_array(x)
-    if x.ndim > len(shape) or any(
-        a not in (1, b) for a, b in zip(x.shape[::-1], shape[::-1], strict=False)
-    ):
-        raise ValueError(
-            f"dot_product_attention: the {name} has the shape {x.shape}, which does not broadcast "
-            f"to (*batch, heads, queries, keys), here {shape}."
-        )
+    check_broadcasts(name, x.shape, shape, "(*batch, heads, queries, keys)")
     missing = len(shape) - x.ndim
     return x.reshape((1,) * missing + x.shape) if missing else x
 

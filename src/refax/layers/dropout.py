@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
-from .arguments import Array, Axis, Key, Rate, checked
+from .arguments import ArgumentError, Array, Axis, Key, Rate, checked
 from .dtypes import as_array
-from .options import keep_options, resolve_flag
+from .options import keep_options, positive_axes, resolve_flag
 
 
 def fork_stream(rngs: Rngs | RngStream | None, collection: str) -> RngStream | None:
@@ -34,7 +34,7 @@ def draw_key(
     given = kept if rngs is None else rngs
     if given is None:
         name = type(layer).__name__
-        raise ValueError(
+        raise ArgumentError(
             f"{name}: it is to draw random numbers (deterministic=False), but has no `rngs`.\n"
             f"Cure: {name}(..., rngs=rngs), layer(x, rngs=nnx.Rngs({collection}=0)), or "
             "deterministic=True (model.eval())."
@@ -97,8 +97,6 @@ class Dropout(Module):
         rngs: Rngs | RngStream | None = None,
     ):
         keep_options(self, locals())
-        if not 0.0 <= rate <= 1.0:
-            raise ValueError(f"Dropout: rate={rate}, but a probability is between 0 and 1.")
         self.rate = rate
         self.deterministic = deterministic
         self.rngs = fork_stream(rngs, rng_collection)
@@ -137,6 +135,6 @@ class Dropout(Module):
         key = draw_key(self, self.rng_collection, rngs, self.rngs)
         mask_shape = x.shape
         if self.broadcast_dims:
-            shared = {axis % x.ndim for axis in self.broadcast_dims}
+            shared = positive_axes("broadcast_dims", self.broadcast_dims, x.ndim)
             mask_shape = tuple(1 if i in shared else n for i, n in enumerate(x.shape))
         return _drop(x, key, 1.0 - self.rate, mask_shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,11 +14,14 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import contractions, dtypes
-from .arguments import Array, Metadata, OutSharding, Size, checked
+from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, checked
 from .linear import Affine, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
 
 Sizes = dict[str, tuple[int, ...]]  # of each label, and those that '...' stands for
+
+_LABELS = r"[A-Za-z]*(\.\.\.)?[A-Za-z]*"
+_EQUATION = re.compile(f"(?P<x>{_LABELS}),(?P<kernel>{_LABELS})->(?P<y>{_LABELS})")
 
 
 def _with_bias(equation: str, sizes: Sizes, y: jax.Array, bias: jax.Array) -> jax.Array:
@@ -27,7 +31,7 @@ def _with_bias(equation: str, sizes: Sizes, y: jax.Array, bias: jax.Array) -> ja
     before, after = ([sizes.get(label, ()) for label in part] for part in (head, tail))
     wanted = sum((*before, covered, *after), ())
     if [n for n in bias.shape if n != 1] != [n for n in wanted if n != 1]:
-        raise ValueError(
+        raise ArgumentError(
             f"Einsum: the bias has the shape {bias.shape}, but the axes that the output of "
             f"{equation!r} has from the kernel have the sizes {wanted}.\n"
             f"Cure: bias_shape={wanted}."
@@ -45,7 +49,7 @@ def _check_sizes(equation: str, x: tuple[int, ...], kernel: tuple[int, ...]) -> 
     sizes = _sizes("kernel", of_kernel, kernel, equation)
     for label, size in _sizes("input", of_x, x, equation).items():
         if label != "..." and sizes.get(label, size) != size:
-            raise ValueError(
+            raise ArgumentError(
                 f"Einsum: in {equation!r} the axis {label} has size {size[0]} in the input (shape "
                 f"{x}), but {sizes[label][0]} in the kernel (shape {kernel})."
             )
@@ -56,7 +60,7 @@ def _sizes(which: str, labels: str, shape: tuple[int, ...], equation: str) -> Si
     head, dots, tail = labels.partition("...")
     named = len(head) + len(tail)
     if len(shape) < named or (len(shape) > named and not dots):
-        raise ValueError(
+        raise ArgumentError(
             f"Einsum: in {equation!r} the {which} has {'at least ' if dots else ''}{named} axes, "
             f"but its shape is {shape}."
         )
@@ -72,11 +76,16 @@ def _canonical(equation: str) -> str:
         ValueError: it does not have the form 'input,kernel->output'.
     """
     equation = equation.replace(" ", "")
-    operands, arrow, _ = equation.partition("->")
-    if not arrow or operands.count(",") != 1:
-        raise ValueError(
-            f"Einsum: einsum_str={equation!r} must name the input, the kernel and the output.\n"
-            "Cure: as in '...i,io->...o'."
+    found = _EQUATION.fullmatch(equation)
+    labels = [*found["y"].replace(".", "")] if found else []
+    if (
+        not found
+        or len({*labels}) < len(labels)
+        or not {*labels} <= {*found["x"], *found["kernel"]}
+    ):
+        raise ArgumentError(
+            f"Einsum: einsum_str={equation!r} must name the input, the kernel and the output, with "
+            "axes of theirs, each once.\nCure: as in '...i,io->...o'."
         )
     return equation
 
@@ -147,7 +156,7 @@ class Einsum(Affine):
         """
         equation = self.einsum_str if einsum_str is None else _canonical(einsum_str)
         if equation is None:
-            raise ValueError(
+            raise ArgumentError(
                 "Einsum: there is no equation.\nCure: give einsum_str to the layer or to the call."
             )
         x, kernel, bias = self._promoted(inputs)

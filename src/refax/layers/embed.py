@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .arguments import Array, Metadata, OutSharding, Size, checked
+from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, checked
 from .contractions import dot
 from .options import (
     NO_METADATA,
@@ -83,7 +83,7 @@ class Embed(Layer):
         """The rows of E at the integers `inputs` (...)."""
         indices = dtypes.as_array(inputs)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
-            raise ValueError(
+            raise ArgumentError(
                 f"Embed: the input must be integers, but it is {indices.dtype.name} of shape "
                 f"{indices.shape}.\nCure: pass token numbers; for one-hot vectors, "
                 "`x @ embed.embedding`."

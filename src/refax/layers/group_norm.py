@@ -8,10 +8,22 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .arguments import Array, Axes, AxisNames, Epsilon, Groups, Metadata, OutSharding, Size, checked
+from .arguments import (
+    ArgumentError,
+    Array,
+    Axes,
+    AxisNames,
+    Count,
+    Epsilon,
+    Groups,
+    Metadata,
+    OutSharding,
+    Size,
+    checked,
+)
 from .contractions import placed
-from .normalization import Normalization, normalize, positive_axes
-from .options import NO_METADATA, Initializer, PromoteDtype
+from .normalization import Normalization, normalize
+from .options import NO_METADATA, Initializer, PromoteDtype, positive_axes
 
 
 class GroupNorm(Normalization):
@@ -54,8 +66,8 @@ class GroupNorm(Normalization):
     def __init__(
         self,
         num_features: Size,
-        num_groups: Size | None = 32,
-        group_size: Size | None = None,
+        num_groups: Count | None = 32,
+        group_size: Count | None = None,
         *,
         epsilon: Epsilon = 1e-6,
         dtype: DTypeLike | None = None,
@@ -90,13 +102,13 @@ class GroupNorm(Normalization):
         Raises:
             ValueError: x has another number of features.
         """
-        x, scale, bias, dtype = self._arrays(x)
+        x, scale, bias, dtype = self._arrays(x, mask)
         features = self._find_feature_axes(x, -1)
         axes = tuple(range(1, x.ndim)) or (0,)
         if self.reduction_axes is not None:
-            axes = positive_axes(self.reduction_axes, x.ndim)
+            axes = positive_axes("reduction_axes", self.reduction_axes, x.ndim)
             if axes[-1:] != (x.ndim - 1,):
-                raise ValueError(
+                raise ArgumentError(
                     f"GroupNorm: reduction_axes={self.reduction_axes} lacks the last axis of the "
                     f"input (shape {x.shape}), whose groups are what is normalized."
                 )
@@ -109,7 +121,7 @@ class GroupNorm(Normalization):
 def _groups(features: int, number: int | None, size: int | None) -> tuple[int, int]:
     """The number of groups and their size, from one of them."""
     if (number is None) == (size is None):
-        raise ValueError(
+        raise ArgumentError(
             f"GroupNorm takes one of num_groups and group_size, got num_groups={number} and "
             f"group_size={size}.\nCure: GroupNorm({features}, num_groups=None, group_size=…): "
             "num_groups is 32 by default."
@@ -117,7 +129,7 @@ def _groups(features: int, number: int | None, size: int | None) -> tuple[int, i
     name, given = ("num_groups", number) if size is None else ("group_size", size)
     assert given is not None
     if given < 1 or features % given:
-        raise ValueError(f"GroupNorm: {name}={given} does not divide num_features={features}.")
+        raise ArgumentError(f"GroupNorm: {name}={given} does not divide num_features={features}.")
     return (given, features // given) if size is None else (features // given, given)
 
 
@@ -186,10 +198,10 @@ class InstanceNorm(Normalization):
         Raises:
             ValueError: x has another number of features; or its first axis is a feature axis.
         """
-        x, scale, bias, dtype = self._arrays(x)
+        x, scale, bias, dtype = self._arrays(x, mask)
         features = self._find_feature_axes(x, self.feature_axes)
         if 0 in features:
-            raise ValueError(
+            raise ArgumentError(
                 f"InstanceNorm: feature_axes={self.feature_axes} has the first axis of the input "
                 f"(shape {x.shape}) among them, which is the batch.\nCure: an input with a batch "
                 "axis, x[None]."

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .arguments import Array, Metadata, OutSharding, Size, checked
+from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, checked
 from .contractions import fastest, last_axes, placed
 from .options import (
     NO_METADATA,
@@ -71,13 +71,13 @@ class Affine(Layer):
         """Check x (*batch, *spatial, in_features) and the kernel (*spatial, in, out)."""
         name = type(self).__name__
         if kernel.ndim != axes + 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name}: the kernel has the shape {kernel.shape}, not {axes + 2} axes: this is a "
                 "stack of layers.\nCure: call it inside nnx.vmap or nnx.scan."
             )
         if x.ndim <= axes or x.shape[-1] != in_features:
             form = f"*spatial, features), with {axes} spatial axes" if axes else "features)"
-            raise ValueError(
+            raise ArgumentError(
                 f"{name}: the input has the shape {x.shape}, but it must be (*batch, {form} and "
                 f"in_features={in_features}."
             )

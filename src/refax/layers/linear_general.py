@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,28 @@ from jax.typing import DTypeLike
 from ..objects.metadata import VariableMetadata
 from ..verbs.rngs import Rngs
 from . import dtypes
-from .arguments import Array, Axes, Metadata, OutSharding, Sizes, checked
+from .arguments import (
+    ArgumentError,
+    Array,
+    Axes,
+    Fits,
+    Metadata,
+    OutSharding,
+    Sizes,
+    checked,
+    is_size,
+)
 from .linear import DOT_GENERAL, Affine, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
 
+BatchAxes = Annotated[
+    Mapping[int, int],
+    Fits(
+        "a mapping of leading axes to sizes",
+        lambda x: isinstance(x, Mapping) and all(map(is_size, x.values())),
+        "{0: 3}.",
+    ),
+]
 _NO_BATCH: Mapping[int, int] = MappingProxyType({})
 
 
@@ -80,7 +98,7 @@ class LinearGeneral(Affine):
         out_features: Sizes,
         *,
         axis: Axes = -1,
-        batch_axis: Mapping[int, int] = _NO_BATCH,
+        batch_axis: BatchAxes = _NO_BATCH,
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -101,12 +119,12 @@ class LinearGeneral(Affine):
         self.axis = axes = sizes(axis)
         self.batch_axis = batch = tuple(sorted(batch_axis.items()))
         if len(axes) != len(self.in_features):
-            raise ValueError(
+            raise ArgumentError(
                 f"LinearGeneral: axis={axes} names {len(axes)} axes, but in_features="
                 f"{self.in_features} has {len(self.in_features)} sizes."
             )
         if [i for i, _ in batch] != list(range(len(batch))):
-            raise ValueError(
+            raise ArgumentError(
                 f"LinearGeneral: batch_axis={dict(batch)}, but batch axes must be the leading "
                 "ones: 0, 1, …, without a gap."
             )
@@ -135,10 +153,11 @@ class LinearGeneral(Affine):
         valid = all(-x.ndim <= axis < x.ndim for axis in self.axis)
         axes = tuple(axis % x.ndim for axis in self.axis) if valid else ()
         expected = kernel.shape[: len(batch) + len(self.axis)]
+        valid = valid and len({*batch, *axes}) == len(expected)
         if not valid or tuple(x.shape[i] for i in (*batch, *axes)) != expected:
-            raise ValueError(
+            raise ArgumentError(
                 f"LinearGeneral: the input has the shape {x.shape}, but its axes "
-                f"{(*batch, *self.axis)} must have the sizes {expected} "
+                f"{(*batch, *self.axis)} must be different ones of the sizes {expected} "
                 f"(in_features={self.in_features})."
             )
         dot_general = self.dot_general or DOT_GENERAL.now()

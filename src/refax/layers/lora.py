@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,24 @@ from ..objects.variable import Variable
 from ..objects.variable_types import LoRAParam
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .arguments import Array, Metadata, OutSharding, Size, checked
+from .arguments import ArgumentError, Array, Fits, Metadata, OutSharding, Size, checked
 from .contractions import dot, placed
 from .linear import Linear
 from .linear_general import LinearGeneral, sizes
-from .options import NO_METADATA, Initializer, Layer, PromoteDtype, check_last_axis, keep_options
+from .options import (
+    NO_METADATA,
+    Initializer,
+    Layer,
+    PromoteDtype,
+    check_last_axis,
+    initial,
+    keep_options,
+)
 
+VariableType = Annotated[
+    type[Variable],
+    Fits("a Variable type", lambda x: isinstance(x, type) and issubclass(x, Variable)),
+]
 default_a_initializer = initializers.he_uniform()
 default_b_initializer = initializers.zeros
 
@@ -67,12 +78,12 @@ class LoRA(Layer):
         lora_rank: Size,
         out_features: Size,
         *,
-        base_module: Callable[..., Any] | None = None,
+        base_module: Any = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         a_initializer: Initializer = default_a_initializer,
         b_initializer: Initializer = default_b_initializer,
-        lora_param_type: type[Variable] = LoRAParam,
+        lora_param_type: VariableType = LoRAParam,
         promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
         a_metadata: Metadata = NO_METADATA,
@@ -80,14 +91,17 @@ class LoRA(Layer):
     ):
         keep_options(self, locals())
         if base_module is not None and not callable(base_module):
-            raise ValueError(
-                f"LoRA: base_module is a {type(base_module).__name__}, which cannot be called."
+            raise ArgumentError(
+                f"LoRA: base_module is a {type(base_module).__name__}, which cannot be called: "
+                f"{describe_value(base_module)}."
             )
         self.in_features = in_features
         self.out_features = out_features
         self.base_module = base_module
-        a = a_initializer(rngs.params(), (in_features, lora_rank), param_dtype)
-        b = b_initializer(rngs.params(), (lora_rank, out_features), param_dtype)
+        shape = (in_features, lora_rank)
+        a = initial("a_initializer", a_initializer, rngs.params(), shape, param_dtype)
+        shape = (lora_rank, out_features)
+        b = initial("b_initializer", b_initializer, rngs.params(), shape, param_dtype)
         self.lora_a = lora_param_type(a, **a_metadata)
         self.lora_b = lora_param_type(b, **b_metadata)
 
@@ -104,7 +118,12 @@ class LoRA(Layer):
         return _add(self.base_module(x, **kwargs), change, kwargs.get("out_sharding"))
 
 
-def _add(y: jax.Array, change: jax.Array, out_sharding: OutSharding = None) -> jax.Array:
+def _add(y: Any, change: jax.Array, out_sharding: OutSharding = None) -> jax.Array:
+    if jnp.shape(y) != change.shape:
+        raise ArgumentError(
+            f"base_module returns {describe_value(y)}, but x·A·B has the shape {change.shape}, of "
+            "which the last axis is out_features."
+        )
     # In the dtype of y: an adapter must not change the precision of the model around it.
     return placed(y + dtypes.cast(change, y.dtype), out_sharding)
 
@@ -142,7 +161,7 @@ class LoRALinear(Linear):
     @checked
     def __init__(
         self,
-        in_features: Size | Linear | LinearGeneral,
+        in_features: Any,  # a Size, a Linear or a LinearGeneral
         out_features: Size | None = None,
         *,
         lora_rank: Size | None = None,
@@ -151,7 +170,7 @@ class LoRALinear(Linear):
         lora_param_dtype: DTypeLike = jnp.float32,
         a_initializer: Initializer = default_a_initializer,
         b_initializer: Initializer = default_b_initializer,
-        lora_param_type: type[Variable] = LoRAParam,
+        lora_param_type: VariableType = LoRAParam,
         lora_promote_dtype: PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
         a_metadata: Metadata = NO_METADATA,
@@ -160,11 +179,11 @@ class LoRALinear(Linear):
     ):
         lora_rank = rank if lora_rank is None else lora_rank
         if lora_rank is None:
-            raise TypeError("LoRALinear: the rank of the adapter is missing: lora_rank=8.")
+            raise ArgumentError("LoRALinear: the rank of the adapter is missing: lora_rank=8.")
         if isinstance(in_features, (Linear, LinearGeneral)):
             self._adopt(in_features, out_features, kwargs)
         elif out_features is None:
-            raise TypeError(
+            raise ArgumentError(
                 "LoRALinear takes sizes, LoRALinear(in_features, out_features, …), or a Linear, "
                 f"LoRALinear(linear, …); got {describe_value(in_features)}."
             )
@@ -189,14 +208,14 @@ class LoRALinear(Linear):
         """Take over the attributes of a layer: the same Variables, not copies."""
         if out_features is not None or kwargs:
             given = ["out_features"] * (out_features is not None) + list(kwargs)
-            raise TypeError(
+            raise ArgumentError(
                 f"LoRALinear: {', '.join(given)} cannot be given together with a Linear, which "
                 "says it already."
             )
         if isinstance(linear, LoRALinear):
-            raise TypeError("LoRALinear: this Linear has an adapter already, `.lora`.")
+            raise ArgumentError("LoRALinear: this Linear has an adapter already, `.lora`.")
         if getattr(linear, "batch_axis", ()):
-            raise TypeError(
+            raise ArgumentError(
                 f"LoRALinear: this LinearGeneral has batch_axis={dict(linear.batch_axis)}, a "
                 "kernel for each index there, and the adapter is one for all.\n"
                 "Cure: a LinearGeneral without batch_axis, or nnx.vmap over LoRALinear."

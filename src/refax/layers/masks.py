@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from .arguments import Array, Count, checked
+from .arguments import ArgumentError, Array, Count, checked, is_array, misfit
 from .dtypes import as_array
 
 
@@ -42,6 +42,12 @@ def make_attention_mask(
         [[[1, 1, 0], [1, 1, 0], [0, 0, 0]]]
     """
     queries, keys = as_array(query_input), as_array(key_input)
+    batches = zip(queries.shape[:-1], keys.shape[:-1], strict=False)
+    if not queries.ndim or not keys.ndim or any(a != b and 1 not in (a, b) for a, b in batches):
+        raise ArgumentError(
+            f"query_input has the shape {queries.shape} and key_input {keys.shape}, but they must "
+            "be (*batch, queries) and (*batch, keys), with the same batch axes."
+        )
     mask = as_array(pairwise_fn(queries[..., :, None], keys[..., None, :]))[..., None, :, :]
     return mask.reshape((1,) * extra_batch_dims + mask.shape).astype(dtype)
 
@@ -66,6 +72,8 @@ def make_causal_mask(
         [[[1, 0, 0], [1, 1, 0], [1, 1, 1]]]
     """
     shape = jnp.shape(x)
+    if not shape:
+        raise misfit("make_causal_mask", "x", x, "an array (*batch, length)")
     positions = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
     return make_attention_mask(positions, positions, jnp.greater_equal, extra_batch_dims, dtype)
 
@@ -87,12 +95,16 @@ def combine_masks(*masks: Any, dtype: DTypeLike = jnp.float32) -> jax.Array | No
         >>> nnx.combine_masks(jnp.array([1, 1, 0]), None, jnp.array([0, 1, 1]), dtype=int).tolist()
         [0, 1, 0]
     """
+    for i, mask in enumerate(masks):
+        if mask is not None and not is_array(mask):
+            raise misfit("combine_masks", f"masks[{i}]", mask, "an array, or None")
     given = [as_array(m).astype(bool) for m in masks if m is not None]
     if not given:
         return None
-    if len({m.ndim for m in given}) > 1:
-        raise ValueError(
-            "combine_masks: the masks must have the same number of axes, but their shapes are "
-            f"{', '.join(str(m.shape) for m in given)}."
+    sizes = [{*of_axis} - {1} for of_axis in zip(*(m.shape for m in given), strict=False)]
+    if len({m.ndim for m in given}) > 1 or any(len(of_axis) > 1 for of_axis in sizes):
+        raise ArgumentError(
+            "combine_masks: the masks must have the same number of axes and broadcast, but their "
+            f"shapes are {', '.join(str(m.shape) for m in given)}."
         )
     return functools.reduce(jnp.logical_and, given).astype(dtype)

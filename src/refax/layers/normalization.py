@@ -12,20 +12,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .arguments import Array, Axes, AxisNames, Epsilon, Groups, Metadata, OutSharding, Size, checked
+from .arguments import (
+    ArgumentError,
+    Array,
+    Axes,
+    AxisNames,
+    Epsilon,
+    Groups,
+    Metadata,
+    OutSharding,
+    Size,
+    checked,
+)
 from .contractions import last_axes, placed
 from .options import (
     NO_METADATA,
     Initializer,
     Layer,
     PromoteDtype,
+    check_broadcasts,
     keep_options,
     make_parameter,
+    positive_axes,
     value_of,
 )
 from .standardize import Averaging, standardize
@@ -89,36 +103,41 @@ class Normalization(Layer):
         self.scale = make_parameter(arguments, "scale", shape) if self.use_scale else None
         self.bias = make_parameter(arguments, "bias", shape) if self.use_bias else None
 
-    def _arrays(self, inputs: Any, *more: jax.Array) -> tuple[jax.Array, Any, Any, Any]:
+    def _arrays(self, inputs: Any, mask: Any, *more: jax.Array) -> tuple[jax.Array, Any, Any, Any]:
         """The input and parameters as arrays, and the dtype of the result."""
         x = dtypes.as_array(inputs)
+        if mask is not None:
+            check_broadcasts("mask", jnp.shape(mask), x.shape, "the input")
         scale, bias = value_of(self.scale), value_of(self.bias)
         # Only the dtype is of interest: the statistics are computed from x as it came.
         promoted = self.promote_dtype((x, *more, scale, bias), dtype=self.dtype)
         return x, scale, bias, promoted[0].dtype
 
-    def _find_feature_axes(self, x: jax.Array, axes: Axes) -> tuple[int, ...]:
-        along = positive_axes(axes, x.ndim)
+    def _find_feature_axes(
+        self, x: jax.Array, axes: Axes, name: str = "feature_axes"
+    ) -> tuple[int, ...]:
+        along = positive_axes(name, axes, x.ndim)
         features = math.prod(x.shape[axis] for axis in along)
         if features != self.num_features:
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__}: the input has {features} features along axis {axes} "
                 f"(shape {x.shape}), but num_features={self.num_features}."
             )
         return along
 
     def _averaging(self, axes: tuple[int, ...], center: bool = True) -> Averaging:
+        names = (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name or ()
+        for name in names:
+            try:
+                lax.axis_size(name)
+            except NameError as error:
+                raise ArgumentError(
+                    f"axis_name={self.axis_name!r}, but no transform maps an axis {name!r} here.\n"
+                    f"Cure: call it in nnx.vmap(…, axis_name={name!r}); or leave axis_name out."
+                ) from error
         groups = self.axis_index_groups
         groups = None if groups is None else tuple(map(tuple, groups))
         return Averaging(axes, self.epsilon, center, self.axis_name, groups)
-
-
-def positive_axes(axes: Axes, ndim: int) -> tuple[int, ...]:
-    axes = (axes,) if isinstance(axes, int) else axes
-    for axis in axes:
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"There is no axis {axis} in an input of {ndim} axes.")
-    return tuple(sorted(axis % ndim for axis in axes))
 
 
 class _FeatureNormalization(Normalization):
@@ -130,9 +149,9 @@ class _FeatureNormalization(Normalization):
     def _normalize(
         self, x: Array, mask: Array | None, out_sharding: Any, *, center: bool
     ) -> jax.Array:
-        x, scale, bias, dtype = self._arrays(x)
+        x, scale, bias, dtype = self._arrays(x, mask)
         features = self._find_feature_axes(x, self.feature_axes)
-        how = self._averaging(positive_axes(self.reduction_axes, x.ndim), center)
+        how = self._averaging(positive_axes("reduction_axes", self.reduction_axes, x.ndim), center)
         return placed(normalize(x, mask, scale, bias, how, features, dtype), out_sharding)
 
 

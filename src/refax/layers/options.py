@@ -8,14 +8,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from ..lift.replaced import Replaceable as Replaceable
+from ..objects.errors import describe_value
 from ..objects.type_names import A, PromoteDtypeFn
 from ..objects.type_names import Initializer as Initializer
 from ..objects.variable_types import Param
 from ..verbs.module import Module
 from . import dtypes
+from .arguments import ArgumentError
 
 PromoteDtype = PromoteDtypeFn
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -51,9 +54,24 @@ def keep_options(layer: Module, arguments: Mapping[str, Any]) -> None:
 
 def make_parameter(arguments: Mapping[str, Any], name: str, shape: Sequence[int]) -> Param:
     """A Param with the initializer and metadata that the arguments of an `__init__` give for it."""
-    init, rngs = arguments[f"{name}_init"], arguments["rngs"]
-    value = init(rngs.params(), tuple(shape), arguments["param_dtype"])
+    init, dtype, shape = arguments[f"{name}_init"], arguments["param_dtype"], tuple(shape)
+    value = initial(f"{name}_init", init, arguments["rngs"].params(), shape, dtype)
     return Param(value, **arguments[f"{name}_metadata"])
+
+
+def initial(
+    name: str, init: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any
+) -> Any:
+    """What the initializer, an argument of that name, makes."""
+    of_dtype = jax.dtypes.canonicalize_dtype(dtype)
+    wanted = f"{name} is to make an array of shape {shape}, param_dtype={of_dtype}"
+    try:
+        value = init(key, shape, dtype)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{wanted}, and raised: {error}") from error
+    if isinstance(value, (jax.Array, np.ndarray)) and value.shape != shape:
+        raise ArgumentError(f"{wanted}, but made {describe_value(value)}.")
+    return value
 
 
 def value_of(parameter: Param | None) -> jax.Array | None:
@@ -64,9 +82,30 @@ def value_of(parameter: Param | None) -> jax.Array | None:
 def check_last_axis(where: str, shape: tuple[int, ...], name: str, size: int) -> None:
     """Raise unless the last axis of an input has the size that the argument `name` says."""
     if shape[-1:] != (size,):
-        raise ValueError(
+        raise ArgumentError(
             f"{where}: the input has the shape {shape}, but its last axis must have {name}={size}."
         )
+
+
+def check_broadcasts(name: str, given: tuple[int, ...], shape: tuple[int, ...], form: str) -> None:
+    """Raise unless an array of the shape `given` broadcasts to `shape`."""
+    ends = zip(given[::-1], shape[::-1], strict=False)
+    if len(given) > len(shape) or any(a not in (1, b) for a, b in ends):
+        raise ArgumentError(
+            f"the {name} has the shape {given}, which does not broadcast to {form}, here {shape}."
+        )
+
+
+def positive_axes(name: str, axes: Any, ndim: int, of: str = "an input") -> tuple[int, ...]:
+    """The axes that an argument of that name gives, counted from 0, sorted."""
+    axes = (axes,) if np.ndim(axes) == 0 else tuple(axes)
+    for axis in axes:
+        if not -ndim <= axis < ndim:
+            raise ArgumentError(f"{name}={axes}: there is no axis {axis} in {of} of {ndim} axes.")
+    positive = tuple(sorted(axis % ndim for axis in axes))
+    if len({*positive}) < len(positive):
+        raise ArgumentError(f"{name}={axes} names an axis twice, in {of} of {ndim} axes.")
+    return positive
 
 
 def first_from(*args: A | None, error_msg: str) -> A:
@@ -78,7 +117,7 @@ def first_from(*args: A | None, error_msg: str) -> A:
     for arg in args:
         if arg is not None:
             return arg
-    raise ValueError(error_msg)
+    raise ArgumentError(error_msg)
 
 
 def resolve_flag(layer: Module, name: str, *choices: bool | None) -> bool:
@@ -87,7 +126,7 @@ def resolve_flag(layer: Module, name: str, *choices: bool | None) -> bool:
         if choice is not None:
             return choice
     cls = type(layer).__name__
-    raise ValueError(
+    raise ArgumentError(
         f"{cls}: nothing says what `{name}` is: it is None as the attribute and in the call.\n"
         f"Cure: {cls}(..., {name}=False), layer(x, {name}=False), or model.train()/model.eval()."
     )

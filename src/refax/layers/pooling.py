@@ -16,7 +16,7 @@ from jax import lax
 
 from ..verbs.module import Module
 from . import dtypes
-from .arguments import Array, Size, checked
+from .arguments import ArgumentError, Array, Size, checked
 from .windows import Padding, Pads, PerAxis, canonical_padding, per_axis
 
 # Window, strides and padding, for all axes of an array.
@@ -29,7 +29,7 @@ def _lay_out(
     x, axes = dtypes.as_array(inputs), len(window_shape)
     batch = x.ndim - axes - 1
     if batch < 0:
-        raise ValueError(
+        raise ArgumentError(
             f"pooling: the input has the shape {x.shape}, but it must be (*batch, *spatial, "
             f"features) with {axes} spatial axes (window_shape={tuple(window_shape)})."
         )
@@ -160,6 +160,9 @@ class _Pool(Module):
     def __init__(
         self, window_shape: Sequence[Size], strides: PerAxis = None, padding: Padding = "VALID"
     ):
+        axes = len(window_shape)
+        canonical_padding("pooling", padding, axes)
+        per_axis("pooling", "strides", strides, axes)
         self.window_shape = tuple(window_shape)
         self.strides = strides if isinstance(strides, int | None) else tuple(strides)
         self.padding = padding if isinstance(padding, str | int) else tuple(padding)

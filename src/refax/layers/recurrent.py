@@ -7,8 +7,8 @@ step to step and comes out. Parameters are read: the compiled loop neither carri
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,13 @@ from ..transforms.scan import scan
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream, iter_streams
 from ..verbs.splitting import variables
-from .arguments import Array, Selector, Size, checked
+from .arguments import ArgumentError, Array, Count, Fits, Integers, Selector, Size, checked, is_bool
 from .dropout import fork_stream
 from .dtypes import as_array
 from .options import keep_options
 from .recurrent_cells import RNNCellBase
+
+Streams = Rngs | RngStream | Annotated[bool, Fits("True or False", is_bool)]
 
 _ALL_CARRIED = StateAxes({Intermediate: 0, ...: Carry})  # what is sown is stacked over time
 
@@ -48,7 +50,7 @@ def _lengths_and_steps(seq_lengths: Any, steps: int) -> tuple[jax.Array, jax.Arr
 
 @checked
 def flip_sequences(
-    inputs: jax.Array, seq_lengths: Array | None, num_batch_dims: int, time_major: bool
+    inputs: Array, seq_lengths: Integers | None, num_batch_dims: Count, time_major: bool
 ) -> jax.Array:
     """Reverse each sequence in time; its padding stays behind it.
 
@@ -127,7 +129,7 @@ class RNN(Module):
         unroll: Size = 1,
         state_axes: StateAxes | Mapping[Filter, Any] | None = None,
         broadcast_rngs: Selector = None,
-        rngs: Rngs | RngStream | bool = True,
+        rngs: Streams = True,
     ):
         if not isinstance(state_axes, StateAxes):
             state_axes = StateAxes(state_axes) if state_axes else _ALL_CARRIED
@@ -141,7 +143,7 @@ class RNN(Module):
         inputs: Array,
         *,
         initial_carry: Any = None,
-        seq_lengths: Array | None = None,
+        seq_lengths: Integers | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -173,7 +175,7 @@ class RNN(Module):
         x = as_array(inputs)
         batch_axes = x.ndim - self.cell.num_feature_axes - 1
         if batch_axes < 0:
-            raise ValueError(
+            raise ArgumentError(
                 f"RNN: the input has the shape {x.shape}, but needs an axis of time and, for "
                 f"{type(self.cell).__name__}, num_feature_axes={self.cell.num_feature_axes}."
             )
@@ -182,7 +184,7 @@ class RNN(Module):
         if seq_lengths is not None:
             seq_lengths = as_array(seq_lengths)
             if seq_lengths.shape != shape[:batch_axes]:
-                raise ValueError(
+                raise ArgumentError(
                     f"RNN: seq_lengths has the shape {seq_lengths.shape}, but the batch axes of "
                     f"the input (shape {x.shape}) are {shape[:batch_axes]}."
                 )
@@ -292,17 +294,17 @@ class Bidirectional(Module):
     @checked
     def __init__(
         self,
-        forward_rnn: RNN,
-        backward_rnn: RNN,
+        forward_rnn: Any,
+        backward_rnn: Any,
         *,
         merge_fn: Callable[[jax.Array, jax.Array], jax.Array] = _concatenate,
         time_major: bool = False,
         return_carry: bool = False,
-        rngs: Rngs | RngStream | bool = True,
+        rngs: Streams = True,
     ):
         for name, rnn in (("forward_rnn", forward_rnn), ("backward_rnn", backward_rnn)):
-            if isinstance(rnn, RNNCellBase) or not callable(rnn):
-                raise TypeError(
+            if isinstance(rnn, (RNNCellBase, type)) or not callable(rnn):
+                raise ArgumentError(
                     f"Bidirectional: {name} is {describe_value(rnn)}, but must be an RNN.\n"
                     "Cure: nnx.RNN(cell)."
                 )
@@ -316,9 +318,9 @@ class Bidirectional(Module):
         self,
         inputs: Array,
         *,
-        initial_carry: tuple[Any, Any] | None = None,
+        initial_carry: Sequence[Any] | None = None,
         rngs: Rngs | RngStream | None = None,
-        seq_lengths: Array | None = None,
+        seq_lengths: Integers | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -337,7 +339,13 @@ class Bidirectional(Module):
         """
         del reverse, keep_order
         return_carry = self.return_carry if return_carry is None else return_carry
-        forward_carry, backward_carry = (None, None) if initial_carry is None else initial_carry
+        carries = (None, None) if initial_carry is None else tuple(initial_carry)
+        if len(carries) != 2:
+            raise ArgumentError(
+                f"Bidirectional: initial_carry has {len(carries)} parts, but must be the first "
+                "carries (forward, backward)."
+            )
+        forward_carry, backward_carry = carries
         common = {
             "rngs": self.rngs if rngs is None else rngs,
             "seq_lengths": seq_lengths,

@@ -16,11 +16,10 @@ from jax.nn import sigmoid
 from jax.numpy import tanh
 from jax.typing import DTypeLike
 
-from ..objects.errors import describe_value
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
 from . import dtypes, initializers
-from .arguments import Array, Metadata, Shape, Size, checked
+from .arguments import ArgumentError, Array, Metadata, Shape, Size, checked
 from .dropout import fork_stream
 from .linear import Linear, default_bias_init, default_kernel_init
 from .options import (
@@ -130,10 +129,9 @@ class _DenseCell(RNNCellBase, Layer):
         arrays = [dtypes.as_array(part) for part in carry]
         parts = 2 if self._has_memory else 1
         if [x.shape[-1:] for x in arrays] != [(self.hidden_features,)] * parts:
-            shapes = ", ".join(describe_value(x) for x in arrays)
-            raise ValueError(
-                f"{name}: the carry has the shapes {shapes}, but must be {parts}, the last axis of "
-                f"which is hidden_features={self.hidden_features}.\n"
+            raise ArgumentError(
+                f"{name}: the carry has the shapes {[x.shape for x in arrays]}, but must be "
+                f"{parts} of them, with the last axis hidden_features={self.hidden_features}.\n"
                 f"Cure: cell.initialize_carry({shape})."
             )
         return arrays
@@ -158,7 +156,7 @@ class _DenseCell(RNNCellBase, Layer):
         init = self.carry_init if carry_init is None else carry_init
         rngs = self.rngs if rngs is None else rngs
         if init is not None and rngs is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__}: carry_init is to draw the first carry, but there are no "
                 "`rngs`.\nCure: cell.initialize_carry(shape, nnx.Rngs(carry=0)), or nnx.RNN(cell, "
                 "rngs=rngs)."

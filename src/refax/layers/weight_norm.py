@@ -7,7 +7,7 @@ if the layer raises, and a layer that a function closes over may be called as an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,10 +24,10 @@ from ..verbs.copying import clone
 from ..verbs.iteration import iter_graph
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .arguments import Axes, Epsilon, Selector, Size, checked
+from .arguments import ArgumentError, Axes, Epsilon, Selector, Size, Wrapped, checked
 from .contractions import dot
-from .normalization import positive_axes, scale_and_shift
-from .options import Initializer, Layer, PromoteDtype, keep_options
+from .normalization import scale_and_shift
+from .options import Initializer, Layer, PromoteDtype, initial, keep_options, positive_axes
 
 Path = tuple[Any, ...]
 KERNELS = PathContains("kernel")
@@ -40,7 +40,7 @@ def _weights_of(layer: Any, filter: Filter) -> list[tuple[Path, Variable]]:
     weights = [(p, v) for p, v in variables if matches(p, v)]
     if not weights:
         known = ", ".join(path_string(p) for p, _ in variables) or "none"
-        raise ValueError(
+        raise ArgumentError(
             f"There is no weight to normalize in the {type(layer).__name__}, whose Variables are: "
             f"{known}.\nCure: SpectralNorm takes Params of two axes or more, WeightNorm what "
             "variable_filter matches: variable_filter=nnx.PathContains('embedding')."
@@ -122,7 +122,7 @@ class WeightNorm(Layer):
     @checked
     def __init__(
         self,
-        layer_instance: Callable[..., Any],
+        layer_instance: Wrapped,
         *,
         feature_axes: Axes | None = -1,
         use_scale: bool = True,
@@ -144,7 +144,8 @@ class WeightNorm(Layer):
             self.scales = {}
             for i, (path, v) in enumerate(variables):
                 shape = tuple(v.shape[axis] for axis in self._axes(v))
-                scale = scale_init(jax.random.fold_in(key, i), shape, param_dtype)
+                of_path = jax.random.fold_in(key, i)
+                scale = initial("scale_init", scale_init, of_path, shape, param_dtype)
                 self.scales[path] = Param(scale)
 
     @checked
@@ -155,7 +156,9 @@ class WeightNorm(Layer):
             return self.layer_instance(x, *args, **kwargs)
 
     def _axes(self, variable: Variable) -> tuple[int, ...]:
-        return () if self.feature_axes is None else positive_axes(self.feature_axes, variable.ndim)
+        if self.feature_axes is None:
+            return ()
+        return positive_axes("feature_axes", self.feature_axes, variable.ndim, "a weight")
 
     def _normalized(self, path: Path, variable: Variable) -> jax.Array:
         scale = None if self.scales is None else self.scales[path].value
@@ -245,7 +248,7 @@ class SpectralNorm(Layer):
     @checked
     def __init__(
         self,
-        layer_instance: Callable[..., Any],
+        layer_instance: Wrapped,
         *,
         n_steps: Size = 1,
         epsilon: Epsilon = 1e-12,
@@ -261,7 +264,7 @@ class SpectralNorm(Layer):
         self.batch_stats: dict[Path, BatchStat] = {}
         for path, weight in _weights_of(layer_instance, _is_matrix):
             if error_on_non_matrix and weight.ndim > 2:
-                raise ValueError(
+                raise ArgumentError(
                     f"SpectralNorm: the Param {path} of the {type(layer_instance).__name__} has "
                     f"{weight.ndim} axes (shape {weight.shape}), and error_on_non_matrix=True."
                 )

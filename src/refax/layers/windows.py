@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .arguments import Axis, Sizes
+from .arguments import ArgumentError, Axis, Sizes
 
 PerAxis = Sizes | None
 Pads = tuple[tuple[int, int], ...]
@@ -18,7 +18,7 @@ def per_axis(owner: str, name: str, value: PerAxis, axes: int) -> tuple[int, ...
     value = 1 if value is None else value
     values = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(values) != axes:
-        raise ValueError(
+        raise ArgumentError(
             f"{owner}: {name}={value} has {len(values)} entries for {axes} spatial axes."
         )
     return values
@@ -34,14 +34,14 @@ def canonical_padding(
     """
     if isinstance(padding, str):
         if padding.upper() not in named:
-            raise ValueError(
+            raise ArgumentError(
                 f"{owner}: padding={padding!r} is none of {', '.join(map(repr, named))}."
             )
         return padding.upper()
     entries = (padding,) * axes if isinstance(padding, int) else tuple(padding)
     pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in entries]
     if len(pairs) != axes or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
+        raise ArgumentError(
             f"{owner}: padding={padding} does not fit {axes} spatial axes.\nCure: one of "
             f"{', '.join(map(repr, named))}, an int, or {axes} ints or pairs (low, high)."
         )
