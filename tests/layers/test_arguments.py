@@ -338,7 +338,10 @@ TOGETHER: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: dense()(1.0), ["Linear", "input", "()", "in_features=4"]),
     (lambda: dense()(X[..., :3]), ["Linear", "(2, 5, 3)", "in_features=4"]),
     (lambda: dense(dtype=int)(X), ["Linear", "dtype=int", "fractions"]),
-    (lambda: dense(param_dtype=int), ["Linear", "kernel_init", "(4, 4)", "param_dtype=int32"]),
+    (
+        lambda: dense(param_dtype=jnp.int32),
+        ["Linear", "kernel_init", "(4, 4)", "param_dtype=int32"],
+    ),
     (lambda: dense(kernel_init=lambda: 0), ["Linear", "kernel_init", "(4, 4)"]),
     (
         lambda: dense(bias_init=lambda *_: jnp.ones(3)),

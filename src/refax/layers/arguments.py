@@ -148,12 +148,15 @@ def _sequence_of(entry: Fits | None) -> Fits:
     return Fits(f"[{what}, …]", are)
 
 
+_NO_INTS = (bool, np.bool_, jax.Array, np.ndarray)  # though Python would take them for one
+
+
 def _at_least(least: float) -> Callable[[Any], bool]:
     """Whether a value is an int, of Python or NumPy, of at least that."""
 
     def test(x: Any) -> bool:
         try:
-            return not isinstance(x, (bool, np.bool_, jax.Array)) and operator.index(x) >= least
+            return not isinstance(x, _NO_INTS) and operator.index(x) >= least
         except TypeError:
             return False
 
@@ -172,6 +175,11 @@ def _between(least: float, greatest: float) -> Callable[[Any], bool]:
         return isinstance(x, Tracer) or least <= float(x) <= greatest
 
     return test
+
+
+def as_tuple(x: Any) -> tuple[Any, ...]:
+    """A sequence as a tuple, one entry alone as a tuple of one."""
+    return tuple(x) if isinstance(x, Collection) else (x,)
 
 
 def is_bool(x: Any) -> bool:

@@ -15,7 +15,17 @@ from ..objects.variable_types import Cache
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
 from . import dtypes
-from .arguments import ArgumentError, Array, Key, Metadata, OutSharding, Rate, Size, checked
+from .arguments import (
+    ArgumentError,
+    Array,
+    Key,
+    Metadata,
+    OutSharding,
+    Rate,
+    Size,
+    as_tuple,
+    checked,
+)
 from .dot_product_attention import dot_product_attention
 from .dropout import draw_key, fork_stream
 from .linear import default_bias_init, default_kernel_init
@@ -273,8 +283,7 @@ class MultiHeadAttention(Module):
         if decode is not None:
             self.decode = decode
         if batch_size is not None and max_length is not None:
-            batch = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
-            self.init_cache((*batch, max_length, self.in_features))
+            self.init_cache((*as_tuple(batch_size), max_length, self.in_features))
         elif batch_size is not None or max_length is not None:
             raise ArgumentError(
                 f"MultiHeadAttention: a cache needs both batch_size (got {batch_size}) and "

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
 from . import dtypes
-from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, Sizes, checked
+from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, Sizes, as_tuple, checked
 from .contractions import last_axes, placed
 from .linear import Affine, Options, default_bias_init, default_kernel_init
 from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
@@ -154,7 +154,7 @@ class Convolution(Affine):
         keep_options(self, arguments)
         name, size = type(self).__name__, arguments["kernel_size"]
         self.in_features, self.out_features = arguments["in_features"], arguments["out_features"]
-        self.kernel_size = axes = (size,) if isinstance(size, int) else tuple(size)
+        self.kernel_size = axes = as_tuple(size)
         self.strides = per_axis(name, "strides", arguments["strides"], len(axes))
         dilation = arguments["kernel_dilation"]
         self.kernel_dilation = per_axis(name, "kernel_dilation", dilation, len(axes))

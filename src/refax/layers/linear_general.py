@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from .arguments import (
     Metadata,
     OutSharding,
     Sizes,
+    as_tuple,
     checked,
     is_size,
 )
@@ -38,11 +39,6 @@ BatchAxes = Annotated[
     ),
 ]
 _NO_BATCH: Mapping[int, int] = MappingProxyType({})
-
-
-def sizes(given: int | Sequence[int]) -> tuple[int, ...]:
-    """As a tuple: an int is one size."""
-    return (given,) if isinstance(given, int) else tuple(given)
 
 
 def _drawn_as(flat: tuple[int, ...], init: Initializer) -> Initializer:
@@ -114,9 +110,9 @@ class LinearGeneral(Affine):
         bias_metadata: Metadata = NO_METADATA,
     ):
         keep_options(self, locals())
-        self.in_features = sizes(in_features)
-        self.out_features = sizes(out_features)
-        self.axis = axes = sizes(axis)
+        self.in_features = as_tuple(in_features)
+        self.out_features = as_tuple(out_features)
+        self.axis = axes = as_tuple(axis)
         self.batch_axis = batch = tuple(sorted(batch_axis.items()))
         if len(axes) != len(self.in_features):
             raise ArgumentError(

@@ -14,10 +14,10 @@ from ..objects.variable import Variable
 from ..objects.variable_types import LoRAParam
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
-from .arguments import ArgumentError, Array, Fits, Metadata, OutSharding, Size, checked
+from .arguments import ArgumentError, Array, Fits, Metadata, OutSharding, Size, as_tuple, checked
 from .contractions import dot, placed
 from .linear import Linear
-from .linear_general import LinearGeneral, sizes
+from .linear_general import LinearGeneral
 from .options import (
     NO_METADATA,
     Initializer,
@@ -190,9 +190,9 @@ class LoRALinear(Linear):
         else:
             super().__init__(in_features, out_features, rngs=rngs, **kwargs)
         self.lora = LoRA(
-            math.prod(sizes(self.in_features)),
+            math.prod(as_tuple(self.in_features)),
             lora_rank,
-            math.prod(sizes(self.out_features)),
+            math.prod(as_tuple(self.out_features)),
             dtype=lora_dtype,
             param_dtype=lora_param_dtype,
             a_initializer=a_initializer,

@@ -18,7 +18,7 @@ from ..objects.type_names import Initializer as Initializer
 from ..objects.variable_types import Param
 from ..verbs.module import Module
 from . import dtypes
-from .arguments import ArgumentError
+from .arguments import ArgumentError, as_tuple
 
 PromoteDtype = PromoteDtypeFn
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
@@ -98,7 +98,7 @@ def check_broadcasts(name: str, given: tuple[int, ...], shape: tuple[int, ...], 
 
 def positive_axes(name: str, axes: Any, ndim: int, of: str = "an input") -> tuple[int, ...]:
     """The axes that an argument of that name gives, counted from 0, sorted."""
-    axes = (axes,) if np.ndim(axes) == 0 else tuple(axes)
+    axes = as_tuple(axes)
     for axis in axes:
         if not -ndim <= axis < ndim:
             raise ArgumentError(f"{name}={axes}: there is no axis {axis} in {of} of {ndim} axes.")

@@ -164,7 +164,7 @@ class _Pool(Module):
         canonical_padding("pooling", padding, axes)
         per_axis("pooling", "strides", strides, axes)
         self.window_shape = tuple(window_shape)
-        self.strides = strides if isinstance(strides, int | None) else tuple(strides)
+        self.strides = None if strides is None else per_axis("pooling", "strides", strides, axes)
         self.padding = padding if isinstance(padding, str | int) else tuple(padding)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .arguments import ArgumentError, Axis, Sizes
 
@@ -16,7 +16,7 @@ NAMED = ("SAME", "VALID", "SAME_LOWER")  # those that `jax.lax` itself knows
 def per_axis(owner: str, name: str, value: PerAxis, axes: int) -> tuple[int, ...]:
     """One integer for each spatial axis: an int is that for all of them, None is 1."""
     value = 1 if value is None else value
-    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    values = tuple(value) if isinstance(value, Collection) else (value,) * axes
     if len(values) != axes:
         raise ArgumentError(
             f"{owner}: {name}={value} has {len(values)} entries for {axes} spatial axes."
@@ -38,8 +38,8 @@ def canonical_padding(
                 f"{owner}: padding={padding!r} is none of {', '.join(map(repr, named))}."
             )
         return padding.upper()
-    entries = (padding,) * axes if isinstance(padding, int) else tuple(padding)
-    pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in entries]
+    entries = tuple(padding) if isinstance(padding, Collection) else (padding,) * axes
+    pairs = [tuple(p) if isinstance(p, Collection) else (p, p) for p in entries]
     if len(pairs) != axes or any(len(pair) != 2 for pair in pairs):
         raise ArgumentError(
             f"{owner}: padding={padding} does not fit {axes} spatial axes.\nCure: one of "
