@@ -65,20 +65,22 @@ def checked(function: F) -> F:
             return name
         return type(args[0]).__name__ + ("" if name.startswith("__") else f".{name}")
 
-    def error(args: tuple, argument: str, value: Any) -> ArgumentError:
-        return misfit(owner_of(args), argument, value, fits[argument].what, fits[argument].cure)
+    def error(args: tuple, **given: Any) -> ArgumentError:
+        named = {**dict(zip(positional, args)), **given}
+        argument = next(key for key in named if key in fits and not fits[key].test(named[key]))
+        what, _, cure = fits[argument]
+        return misfit(owner_of(args), argument, named[argument], what, cure)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not tests:  # annotations are read at the first call, when all modules are there
             fits.update(_annotated(function))
-            tests.extend(fits[name].test if name in fits else _anything for name in positional)
-        for i, (test, value) in enumerate(zip(tests, args)):
-            if test is not _anything and not test(value):
-                raise error(args, positional[i], value)
-        for argument, value in kwargs.items():
-            if argument in fits and not fits[argument].test(value):
-                raise error(args, argument, value)
+            tests.extend(fits[key].test if key in fits else None for key in positional)
+        for test, value in zip(tests, args):
+            if test is not None and not test(value):
+                raise error(args)
+        if kwargs and not all(fits[key].test(kwargs[key]) for key in kwargs if key in fits):
+            raise error(args, **kwargs)
         try:
             return function(*args, **kwargs)
         except ArgumentError as inner:  # of a layer inside this one
@@ -195,12 +197,12 @@ def _is_number(dtype: Any) -> bool:
 
 
 def is_array(x: Any) -> bool:
-    if not isinstance(x, jax.Array):
-        try:
-            x = x if isinstance(x, np.ndarray) else jnp.asarray(x)
-        except (TypeError, ValueError, OverflowError):
-            return False
-    return _is_number(x.dtype)
+    if isinstance(x, (jax.Array, np.ndarray)):
+        return _is_number(x.dtype)
+    try:
+        return _is_number(jnp.asarray(x).dtype)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _are_integers(x: Any) -> bool:
