@@ -33,9 +33,9 @@ from jax.numpy import tanh as tanh
 from jax.typing import DTypeLike
 
 from ..objects.variable_types import Param
+from . import arguments as fit
 from . import dtypes
-from .arguments import Array, Metadata, Number, checked
-from .options import NO_METADATA, Layer, PromoteDtype, keep_options
+from .options import Layer, keep_options
 
 
 class PReLU(Layer):
@@ -59,21 +59,21 @@ class PReLU(Layer):
         [-1.0, 3.0]
     """
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        negative_slope_init: Number = 0.01,
+        negative_slope_init: fit.Number = 0.01,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
-        negative_slope_metadata: Metadata = NO_METADATA,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
+        negative_slope_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         keep_options(self, locals())
         slope = jnp.asarray(negative_slope_init, param_dtype)
         self.negative_slope = Param(slope, **negative_slope_metadata)
 
-    @checked
-    def __call__(self, inputs: Array) -> jax.Array:
+    @fit.checked
+    def __call__(self, inputs: fit.Array) -> jax.Array:
         x, slope = self.promote_dtype((inputs, self.negative_slope.value), dtype=self.dtype)
         return jnp.where(x >= 0, x, slope * x)

@@ -12,7 +12,7 @@ import operator
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Real
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -25,7 +25,8 @@ from jax.typing import DTypeLike
 
 from ..graph.filters import to_predicate
 from ..objects.errors import describe_value
-from ..objects.type_names import F
+from ..objects.type_names import F, PromoteDtypeFn
+from ..objects.type_names import Initializer as Initializer
 from ..verbs.rngs import Rngs, RngStream
 
 
@@ -223,27 +224,22 @@ def _is_dtype(x: Any) -> bool:
 
 
 @functools.cache
-def _is_known_precision(x: Any) -> bool:
+def _dot_of_precision(x: Any) -> Any:
     one = jax.ShapeDtypeStruct((1,), jnp.float32)
-    try:
-        jax.eval_shape(functools.partial(jnp.dot, precision=x), one, one)
-    except (TypeError, ValueError):
-        return False
-    return True
+    return jax.eval_shape(functools.partial(jnp.dot, precision=x), one, one)
 
 
-def _is_precision(x: Any) -> bool:
-    try:
-        return _is_known_precision(x)
-    except TypeError:  # it has no hash
-        return False
+def _taken_by(function: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    """Whether a function takes a value, and does not raise."""
 
+    def test(x: Any) -> bool:
+        try:
+            function(x)
+        except (TypeError, ValueError, OverflowError):
+            return False
+        return True
 
-def _is_filter(x: Any) -> bool:
-    try:
-        return to_predicate(x) is not None
-    except TypeError:
-        return False
+    return test
 
 
 def _is_metadata(x: Any) -> bool:
@@ -272,13 +268,15 @@ Wrapped = Annotated[
     Callable[..., Any],
     Fits("a layer", lambda x: callable(x) and not isinstance(x, type), "an object, not its class."),
 ]
-Selector = Annotated[Any, Fits("a filter", _is_filter)]
+Selector = Annotated[Any, Fits("a filter", _taken_by(to_predicate))]
 Metadata = Annotated[
     Mapping[str, Any], Fits("a mapping with names as keys", _is_metadata, "{'sharding': (…)}.")
 ]
+PromoteDtype = PromoteDtypeFn
 Shape = Sequence[Count]
 AxisNames = str | Sequence[str] | None
 Groups = Sequence[Sequence[Count]] | None
+NO_METADATA: Metadata = MappingProxyType({})
 OutSharding = NamedSharding | PartitionSpec | None
 
 # What stands for an annotation that is neither of these nor a class.
@@ -287,7 +285,10 @@ _KNOWN: list[tuple[Any, Fits]] = [
     (str, Fits("a string", lambda x: isinstance(x, str))),
     (NoneType, Fits("None", lambda x: x is None)),
     (DTypeLike, Fits("a dtype of numbers", _is_dtype, "jnp.float32, 'bfloat16', ….")),
-    (lax.PrecisionLike, Fits("a precision of jax.lax", _is_precision, "None, 'high', ….")),
+    (
+        lax.PrecisionLike,
+        Fits("a precision of jax.lax", _taken_by(_dot_of_precision), "None, 'high', …."),
+    ),
     (Rngs, Fits("nnx.Rngs", lambda x: isinstance(x, Rngs), "nnx.Rngs(0), or nnx.Rngs(key).")),
     (RngStream, Fits("a stream of it", lambda x: isinstance(x, RngStream))),
 ]

@@ -14,33 +14,15 @@ from jax.typing import DTypeLike
 from ..objects.variable_types import Cache
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
+from . import arguments as fit
 from . import dtypes
-from .arguments import (
-    ArgumentError,
-    Array,
-    Key,
-    Metadata,
-    OutSharding,
-    Rate,
-    Size,
-    as_tuple,
-    checked,
-)
 from .dot_product_attention import dot_product_attention
 from .dropout import draw_key, fork_stream
 from .linear import default_bias_init, default_kernel_init
 from .linear_general import LinearGeneral
 from .masks import combine_masks
 from .normalization import LayerNorm
-from .options import (
-    NO_METADATA,
-    PROMOTE_DTYPE,
-    Initializer,
-    PromoteDtype,
-    Replaceable,
-    keep_options,
-    resolve_flag,
-)
+from .options import PROMOTE_DTYPE, Replaceable, keep_options, resolve_flag
 
 
 def _apply(layer: Any, x: Any, out_sharding: Any) -> jax.Array:
@@ -110,45 +92,45 @@ class MultiHeadAttention(Module):
     qkv_dot_general_cls: Any = None
     out_dot_general_cls: Any = None
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        num_heads: Size,
-        in_features: Size,
-        qkv_features: Size | None = None,
-        out_features: Size | None = None,
-        num_kv_heads: Size | None = None,
-        in_kv_features: Size | None = None,
+        num_heads: fit.Size,
+        in_features: fit.Size,
+        qkv_features: fit.Size | None = None,
+        out_features: fit.Size | None = None,
+        num_kv_heads: fit.Size | None = None,
+        in_kv_features: fit.Size | None = None,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         broadcast_dropout: bool = True,
-        dropout_rate: Rate = 0.0,
+        dropout_rate: fit.Rate = 0.0,
         deterministic: bool | None = None,
         precision: lax.PrecisionLike = None,
-        kernel_init: Initializer = default_kernel_init,
-        out_kernel_init: Initializer | None = None,
-        bias_init: Initializer = default_bias_init,
-        out_bias_init: Initializer | None = None,
+        kernel_init: fit.Initializer = default_kernel_init,
+        out_kernel_init: fit.Initializer | None = None,
+        bias_init: fit.Initializer = default_bias_init,
+        out_bias_init: fit.Initializer | None = None,
         use_bias: bool = True,
         attention_fn: Callable[..., jax.Array] = dot_product_attention,
         decode: bool | None = None,
         normalize_qk: bool = False,
-        qkv_promote_dtype: PromoteDtype = dtypes.promote_dtype,
-        out_promote_dtype: PromoteDtype = dtypes.promote_dtype,
-        ln_promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        qkv_promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
+        out_promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
+        ln_promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         qkv_dot_general: Callable[..., Any] | None = None,
         out_dot_general: Callable[..., Any] | None = None,
         qkv_dot_general_cls: Any = None,
         out_dot_general_cls: Any = None,
         rngs: Rngs,
         keep_rngs: bool = True,
-        kernel_metadata: Metadata = NO_METADATA,
-        out_kernel_metadata: Metadata = NO_METADATA,
-        bias_metadata: Metadata = NO_METADATA,
-        out_bias_metadata: Metadata = NO_METADATA,
-        query_ln_scale_metadata: Metadata = NO_METADATA,
-        key_ln_scale_metadata: Metadata = NO_METADATA,
+        kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        out_kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
+        out_bias_metadata: fit.Metadata = fit.NO_METADATA,
+        query_ln_scale_metadata: fit.Metadata = fit.NO_METADATA,
+        key_ln_scale_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         arguments = locals()
         keep_options(self, arguments)
@@ -189,21 +171,21 @@ class MultiHeadAttention(Module):
         self.cached_value: Cache | None = None
         self.cache_index: Cache | None = None
 
-    @checked
+    @fit.checked
     def __call__(
         self,
-        inputs_q: Array,
-        inputs_k: Array | None = None,
-        inputs_v: Array | None = None,
+        inputs_q: fit.Array,
+        inputs_k: fit.Array | None = None,
+        inputs_v: fit.Array | None = None,
         *,
-        mask: Array | None = None,
+        mask: fit.Array | None = None,
         deterministic: bool | None = None,
-        rngs: Rngs | RngStream | Key | None = None,
+        rngs: Rngs | RngStream | fit.Key | None = None,
         sow_weights: bool = False,
         decode: bool | None = None,
         is_causal: bool = False,
-        out_sharding: OutSharding = None,
-        qkv_sharding: OutSharding = None,
+        out_sharding: fit.OutSharding = None,
+        qkv_sharding: fit.OutSharding = None,
     ) -> jax.Array:
         """Attend from each position of `inputs_q` to those of `inputs_k`.
 
@@ -227,7 +209,7 @@ class MultiHeadAttention(Module):
         """
         if inputs_k is None:
             if inputs_v is not None:
-                raise ArgumentError("MultiHeadAttention: inputs_v was given without inputs_k.")
+                raise fit.ArgumentError("MultiHeadAttention: inputs_v was given without inputs_k.")
             inputs_k = inputs_q
         if inputs_v is None:
             inputs_v = inputs_k
@@ -262,13 +244,13 @@ class MultiHeadAttention(Module):
         )
         return _apply(self.out, y, out_sharding)
 
-    @checked
+    @fit.checked
     def set_view(
         self,
         deterministic: bool | None = None,
         decode: bool | None = None,
         batch_size: int | Sequence[int] | None = None,
-        max_length: Size | None = None,
+        max_length: fit.Size | None = None,
     ) -> None:
         """The modes of this layer, for `nnx.view`.
 
@@ -283,14 +265,14 @@ class MultiHeadAttention(Module):
         if decode is not None:
             self.decode = decode
         if batch_size is not None and max_length is not None:
-            self.init_cache((*as_tuple(batch_size), max_length, self.in_features))
+            self.init_cache((*fit.as_tuple(batch_size), max_length, self.in_features))
         elif batch_size is not None or max_length is not None:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"MultiHeadAttention: a cache needs both batch_size (got {batch_size}) and "
                 f"max_length (got {max_length}).\nCure: give both, or neither."
             )
 
-    @checked
+    @fit.checked
     def init_cache(self, input_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> None:
         """Make an empty cache: call it before decoding, and to start anew.
 
@@ -306,7 +288,7 @@ class MultiHeadAttention(Module):
             (1, 100, 2, 4)
         """
         if len(input_shape) < 2:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"input_shape={tuple(input_shape)}, but must be (*batch, max_length, in_features)."
             )
         shape = (*input_shape[:-1], self.num_kv_heads, self.head_dim)
@@ -319,14 +301,14 @@ class MultiHeadAttention(Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Write keys and values into the cache; return all of them, and which may be looked at."""
         if self.cached_key is None or self.cached_value is None or self.cache_index is None:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 "MultiHeadAttention: there is no cache to decode with.\n"
                 "Cure: attention.init_cache((*batch, max_length, features)) before the first call."
             )
         keys, values = self.cached_key.value, self.cached_value.value
         batch, length = keys.shape[:-3], keys.shape[-3]
         if key.shape[:-3] != batch or key.shape[-3] > length:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"MultiHeadAttention: the cache is for inputs of shape {(*batch, length)} (batch, "
                 f"length), and this one has {key.shape[:-2]}.\n"
                 "Cure: attention.init_cache with the shape of a whole input."
@@ -352,7 +334,7 @@ def _options_of(arguments: Mapping[str, Any], which: str, prefix: str) -> dict[s
 
 def _check_multiple(name: str, number: int, divisor: str, parts: int) -> None:
     if number % parts:
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"MultiHeadAttention: {name}={number} is not a multiple of {divisor}={parts}."
         )
 

@@ -11,64 +11,12 @@ from jax.typing import DTypeLike
 
 from ..objects.variable_types import BatchStat
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import dtypes, initializers
-from .arguments import (
-    Array,
-    Axis,
-    AxisNames,
-    Epsilon,
-    Groups,
-    Metadata,
-    OutSharding,
-    Rate,
-    Size,
-    checked,
-)
 from .contractions import placed
 from .normalization import Normalization, scale_and_shift
-from .options import NO_METADATA, Initializer, PromoteDtype, resolve_flag
-from .standardize import Averaging, standardize
-
-
-def _normalize_batch(
-    x: jax.Array,
-    mask: jax.Array | None,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    running_mean: jax.Array,
-    running_var: jax.Array,
-    momentum: float,
-    how: Averaging,
-    feature_axes: tuple[int, ...],
-    dtype: Any,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The output and the new running statistics."""
-
-    def updated(running: jax.Array, batch: jax.Array) -> jax.Array:
-        batch = batch.reshape(running.shape).astype(running.dtype)
-        return momentum * running + (1 - momentum) * batch
-
-    y, mean, var = standardize(dtypes.cast(x, dtypes.widest(x.dtype, dtype)), mask, how)
-    y = scale_and_shift(y, scale, bias, feature_axes, dtype)
-    assert mean is not None
-    return y, updated(running_mean, mean), updated(running_var, var)
-
-
-def _normalize_running(
-    x: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    mean: jax.Array,
-    var: jax.Array,
-    epsilon: float,
-    feature_axes: tuple[int, ...],
-    dtype: Any,
-) -> jax.Array:
-    x = dtypes.cast(x, dtypes.widest(x.dtype, dtype))
-    shape = tuple(n if i in feature_axes else 1 for i, n in enumerate(x.shape))
-    factor = lax.rsqrt(var.astype(x.dtype) + epsilon)
-    y = (x - mean.astype(x.dtype).reshape(shape)) * factor.reshape(shape)
-    return scale_and_shift(y, scale, bias, feature_axes, dtype)
+from .options import resolve_flag
+from .standardize import standardize
 
 
 class BatchNorm(Normalization):
@@ -106,30 +54,30 @@ class BatchNorm(Normalization):
         [[0.0]]
     """
 
-    axis: Axis = -1
+    axis: fit.Axis = -1
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        num_features: Size,
+        num_features: fit.Size,
         *,
         use_running_average: bool | None = False,
-        axis: Axis = -1,
-        momentum: Rate = 0.99,
-        epsilon: Epsilon = 1e-5,
+        axis: fit.Axis = -1,
+        momentum: fit.Rate = 0.99,
+        epsilon: fit.Epsilon = 1e-5,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
-        bias_init: Initializer = initializers.zeros,
-        scale_init: Initializer = initializers.ones,
-        axis_name: AxisNames = None,
-        axis_index_groups: Groups = None,
+        bias_init: fit.Initializer = initializers.zeros,
+        scale_init: fit.Initializer = initializers.ones,
+        axis_name: fit.AxisNames = None,
+        axis_index_groups: fit.Groups = None,
         use_fast_variance: bool = True,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        bias_metadata: Metadata = NO_METADATA,
-        scale_metadata: Metadata = NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
+        scale_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         self.use_running_average = use_running_average
         self.momentum = momentum
@@ -146,14 +94,14 @@ class BatchNorm(Normalization):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    @checked
+    @fit.checked
     def __call__(
         self,
-        x: Array,
+        x: fit.Array,
         use_running_average: bool | None = None,
         *,
-        mask: Array | None = None,
-        out_sharding: OutSharding = None,
+        mask: fit.Array | None = None,
+        out_sharding: fit.OutSharding = None,
     ) -> jax.Array:
         """Normalize x (..., num_features); in training, move the running averages too.
 
@@ -172,12 +120,16 @@ class BatchNorm(Normalization):
         mean, var = self.mean.value, self.var.value
         x, scale, bias, dtype = self._arrays(x, mask, mean, var)
         features = self._find_feature_axes(x, self.axis, "axis")
+        wide = dtypes.cast(x, dtypes.widest(x.dtype, dtype))
         if running:
-            y = _normalize_running(x, scale, bias, mean, var, self.epsilon, features, dtype)
-            return placed(y, out_sharding)
-        how = self._averaging(tuple(i for i in range(x.ndim) if i not in features))
-        how = how._replace(statistics=True)
-        y, self.mean.value, self.var.value = _normalize_batch(
-            x, mask, scale, bias, mean, var, self.momentum, how, features, dtype
-        )
-        return placed(y, out_sharding)
+            shape = tuple(n if i in features else 1 for i, n in enumerate(x.shape))
+            mean, var = (dtypes.cast(v, wide.dtype).reshape(shape) for v in (mean, var))
+            y = (wide - mean) * lax.rsqrt(var + self.epsilon)
+        else:
+            how = self._averaging(tuple(i for i in range(x.ndim) if i not in features))
+            result: Any = standardize(wide, mask, how._replace(statistics=True))
+            y, *statistics = result
+            for kept, new in zip((self.mean, self.var), statistics, strict=True):
+                new = dtypes.cast(new.reshape(kept.shape), kept.dtype)
+                kept.value = self.momentum * kept.value + (1 - self.momentum) * new
+        return placed(scale_and_shift(y, scale, bias, features, dtype), out_sharding)

@@ -17,11 +17,11 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import dtypes
-from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, Sizes, as_tuple, checked
 from .contractions import last_axes, placed
 from .linear import Affine, Options, default_bias_init, default_kernel_init
-from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
+from .options import Replaceable, keep_options
 from .windows import NAMED, Padding, Pads, PerAxis, canonical_padding, per_axis
 
 # Paddings with values of the input, as `jnp.pad` calls them.
@@ -147,26 +147,29 @@ class Convolution(Affine):
     """What Conv and ConvTranspose have in common: parameters, options, checks, batch axes."""
 
     use_bias: bool = True
-    mask: Array | None = None
+    mask: fit.Array | None = None
 
     def _make(self, channels: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
         """Set the attributes that `arguments`, those of `__init__`, say; draw the parameters."""
         keep_options(self, arguments)
         name, size = type(self).__name__, arguments["kernel_size"]
         self.in_features, self.out_features = arguments["in_features"], arguments["out_features"]
-        self.kernel_size = axes = as_tuple(size)
+        self.kernel_size = axes = fit.as_tuple(size)
         self.strides = per_axis(name, "strides", arguments["strides"], len(axes))
         dilation = arguments["kernel_dilation"]
         self.kernel_dilation = per_axis(name, "kernel_dilation", dilation, len(axes))
         shape = (*axes, *channels)
         if self.mask is not None and np.shape(self.mask) != shape:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"{name}: mask has the shape {np.shape(self.mask)}, but the kernel has {shape}."
             )
         self._make_parameters(arguments, shape, (self.out_features,) if self.use_bias else None)
 
     def _call(
-        self, inputs: Any, how: _Strided | _FractionallyStrided, out_sharding: OutSharding = None
+        self,
+        inputs: Any,
+        how: _Strided | _FractionallyStrided,
+        out_sharding: fit.OutSharding = None,
     ) -> jax.Array:
         x, kernel, bias = self._promoted(inputs)
         self._check_shapes(x, kernel, len(self.kernel_size), self.in_features)
@@ -210,37 +213,37 @@ class Conv(Convolution):
         ((3, 3, 3, 16), (8, 14, 14, 16))
     """
 
-    feature_group_count: Size = 1
+    feature_group_count: fit.Size = 1
     conv_general_dilated = Replaceable(lax.conv_general_dilated, "jax.lax")
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        in_features: Size,
-        out_features: Size,
-        kernel_size: Sizes,
+        in_features: fit.Size,
+        out_features: fit.Size,
+        kernel_size: fit.Sizes,
         strides: PerAxis = 1,
         *,
         padding: Padding = "SAME",
         input_dilation: PerAxis = 1,
         kernel_dilation: PerAxis = 1,
-        feature_group_count: Size = 1,
+        feature_group_count: fit.Size = 1,
         use_bias: bool = True,
-        mask: Array | None = None,
+        mask: fit.Array | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
-        kernel_init: Initializer = default_kernel_init,
-        bias_init: Initializer = default_bias_init,
+        kernel_init: fit.Initializer = default_kernel_init,
+        bias_init: fit.Initializer = default_bias_init,
         conv_general_dilated: Callable[..., Any] = lax.conv_general_dilated,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Metadata = NO_METADATA,
-        bias_metadata: Metadata = NO_METADATA,
+        kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         if in_features % feature_group_count or out_features % feature_group_count:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"Conv: feature_group_count={feature_group_count} does not divide in_features="
                 f"{in_features} and out_features={out_features}."
             )
@@ -250,8 +253,8 @@ class Conv(Convolution):
         self.padding = canonical_padding("Conv", padding, axes, named)
         self.input_dilation = per_axis("Conv", "input_dilation", input_dilation, axes)
 
-    @checked
-    def __call__(self, inputs: Array, out_sharding: OutSharding = None) -> jax.Array:
+    @fit.checked
+    def __call__(self, inputs: fit.Array, out_sharding: fit.OutSharding = None) -> jax.Array:
         """Convolve x.
 
         Args:
@@ -311,37 +314,37 @@ class ConvTranspose(Convolution):
 
     transpose_kernel: bool = False
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        in_features: Size,
-        out_features: Size,
-        kernel_size: Sizes,
+        in_features: fit.Size,
+        out_features: fit.Size,
+        kernel_size: fit.Sizes,
         strides: PerAxis = None,
         *,
         padding: Padding = "SAME",
         kernel_dilation: PerAxis = None,
         use_bias: bool = True,
-        mask: Array | None = None,
+        mask: fit.Array | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
-        kernel_init: Initializer = default_kernel_init,
-        bias_init: Initializer = default_bias_init,
+        kernel_init: fit.Initializer = default_kernel_init,
+        bias_init: fit.Initializer = default_bias_init,
         transpose_kernel: bool = False,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Metadata = NO_METADATA,
-        bias_metadata: Metadata = NO_METADATA,
+        kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         channels = (in_features, out_features)
         self._make(channels[::-1] if transpose_kernel else channels, locals())
         named = ("SAME", "VALID", "CIRCULAR")
         self.padding = canonical_padding("ConvTranspose", padding, len(self.kernel_size), named)
 
-    @checked
-    def __call__(self, inputs: Array) -> jax.Array:
+    @fit.checked
+    def __call__(self, inputs: fit.Array) -> jax.Array:
         """Map x (*batch, *spatial, in_features).
 
         Raises:

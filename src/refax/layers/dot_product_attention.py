@@ -20,28 +20,28 @@ from jax.typing import DTypeLike
 from .._jax_compat import is_outside_of_traces
 from ..objects.variable_types import Intermediate
 from ..verbs.module import Module
+from . import arguments as fit
 from . import dtypes
-from .arguments import ArgumentError, Array, Key, Rate, checked
 from .contractions import einsum
 from .dropout import keep_mask
-from .options import PROMOTE_DTYPE, PromoteDtype, check_broadcasts
+from .options import PROMOTE_DTYPE, check_broadcasts
 
 
-@checked
+@fit.checked
 def dot_product_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    bias: Array | None = None,
-    mask: Array | None = None,
+    query: fit.Array,
+    key: fit.Array,
+    value: fit.Array,
+    bias: fit.Array | None = None,
+    mask: fit.Array | None = None,
     broadcast_dropout: bool = True,
-    dropout_rng: Key | None = None,
-    dropout_rate: Rate = 0.0,
+    dropout_rng: fit.Key | None = None,
+    dropout_rate: fit.Rate = 0.0,
     deterministic: bool = False,
     dtype: DTypeLike | None = None,
     precision: lax.PrecisionLike = None,
     module: Module | None = None,
-    promote_dtype: PromoteDtype = dtypes.promote_dtype,
+    promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
     is_causal: bool = False,
 ) -> jax.Array:
     """Attention: softmax(q·kᵀ / √d + bias)·v, for each head.
@@ -89,20 +89,20 @@ def dot_product_attention(
     return _combine(weights, value, precision)
 
 
-@checked
+@fit.checked
 def dot_product_attention_weights(
-    query: Array,
-    key: Array,
-    bias: Array | None = None,
-    mask: Array | None = None,
+    query: fit.Array,
+    key: fit.Array,
+    bias: fit.Array | None = None,
+    mask: fit.Array | None = None,
     broadcast_dropout: bool = True,
-    dropout_rng: Key | None = None,
-    dropout_rate: Rate = 0.0,
+    dropout_rng: fit.Key | None = None,
+    dropout_rate: fit.Rate = 0.0,
     deterministic: bool = False,
     dtype: DTypeLike | None = None,
     precision: lax.PrecisionLike = None,
     module: Module | None = None,
-    promote_dtype: PromoteDtype = dtypes.promote_dtype,
+    promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
     is_causal: bool = False,
 ) -> jax.Array:
     """The weights of `dot_product_attention`, softmax(q·kᵀ / √d + bias): its arguments but values.
@@ -142,7 +142,7 @@ def _dropped_weights(
     of_logits = (*query.shape[:-3], query.shape[-2], query.shape[-3], key.shape[-3])
     bias, mask = _like_logits("bias", bias, of_logits), _like_logits("mask", mask, of_logits)
     if dropout_rate > 0.0 and dropout_rng is None:
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"dot_product_attention: dropout_rate={dropout_rate} needs a key.\n"
             "Cure: dropout_rng=key, or deterministic=True."
         )
@@ -162,7 +162,7 @@ def _check_shapes(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int
         or query[-1] != key[-1]
         or query[-2] % key[-2]
     ):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"dot_product_attention: the query has the shape {query}, the key {key}, the value "
             f"{value}; they must be (*batch, queries, heads, d), (*batch, keys, kv_heads, d) and "
             "(*batch, keys, kv_heads, v), where kv_heads divides heads."

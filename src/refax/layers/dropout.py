@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
-from .arguments import ArgumentError, Array, Axis, Key, Rate, checked
+from . import arguments as fit
 from .dtypes import as_array
 from .options import keep_options, positive_axes, resolve_flag
 
@@ -28,13 +28,13 @@ def fork_stream(rngs: Rngs | RngStream | None, collection: str) -> RngStream | N
 
 
 def draw_key(
-    layer: Module, collection: str, rngs: Rngs | RngStream | Key | None, kept: RngStream | None
+    layer: Module, collection: str, rngs: Rngs | RngStream | fit.Key | None, kept: RngStream | None
 ) -> jax.Array:
     """The key for one call: of `rngs` from the call (a key is used as it is), else of `kept`."""
     given = kept if rngs is None else rngs
     if given is None:
         name = type(layer).__name__
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"{name}: it is to draw random numbers (deterministic=False), but has no `rngs`.\n"
             f"Cure: {name}(..., rngs=rngs), layer(x, rngs=nnx.Rngs({collection}=0)), or "
             "deterministic=True (model.eval())."
@@ -83,15 +83,15 @@ class Dropout(Module):
         1.0
     """
 
-    broadcast_dims: Sequence[Axis] = ()
+    broadcast_dims: Sequence[fit.Axis] = ()
     rng_collection: str = "dropout"
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        rate: Rate,
+        rate: fit.Rate,
         *,
-        broadcast_dims: Sequence[Axis] = (),
+        broadcast_dims: Sequence[fit.Axis] = (),
         deterministic: bool | None = False,
         rng_collection: str = "dropout",
         rngs: Rngs | RngStream | None = None,
@@ -110,13 +110,13 @@ class Dropout(Module):
         if deterministic is not None:
             self.deterministic = deterministic
 
-    @checked
+    @fit.checked
     def __call__(
         self,
-        inputs: Array,
+        inputs: fit.Array,
         *,
         deterministic: bool | None = None,
-        rngs: Rngs | RngStream | Key | None = None,
+        rngs: Rngs | RngStream | fit.Key | None = None,
     ) -> jax.Array:
         """Drop elements of `inputs`.
 

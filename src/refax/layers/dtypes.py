@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from .arguments import ArgumentError
+from . import arguments as fit
 
 # Where `promote_dtype` stands beside this module: names only, which stand above the layers.
 ADDRESSES = ("refax.nnx.nn.dtypes", "refax.nnx")
@@ -81,7 +81,7 @@ def canonicalize_dtype(*args: Any, dtype: DTypeLike | None = None, inexact: bool
         if inexact and not jnp.issubdtype(dtype, jnp.inexact):
             dtype = np.dtype(np.float32)
     elif inexact and not jnp.issubdtype(dtype, jnp.inexact):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"promote_dtype: dtype={np.dtype(dtype).name} cannot hold fractions.\n"
             "Cure: a floating or complex dtype, or inexact=False."
         )

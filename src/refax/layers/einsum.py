@@ -13,10 +13,10 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import contractions, dtypes
-from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, checked
 from .linear import Affine, default_bias_init, default_kernel_init
-from .options import NO_METADATA, Initializer, PromoteDtype, Replaceable, keep_options
+from .options import Replaceable, keep_options
 
 Sizes = dict[str, tuple[int, ...]]  # of each label, and those that '...' stands for
 
@@ -31,7 +31,7 @@ def _with_bias(equation: str, sizes: Sizes, y: jax.Array, bias: jax.Array) -> ja
     before, after = ([sizes.get(label, ()) for label in part] for part in (head, tail))
     wanted = sum((*before, covered, *after), ())
     if [n for n in bias.shape if n != 1] != [n for n in wanted if n != 1]:
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"Einsum: the bias has the shape {bias.shape}, but the axes that the output of "
             f"{equation!r} has from the kernel have the sizes {wanted}.\n"
             f"Cure: bias_shape={wanted}."
@@ -49,7 +49,7 @@ def _check_sizes(equation: str, x: tuple[int, ...], kernel: tuple[int, ...]) -> 
     sizes = _sizes("kernel", of_kernel, kernel, equation)
     for label, size in _sizes("input", of_x, x, equation).items():
         if label != "..." and sizes.get(label, size) != size:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"Einsum: in {equation!r} the axis {label} has size {size[0]} in the input (shape "
                 f"{x}), but {sizes[label][0]} in the kernel (shape {kernel})."
             )
@@ -60,7 +60,7 @@ def _sizes(which: str, labels: str, shape: tuple[int, ...], equation: str) -> Si
     head, dots, tail = labels.partition("...")
     named = len(head) + len(tail)
     if len(shape) < named or (len(shape) > named and not dots):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"Einsum: in {equation!r} the {which} has {'at least ' if dots else ''}{named} axes, "
             f"but its shape is {shape}."
         )
@@ -83,7 +83,7 @@ def _canonical(equation: str) -> str:
         or len({*labels}) < len(labels)
         or not {*labels} <= {*found["x"], *found["kernel"]}
     ):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"Einsum: einsum_str={equation!r} must name the input, the kernel and the output, with "
             "axes of theirs, each once.\nCure: as in '...i,io->...o'."
         )
@@ -117,32 +117,32 @@ class Einsum(Affine):
 
     einsum_op = Replaceable(jnp.einsum, "jax.numpy")
 
-    @checked
+    @fit.checked
     def __init__(
         self,
         einsum_str: str | None,
-        kernel_shape: Sequence[Size],
-        bias_shape: Sequence[Size] | None = None,
+        kernel_shape: Sequence[fit.Size],
+        bias_shape: Sequence[fit.Size] | None = None,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
-        kernel_init: Initializer = default_kernel_init,
-        bias_init: Initializer = default_bias_init,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        kernel_init: fit.Initializer = default_kernel_init,
+        bias_init: fit.Initializer = default_bias_init,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         einsum_op: Callable[..., Any] = jnp.einsum,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Metadata = NO_METADATA,
-        bias_metadata: Metadata = NO_METADATA,
+        kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         keep_options(self, locals())
         self.einsum_str = None if einsum_str is None else _canonical(einsum_str)
         self._make_parameters(locals(), kernel_shape, bias_shape)
 
-    @checked
+    @fit.checked
     def __call__(
-        self, inputs: Array, einsum_str: str | None = None, out_sharding: OutSharding = None
+        self, inputs: fit.Array, einsum_str: str | None = None, out_sharding: fit.OutSharding = None
     ) -> jax.Array:
         """einsum(x, W) + b.
 
@@ -156,7 +156,7 @@ class Einsum(Affine):
         """
         equation = self.einsum_str if einsum_str is None else _canonical(einsum_str)
         if equation is None:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 "Einsum: there is no equation.\nCure: give einsum_str to the layer or to the call."
             )
         x, kernel, bias = self._promoted(inputs)

@@ -9,18 +9,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import dtypes, initializers
-from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, checked
 from .contractions import dot
-from .options import (
-    NO_METADATA,
-    Initializer,
-    Layer,
-    PromoteDtype,
-    check_last_axis,
-    keep_options,
-    make_parameter,
-)
+from .options import Layer, check_last_axis, keep_options, make_parameter
 
 default_embed_init = initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
 
@@ -59,18 +51,18 @@ class Embed(Layer):
         ((1, 3, 4), (1, 3, 10))
     """
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        num_embeddings: Size,
-        features: Size,
+        num_embeddings: fit.Size,
+        features: fit.Size,
         *,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        embedding_init: Initializer = default_embed_init,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        embedding_init: fit.Initializer = default_embed_init,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        embedding_metadata: Metadata = NO_METADATA,
+        embedding_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         keep_options(self, locals())
         self.embedding = make_parameter(locals(), "embedding", (num_embeddings, features))
@@ -78,12 +70,12 @@ class Embed(Layer):
         self.features = features
         self.dtype = self.embedding.value.dtype if dtype is None else dtype
 
-    @checked
-    def __call__(self, inputs: Array, out_sharding: OutSharding = None) -> jax.Array:
+    @fit.checked
+    def __call__(self, inputs: fit.Array, out_sharding: fit.OutSharding = None) -> jax.Array:
         """The rows of E at the integers `inputs` (...)."""
         indices = dtypes.as_array(inputs)
         if not jnp.issubdtype(indices.dtype, jnp.integer):
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"Embed: the input must be integers, but it is {indices.dtype.name} of shape "
                 f"{indices.shape}.\nCure: pass token numbers; for one-hot vectors, "
                 "`x @ embed.embedding`."
@@ -92,8 +84,8 @@ class Embed(Layer):
         rows = _rows(self.embedding.value, indices, out_sharding)
         return self.promote_dtype((rows,), dtype=self.dtype, inexact=False)[0]
 
-    @checked
-    def attend(self, query: Array, out_sharding: OutSharding = None) -> jax.Array:
+    @fit.checked
+    def attend(self, query: fit.Array, out_sharding: fit.OutSharding = None) -> jax.Array:
         """The scalar product of a query (..., features) with every row: (..., num_embeddings).
 
         With it, the table that embeds the tokens gives the logits of the output too. Paper: Press

@@ -7,23 +7,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import dtypes, initializers
-from .arguments import (
-    ArgumentError,
-    Array,
-    Axes,
-    AxisNames,
-    Count,
-    Epsilon,
-    Groups,
-    Metadata,
-    OutSharding,
-    Size,
-    checked,
-)
 from .contractions import placed
 from .normalization import Normalization, normalize
-from .options import NO_METADATA, Initializer, PromoteDtype, positive_axes
+from .options import positive_axes
 
 
 class GroupNorm(Normalization):
@@ -59,38 +47,38 @@ class GroupNorm(Normalization):
         [[-1.0, 1.0, -1.0, 1.0]]
     """
 
-    reduction_axes: Axes | None = None
+    reduction_axes: fit.Axes | None = None
     feature_axis: int = -1
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        num_features: Size,
-        num_groups: Count | None = 32,
-        group_size: Count | None = None,
+        num_features: fit.Size,
+        num_groups: fit.Count | None = 32,
+        group_size: fit.Count | None = None,
         *,
-        epsilon: Epsilon = 1e-6,
+        epsilon: fit.Epsilon = 1e-6,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
-        bias_init: Initializer = initializers.zeros,
-        scale_init: Initializer = initializers.ones,
-        reduction_axes: Axes | None = None,
-        axis_name: AxisNames = None,
-        axis_index_groups: Groups = None,
+        bias_init: fit.Initializer = initializers.zeros,
+        scale_init: fit.Initializer = initializers.ones,
+        reduction_axes: fit.Axes | None = None,
+        axis_name: fit.AxisNames = None,
+        axis_index_groups: fit.Groups = None,
         use_fast_variance: bool = True,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        bias_metadata: Metadata = NO_METADATA,
-        scale_metadata: Metadata = NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
+        scale_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         self.num_groups, self.group_size = _groups(num_features, num_groups, group_size)
         self._keep(locals())
 
-    @checked
+    @fit.checked
     def __call__(
-        self, x: Array, *, mask: Array | None = None, out_sharding: OutSharding = None
+        self, x: fit.Array, *, mask: fit.Array | None = None, out_sharding: fit.OutSharding = None
     ) -> jax.Array:
         """Normalize x (batch, ..., num_features).
 
@@ -108,7 +96,7 @@ class GroupNorm(Normalization):
         if self.reduction_axes is not None:
             axes = positive_axes("reduction_axes", self.reduction_axes, x.ndim)
             if axes[-1:] != (x.ndim - 1,):
-                raise ArgumentError(
+                raise fit.ArgumentError(
                     f"GroupNorm: reduction_axes={self.reduction_axes} lacks the last axis of the "
                     f"input (shape {x.shape}), whose groups are what is normalized."
                 )
@@ -121,16 +109,15 @@ class GroupNorm(Normalization):
 def _groups(features: int, number: int | None, size: int | None) -> tuple[int, int]:
     """The number of groups and their size, from one of them."""
     if (number is None) == (size is None):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"GroupNorm takes one of num_groups and group_size, got num_groups={number} and "
             f"group_size={size}.\nCure: GroupNorm({features}, num_groups=None, group_size=…): "
             "num_groups is 32 by default."
         )
-    name, given = ("num_groups", number) if size is None else ("group_size", size)
-    assert given is not None
-    if given < 1 or features % given:
-        raise ArgumentError(f"GroupNorm: {name}={given} does not divide num_features={features}.")
-    return (given, features // given) if size is None else (features // given, given)
+    name, given = ("group_size", size) if number is None else ("num_groups", number)
+    if not given or features % given:
+        raise fit.ArgumentError(f"{name}={given} does not divide num_features={features}.")
+    return (features // given, given) if number is None else (given, features // given)
 
 
 class InstanceNorm(Normalization):
@@ -159,34 +146,34 @@ class InstanceNorm(Normalization):
         [[[-1.0, -1.0], [1.0, 1.0]]]
     """
 
-    feature_axes: Axes = -1
+    feature_axes: fit.Axes = -1
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        num_features: Size,
+        num_features: fit.Size,
         *,
-        epsilon: Epsilon = 1e-6,
+        epsilon: fit.Epsilon = 1e-6,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
-        bias_init: Initializer = initializers.zeros,
-        scale_init: Initializer = initializers.ones,
-        feature_axes: Axes = -1,
-        axis_name: AxisNames = None,
-        axis_index_groups: Groups = None,
+        bias_init: fit.Initializer = initializers.zeros,
+        scale_init: fit.Initializer = initializers.ones,
+        feature_axes: fit.Axes = -1,
+        axis_name: fit.AxisNames = None,
+        axis_index_groups: fit.Groups = None,
         use_fast_variance: bool = True,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        bias_metadata: Metadata = NO_METADATA,
-        scale_metadata: Metadata = NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
+        scale_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         self._keep(locals())
 
-    @checked
+    @fit.checked
     def __call__(
-        self, x: Array, *, mask: Array | None = None, out_sharding: OutSharding = None
+        self, x: fit.Array, *, mask: fit.Array | None = None, out_sharding: fit.OutSharding = None
     ) -> jax.Array:
         """Normalize x (batch, ..., num_features).
 
@@ -201,7 +188,7 @@ class InstanceNorm(Normalization):
         x, scale, bias, dtype = self._arrays(x, mask)
         features = self._find_feature_axes(x, self.feature_axes)
         if 0 in features:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"InstanceNorm: feature_axes={self.feature_axes} has the first axis of the input "
                 f"(shape {x.shape}) among them, which is the batch.\nCure: an input with a batch "
                 "axis, x[None]."

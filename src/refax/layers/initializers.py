@@ -23,7 +23,7 @@ import numpy as np
 from jax.nn import initializers as jax_initializers
 
 from ..objects.errors import describe_value
-from .options import Initializer as Initializer
+from ..objects.type_names import Initializer as Initializer
 
 # What the programs of initializers call, which a library may have replaced.
 _DRAWS = (jax.random.normal, jax.random.uniform, jax.random.truncated_normal)

@@ -12,19 +12,10 @@ from jax.typing import DTypeLike
 
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import dtypes, initializers
-from .arguments import ArgumentError, Array, Metadata, OutSharding, Size, checked
 from .contractions import fastest, last_axes, placed
-from .options import (
-    NO_METADATA,
-    Initializer,
-    Layer,
-    PromoteDtype,
-    Replaceable,
-    keep_options,
-    make_parameter,
-    value_of,
-)
+from .options import Layer, Replaceable, keep_options, make_parameter, value_of
 
 default_kernel_init = initializers.lecun_normal()
 default_bias_init = initializers.zeros
@@ -56,8 +47,8 @@ class Affine(Layer):
     def _make_parameters(
         self,
         arguments: Mapping[str, Any],
-        kernel_shape: Sequence[Size],
-        bias_shape: Sequence[Size] | None,
+        kernel_shape: Sequence[fit.Size],
+        bias_shape: Sequence[fit.Size] | None,
     ) -> None:
         self.kernel = make_parameter(arguments, "kernel", kernel_shape)
         self.bias = None if bias_shape is None else make_parameter(arguments, "bias", bias_shape)
@@ -71,18 +62,18 @@ class Affine(Layer):
         """Check x (*batch, *spatial, in_features) and the kernel (*spatial, in, out)."""
         name = type(self).__name__
         if kernel.ndim != axes + 2:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"{name}: the kernel has the shape {kernel.shape}, not {axes + 2} axes: this is a "
                 "stack of layers.\nCure: call it inside nnx.vmap or nnx.scan."
             )
         if x.ndim <= axes or x.shape[-1] != in_features:
             form = f"*spatial, features), with {axes} spatial axes" if axes else "features)"
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"{name}: the input has the shape {x.shape}, but it must be (*batch, {form} and "
                 f"in_features={in_features}."
             )
 
-    def _options(self, out_sharding: OutSharding = None) -> Options:
+    def _options(self, out_sharding: fit.OutSharding = None) -> Options:
         """The keywords for a product; a user's function need not know the unused ones."""
         options: Options = {"precision": self.precision}
         if self.preferred_element_type is not None:
@@ -138,24 +129,24 @@ class Linear(Affine):
     use_bias: bool = True
     dot_general = DOT_GENERAL
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        in_features: Size,
-        out_features: Size,
+        in_features: fit.Size,
+        out_features: fit.Size,
         *,
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
-        kernel_init: Initializer = default_kernel_init,
-        bias_init: Initializer = default_bias_init,
+        kernel_init: fit.Initializer = default_kernel_init,
+        bias_init: fit.Initializer = default_bias_init,
         dot_general: Callable[..., Any] = lax.dot_general,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Metadata = NO_METADATA,
-        bias_metadata: Metadata = NO_METADATA,
+        kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         keep_options(self, locals())
         bias_shape = (out_features,) if use_bias else None
@@ -163,8 +154,8 @@ class Linear(Affine):
         self.in_features = in_features
         self.out_features = out_features
 
-    @checked
-    def __call__(self, inputs: Array, out_sharding: OutSharding = None) -> jax.Array:
+    @fit.checked
+    def __call__(self, inputs: fit.Array, out_sharding: fit.OutSharding = None) -> jax.Array:
         """y = x·W + b.
 
         Args:

@@ -14,34 +14,23 @@ from jax.typing import DTypeLike
 
 from ..objects.metadata import VariableMetadata
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import dtypes
-from .arguments import (
-    ArgumentError,
-    Array,
-    Axes,
-    Fits,
-    Metadata,
-    OutSharding,
-    Sizes,
-    as_tuple,
-    checked,
-    is_size,
-)
 from .linear import DOT_GENERAL, Affine, default_bias_init, default_kernel_init
-from .options import NO_METADATA, Initializer, PromoteDtype, keep_options
+from .options import keep_options
 
 BatchAxes = Annotated[
     Mapping[int, int],
-    Fits(
+    fit.Fits(
         "a mapping of leading axes to sizes",
-        lambda x: isinstance(x, Mapping) and all(map(is_size, x.values())),
+        lambda x: isinstance(x, Mapping) and all(map(fit.is_size, x.values())),
         "{0: 3}.",
     ),
 ]
 _NO_BATCH: Mapping[int, int] = MappingProxyType({})
 
 
-def _drawn_as(flat: tuple[int, ...], init: Initializer) -> Initializer:
+def _drawn_as(flat: tuple[int, ...], init: fit.Initializer) -> fit.Initializer:
     """`init` called with the shape of a matrix or vector, as fans are counted."""
 
     def initialize(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:
@@ -87,40 +76,40 @@ class LinearGeneral(Affine):
     dot_general: Callable[..., Any] | None = None
     dot_general_cls: Any = None
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        in_features: Sizes,
-        out_features: Sizes,
+        in_features: fit.Sizes,
+        out_features: fit.Sizes,
         *,
-        axis: Axes = -1,
+        axis: fit.Axes = -1,
         batch_axis: BatchAxes = _NO_BATCH,
         use_bias: bool = True,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        kernel_init: Initializer = default_kernel_init,
-        bias_init: Initializer = default_bias_init,
+        kernel_init: fit.Initializer = default_kernel_init,
+        bias_init: fit.Initializer = default_bias_init,
         precision: lax.PrecisionLike = None,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         dot_general: Callable[..., Any] | None = None,
         dot_general_cls: Any = None,
         preferred_element_type: DTypeLike | None = None,
         rngs: Rngs,
-        kernel_metadata: Metadata = NO_METADATA,
-        bias_metadata: Metadata = NO_METADATA,
+        kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         keep_options(self, locals())
-        self.in_features = as_tuple(in_features)
-        self.out_features = as_tuple(out_features)
-        self.axis = axes = as_tuple(axis)
+        self.in_features = fit.as_tuple(in_features)
+        self.out_features = fit.as_tuple(out_features)
+        self.axis = axes = fit.as_tuple(axis)
         self.batch_axis = batch = tuple(sorted(batch_axis.items()))
         if len(axes) != len(self.in_features):
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"LinearGeneral: axis={axes} names {len(axes)} axes, but in_features="
                 f"{self.in_features} has {len(self.in_features)} sizes."
             )
         if [i for i, _ in batch] != list(range(len(batch))):
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"LinearGeneral: batch_axis={dict(batch)}, but batch axes must be the leading "
                 "ones: 0, 1, …, without a gap."
             )
@@ -132,8 +121,8 @@ class LinearGeneral(Affine):
         bias_shape = (*batch_sizes, *self.out_features) if use_bias else None
         self._make_parameters(locals(), shape, bias_shape)
 
-    @checked
-    def __call__(self, inputs: Array, out_sharding: OutSharding = None) -> jax.Array:
+    @fit.checked
+    def __call__(self, inputs: fit.Array, out_sharding: fit.OutSharding = None) -> jax.Array:
         """Map the axes `axis` of `inputs`.
 
         Args:
@@ -151,7 +140,7 @@ class LinearGeneral(Affine):
         expected = kernel.shape[: len(batch) + len(self.axis)]
         valid = valid and len({*batch, *axes}) == len(expected)
         if not valid or tuple(x.shape[i] for i in (*batch, *axes)) != expected:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"LinearGeneral: the input has the shape {x.shape}, but its axes "
                 f"{(*batch, *self.axis)} must be different ones of the sizes {expected} "
                 f"(in_features={self.in_features})."

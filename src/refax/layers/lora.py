@@ -13,24 +13,16 @@ from ..objects.errors import describe_value
 from ..objects.variable import Variable
 from ..objects.variable_types import LoRAParam
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import dtypes, initializers
-from .arguments import ArgumentError, Array, Fits, Metadata, OutSharding, Size, as_tuple, checked
 from .contractions import dot, placed
 from .linear import Linear
 from .linear_general import LinearGeneral
-from .options import (
-    NO_METADATA,
-    Initializer,
-    Layer,
-    PromoteDtype,
-    check_last_axis,
-    initial,
-    keep_options,
-)
+from .options import Layer, check_last_axis, initial, keep_options
 
 VariableType = Annotated[
     type[Variable],
-    Fits("a Variable type", lambda x: isinstance(x, type) and issubclass(x, Variable)),
+    fit.Fits("a Variable type", lambda x: isinstance(x, type) and issubclass(x, Variable)),
 ]
 default_a_initializer = initializers.he_uniform()
 default_b_initializer = initializers.zeros
@@ -71,27 +63,27 @@ class LoRA(Layer):
 
     lora_param_type: type[Variable] = LoRAParam
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        in_features: Size,
-        lora_rank: Size,
-        out_features: Size,
+        in_features: fit.Size,
+        lora_rank: fit.Size,
+        out_features: fit.Size,
         *,
         base_module: Any = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        a_initializer: Initializer = default_a_initializer,
-        b_initializer: Initializer = default_b_initializer,
+        a_initializer: fit.Initializer = default_a_initializer,
+        b_initializer: fit.Initializer = default_b_initializer,
         lora_param_type: VariableType = LoRAParam,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        a_metadata: Metadata = NO_METADATA,
-        b_metadata: Metadata = NO_METADATA,
+        a_metadata: fit.Metadata = fit.NO_METADATA,
+        b_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         keep_options(self, locals())
         if base_module is not None and not callable(base_module):
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"LoRA: base_module is a {type(base_module).__name__}, which cannot be called: "
                 f"{describe_value(base_module)}."
             )
@@ -105,8 +97,8 @@ class LoRA(Layer):
         self.lora_a = lora_param_type(a, **a_metadata)
         self.lora_b = lora_param_type(b, **b_metadata)
 
-    @checked
-    def __call__(self, x: Array, **kwargs: Any) -> jax.Array:
+    @fit.checked
+    def __call__(self, x: fit.Array, **kwargs: Any) -> jax.Array:
         """x·A·B, plus `base_module(x, **kwargs)` if there is one."""
         given, a, b = self.promote_dtype(
             (x, self.lora_a.value, self.lora_b.value), dtype=self.dtype
@@ -118,9 +110,9 @@ class LoRA(Layer):
         return _add(self.base_module(x, **kwargs), change, kwargs.get("out_sharding"))
 
 
-def _add(y: Any, change: jax.Array, out_sharding: OutSharding = None) -> jax.Array:
+def _add(y: Any, change: jax.Array, out_sharding: fit.OutSharding = None) -> jax.Array:
     if jnp.shape(y) != change.shape:
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"base_module returns {describe_value(y)}, but x·A·B has the shape {change.shape}, of "
             "which the last axis is out_features."
         )
@@ -158,41 +150,41 @@ class LoRALinear(Linear):
         (True, True)
     """
 
-    @checked
+    @fit.checked
     def __init__(
         self,
         in_features: Any,  # a Size, a Linear or a LinearGeneral
-        out_features: Size | None = None,
+        out_features: fit.Size | None = None,
         *,
-        lora_rank: Size | None = None,
-        rank: Size | None = None,
+        lora_rank: fit.Size | None = None,
+        rank: fit.Size | None = None,
         lora_dtype: DTypeLike | None = None,
         lora_param_dtype: DTypeLike = jnp.float32,
-        a_initializer: Initializer = default_a_initializer,
-        b_initializer: Initializer = default_b_initializer,
+        a_initializer: fit.Initializer = default_a_initializer,
+        b_initializer: fit.Initializer = default_b_initializer,
         lora_param_type: VariableType = LoRAParam,
-        lora_promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        lora_promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        a_metadata: Metadata = NO_METADATA,
-        b_metadata: Metadata = NO_METADATA,
+        a_metadata: fit.Metadata = fit.NO_METADATA,
+        b_metadata: fit.Metadata = fit.NO_METADATA,
         **kwargs: Any,
     ):
         lora_rank = rank if lora_rank is None else lora_rank
         if lora_rank is None:
-            raise ArgumentError("LoRALinear: the rank of the adapter is missing: lora_rank=8.")
+            raise fit.ArgumentError("LoRALinear: the rank of the adapter is missing: lora_rank=8.")
         if isinstance(in_features, (Linear, LinearGeneral)):
             self._adopt(in_features, out_features, kwargs)
         elif out_features is None:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 "LoRALinear takes sizes, LoRALinear(in_features, out_features, …), or a Linear, "
                 f"LoRALinear(linear, …); got {describe_value(in_features)}."
             )
         else:
             super().__init__(in_features, out_features, rngs=rngs, **kwargs)
         self.lora = LoRA(
-            math.prod(as_tuple(self.in_features)),
+            math.prod(fit.as_tuple(self.in_features)),
             lora_rank,
-            math.prod(as_tuple(self.out_features)),
+            math.prod(fit.as_tuple(self.out_features)),
             dtype=lora_dtype,
             param_dtype=lora_param_dtype,
             a_initializer=a_initializer,
@@ -208,14 +200,14 @@ class LoRALinear(Linear):
         """Take over the attributes of a layer: the same Variables, not copies."""
         if out_features is not None or kwargs:
             given = ["out_features"] * (out_features is not None) + list(kwargs)
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"LoRALinear: {', '.join(given)} cannot be given together with a Linear, which "
                 "says it already."
             )
         if isinstance(linear, LoRALinear):
-            raise ArgumentError("LoRALinear: this Linear has an adapter already, `.lora`.")
+            raise fit.ArgumentError("LoRALinear: this Linear has an adapter already, `.lora`.")
         if getattr(linear, "batch_axis", ()):
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"LoRALinear: this LinearGeneral has batch_axis={dict(linear.batch_axis)}, a "
                 "kernel for each index there, and the adapter is one for all.\n"
                 "Cure: a LinearGeneral without batch_axis, or nnx.vmap over LoRALinear."
@@ -226,8 +218,8 @@ class LoRALinear(Linear):
             # What the two kinds have different defaults of.
             self.dot_general, self.dot_general_cls = linear.dot_general, linear.dot_general_cls
 
-    @checked
-    def __call__(self, x: Array, out_sharding: OutSharding = None) -> jax.Array:
+    @fit.checked
+    def __call__(self, x: fit.Array, out_sharding: fit.OutSharding = None) -> jax.Array:
         """y = x·W + b + x·A·B, in the dtype of x·W + b."""
         if not isinstance(self.out_features, tuple):
             return _add(super().__call__(x, out_sharding), self.lora(x), out_sharding)

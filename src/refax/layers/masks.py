@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from .arguments import ArgumentError, Array, Count, checked, is_array, misfit
+from . import arguments as fit
 from .dtypes import as_array
 
 
-@checked
+@fit.checked
 def make_attention_mask(
-    query_input: Array,
-    key_input: Array,
+    query_input: fit.Array,
+    key_input: fit.Array,
     pairwise_fn: Callable[..., Any] = jnp.multiply,
-    extra_batch_dims: Count = 0,
+    extra_batch_dims: fit.Count = 0,
     dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
     """A mask from a property of each query and of each key.
@@ -44,7 +44,7 @@ def make_attention_mask(
     queries, keys = as_array(query_input), as_array(key_input)
     batches = zip(queries.shape[:-1], keys.shape[:-1], strict=False)
     if not queries.ndim or not keys.ndim or any(a != b and 1 not in (a, b) for a, b in batches):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"query_input has the shape {queries.shape} and key_input {keys.shape}, but they must "
             "be (*batch, queries) and (*batch, keys), with the same batch axes."
         )
@@ -52,9 +52,9 @@ def make_attention_mask(
     return mask.reshape((1,) * extra_batch_dims + mask.shape).astype(dtype)
 
 
-@checked
+@fit.checked
 def make_causal_mask(
-    x: Array, extra_batch_dims: Count = 0, dtype: DTypeLike = jnp.float32
+    x: fit.Array, extra_batch_dims: fit.Count = 0, dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
     """A mask that lets each position look at itself and at those before it.
 
@@ -73,12 +73,12 @@ def make_causal_mask(
     """
     shape = jnp.shape(x)
     if not shape:
-        raise misfit("make_causal_mask", "x", x, "an array (*batch, length)")
+        raise fit.misfit("make_causal_mask", "x", x, "an array (*batch, length)")
     positions = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
     return make_attention_mask(positions, positions, jnp.greater_equal, extra_batch_dims, dtype)
 
 
-@checked
+@fit.checked
 def combine_masks(*masks: Any, dtype: DTypeLike = jnp.float32) -> jax.Array | None:
     """The logical "and" of masks; None stands for no mask.
 
@@ -96,14 +96,14 @@ def combine_masks(*masks: Any, dtype: DTypeLike = jnp.float32) -> jax.Array | No
         [0, 1, 0]
     """
     for i, mask in enumerate(masks):
-        if mask is not None and not is_array(mask):
-            raise misfit("combine_masks", f"masks[{i}]", mask, "an array, or None")
+        if mask is not None and not fit.is_array(mask):
+            raise fit.misfit("combine_masks", f"masks[{i}]", mask, "an array, or None")
     given = [as_array(m).astype(bool) for m in masks if m is not None]
     if not given:
         return None
     sizes = [{*of_axis} - {1} for of_axis in zip(*(m.shape for m in given), strict=False)]
     if len({m.ndim for m in given}) > 1 or any(len(of_axis) > 1 for of_axis in sizes):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             "combine_masks: the masks must have the same number of axes and broadcast, but their "
             f"shapes are {', '.join(str(m.shape) for m in given)}."
         )

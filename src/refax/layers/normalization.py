@@ -17,31 +17,10 @@ from jax.typing import DTypeLike
 
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import dtypes, initializers
-from .arguments import (
-    ArgumentError,
-    Array,
-    Axes,
-    AxisNames,
-    Epsilon,
-    Groups,
-    Metadata,
-    OutSharding,
-    Size,
-    checked,
-)
 from .contractions import last_axes, placed
-from .options import (
-    NO_METADATA,
-    Initializer,
-    Layer,
-    PromoteDtype,
-    check_broadcasts,
-    keep_options,
-    make_parameter,
-    positive_axes,
-    value_of,
-)
+from .options import Layer, check_broadcasts, keep_options, make_parameter, positive_axes, value_of
 from .standardize import Averaging, standardize
 
 
@@ -87,11 +66,11 @@ class Normalization(Layer):
 
     use_scale: bool = True
     use_bias: bool = True
-    axis_name: AxisNames = None
-    axis_index_groups: Groups = None
+    axis_name: fit.AxisNames = None
+    axis_index_groups: fit.Groups = None
     use_fast_variance: bool = True
-    num_features: Size
-    epsilon: Epsilon
+    num_features: fit.Size
+    epsilon: fit.Epsilon
     scale: Param | None
     bias: Param | None
 
@@ -114,12 +93,12 @@ class Normalization(Layer):
         return x, scale, bias, promoted[0].dtype
 
     def _find_feature_axes(
-        self, x: jax.Array, axes: Axes, name: str = "feature_axes"
+        self, x: jax.Array, axes: fit.Axes, name: str = "feature_axes"
     ) -> tuple[int, ...]:
         along = positive_axes(name, axes, x.ndim)
         features = math.prod(x.shape[axis] for axis in along)
         if features != self.num_features:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"{type(self).__name__}: the input has {features} features along axis {axes} "
                 f"(shape {x.shape}), but num_features={self.num_features}."
             )
@@ -131,7 +110,7 @@ class Normalization(Layer):
             try:
                 lax.axis_size(name)
             except NameError as error:
-                raise ArgumentError(
+                raise fit.ArgumentError(
                     f"axis_name={self.axis_name!r}, but no transform maps an axis {name!r} here.\n"
                     f"Cure: call it in nnx.vmap(…, axis_name={name!r}); or leave axis_name out."
                 ) from error
@@ -143,11 +122,11 @@ class Normalization(Layer):
 class _FeatureNormalization(Normalization):
     """What LayerNorm and RMSNorm have in common."""
 
-    reduction_axes: Axes = -1
-    feature_axes: Axes = -1
+    reduction_axes: fit.Axes = -1
+    feature_axes: fit.Axes = -1
 
     def _normalize(
-        self, x: Array, mask: Array | None, out_sharding: Any, *, center: bool
+        self, x: fit.Array, mask: fit.Array | None, out_sharding: Any, *, center: bool
     ) -> jax.Array:
         x, scale, bias, dtype = self._arrays(x, mask)
         features = self._find_feature_axes(x, self.feature_axes)
@@ -187,33 +166,33 @@ class LayerNorm(_FeatureNormalization):
         [-1.0, -1.0, 1.0, 1.0]
     """
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        num_features: Size,
+        num_features: fit.Size,
         *,
-        epsilon: Epsilon = 1e-6,
+        epsilon: fit.Epsilon = 1e-6,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
-        bias_init: Initializer = initializers.zeros,
-        scale_init: Initializer = initializers.ones,
-        reduction_axes: Axes = -1,
-        feature_axes: Axes = -1,
-        axis_name: AxisNames = None,
-        axis_index_groups: Groups = None,
+        bias_init: fit.Initializer = initializers.zeros,
+        scale_init: fit.Initializer = initializers.ones,
+        reduction_axes: fit.Axes = -1,
+        feature_axes: fit.Axes = -1,
+        axis_name: fit.AxisNames = None,
+        axis_index_groups: fit.Groups = None,
         use_fast_variance: bool = True,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        bias_metadata: Metadata = NO_METADATA,
-        scale_metadata: Metadata = NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
+        scale_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         self._keep(locals())
 
-    @checked
+    @fit.checked
     def __call__(
-        self, x: Array, *, mask: Array | None = None, out_sharding: OutSharding = None
+        self, x: fit.Array, *, mask: fit.Array | None = None, out_sharding: fit.OutSharding = None
     ) -> jax.Array:
         """Normalize x (..., num_features).
 
@@ -248,30 +227,30 @@ class RMSNorm(_FeatureNormalization):
 
     use_bias = False
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        num_features: Size,
+        num_features: fit.Size,
         *,
-        epsilon: Epsilon = 1e-6,
+        epsilon: fit.Epsilon = 1e-6,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         use_scale: bool = True,
-        scale_init: Initializer = initializers.ones,
-        reduction_axes: Axes = -1,
-        feature_axes: Axes = -1,
-        axis_name: AxisNames = None,
-        axis_index_groups: Groups = None,
+        scale_init: fit.Initializer = initializers.ones,
+        reduction_axes: fit.Axes = -1,
+        feature_axes: fit.Axes = -1,
+        axis_name: fit.AxisNames = None,
+        axis_index_groups: fit.Groups = None,
         use_fast_variance: bool = True,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
-        scale_metadata: Metadata = NO_METADATA,
+        scale_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         self._keep(locals())
 
-    @checked
+    @fit.checked
     def __call__(
-        self, x: Array, mask: Array | None = None, *, out_sharding: OutSharding = None
+        self, x: fit.Array, mask: fit.Array | None = None, *, out_sharding: fit.OutSharding = None
     ) -> jax.Array:
         """Normalize x (..., num_features); `mask`: which elements count for the mean.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,16 +12,11 @@ from jax.typing import DTypeLike
 
 from ..lift.replaced import Replaceable as Replaceable
 from ..objects.errors import describe_value
-from ..objects.type_names import A, PromoteDtypeFn
-from ..objects.type_names import Initializer as Initializer
+from ..objects.type_names import A, Initializer
 from ..objects.variable_types import Param
 from ..verbs.module import Module
 from . import dtypes
 from .arguments import ArgumentError, as_tuple
-
-PromoteDtype = PromoteDtypeFn
-NO_METADATA: Mapping[str, Any] = MappingProxyType({})
-
 
 PROMOTE_DTYPE = Replaceable(dtypes.promote_dtype, dtypes.__name__, *dtypes.ADDRESSES)
 

@@ -6,7 +6,7 @@ are as many spatial axes as the window has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,21 +15,21 @@ import numpy as np
 from jax import lax
 
 from ..verbs.module import Module
+from . import arguments as fit
 from . import dtypes
-from .arguments import ArgumentError, Array, Size, checked
-from .windows import Padding, Pads, PerAxis, canonical_padding, per_axis
+from .windows import Padding, Pads, PerAxis, Window, canonical_padding, per_axis
 
 # Window, strides and padding, for all axes of an array.
 Layout = tuple[tuple[int, ...], tuple[int, ...], str | Pads]
 
 
 def _lay_out(
-    inputs: Any, window_shape: Sequence[int], strides: PerAxis, padding: Padding
+    inputs: Any, window_shape: Window, strides: PerAxis, padding: Padding
 ) -> tuple[jax.Array, Layout]:
     x, axes = dtypes.as_array(inputs), len(window_shape)
     batch = x.ndim - axes - 1
     if batch < 0:
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"pooling: the input has the shape {x.shape}, but it must be (*batch, *spatial, "
             f"features) with {axes} spatial axes (window_shape={tuple(window_shape)})."
         )
@@ -41,12 +41,12 @@ def _lay_out(
     return x, ((*ones, *window_shape, 1), (*ones, *strides, 1), pads)
 
 
-@checked
+@fit.checked
 def pool(
-    inputs: Array,
+    inputs: fit.Array,
     init: Any,
     reduce_fn: Callable[[Any, Any], Any],
-    window_shape: Sequence[Size],
+    window_shape: Window,
     strides: PerAxis,
     padding: Padding,
 ) -> jax.Array:
@@ -90,10 +90,10 @@ def _average(x: jax.Array, layout: Layout, axes: int, count_include_pad: bool) -
     return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else y
 
 
-@checked
+@fit.checked
 def avg_pool(
-    inputs: Array,
-    window_shape: Sequence[Size],
+    inputs: fit.Array,
+    window_shape: Window,
     strides: PerAxis = None,
     padding: Padding = "VALID",
     count_include_pad: bool = True,
@@ -123,9 +123,9 @@ def _extreme(reduce_fn: Callable[..., Any], x: jax.Array, layout: Layout) -> jax
     return lax.reduce_window(x, init, reduce_fn, *layout)
 
 
-@checked
+@fit.checked
 def max_pool(
-    inputs: Array, window_shape: Sequence[Size], strides: PerAxis = None, padding: Padding = "VALID"
+    inputs: fit.Array, window_shape: Window, strides: PerAxis = None, padding: Padding = "VALID"
 ) -> jax.Array:
     """The maximum of each window; padding never is one. Arguments: as for `nnx.pool`.
 
@@ -138,9 +138,9 @@ def max_pool(
     return _extreme(lax.max, *_lay_out(inputs, window_shape, strides, padding))
 
 
-@checked
+@fit.checked
 def min_pool(
-    inputs: Array, window_shape: Sequence[Size], strides: PerAxis = None, padding: Padding = "VALID"
+    inputs: fit.Array, window_shape: Window, strides: PerAxis = None, padding: Padding = "VALID"
 ) -> jax.Array:
     """The minimum of each window; padding never is one. Arguments: as for `nnx.pool`.
 
@@ -156,10 +156,8 @@ def min_pool(
 class _Pool(Module):
     """Base of the pooling layers: the arguments of a pooling function, kept."""
 
-    @checked
-    def __init__(
-        self, window_shape: Sequence[Size], strides: PerAxis = None, padding: Padding = "VALID"
-    ):
+    @fit.checked
+    def __init__(self, window_shape: Window, strides: PerAxis = None, padding: Padding = "VALID"):
         axes = len(window_shape)
         canonical_padding("pooling", padding, axes)
         per_axis("pooling", "strides", strides, axes)
@@ -178,26 +176,26 @@ class MaxPool(_Pool):
         (8, 14, 14, 3)
     """
 
-    @checked
-    def __call__(self, inputs: Array) -> jax.Array:
+    @fit.checked
+    def __call__(self, inputs: fit.Array) -> jax.Array:
         return max_pool(inputs, self.window_shape, self.strides, self.padding)
 
 
 class MinPool(_Pool):
     """`nnx.min_pool` as a layer; arguments as for `nnx.MaxPool`."""
 
-    @checked
-    def __call__(self, inputs: Array) -> jax.Array:
+    @fit.checked
+    def __call__(self, inputs: fit.Array) -> jax.Array:
         return min_pool(inputs, self.window_shape, self.strides, self.padding)
 
 
 class AvgPool(_Pool):
     """`nnx.avg_pool` as a layer; arguments as for `nnx.avg_pool`."""
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        window_shape: Sequence[Size],
+        window_shape: Window,
         strides: PerAxis = None,
         padding: Padding = "VALID",
         count_include_pad: bool = True,
@@ -205,8 +203,8 @@ class AvgPool(_Pool):
         super().__init__(window_shape, strides, padding)
         self.count_include_pad = count_include_pad
 
-    @checked
-    def __call__(self, inputs: Array) -> jax.Array:
+    @fit.checked
+    def __call__(self, inputs: fit.Array) -> jax.Array:
         return avg_pool(
             inputs, self.window_shape, self.strides, self.padding, self.count_include_pad
         )

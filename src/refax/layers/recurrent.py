@@ -23,13 +23,13 @@ from ..transforms.scan import scan
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream, iter_streams
 from ..verbs.splitting import variables
-from .arguments import ArgumentError, Array, Count, Fits, Integers, Selector, Size, checked, is_bool
+from . import arguments as fit
 from .dropout import fork_stream
 from .dtypes import as_array
 from .options import keep_options
 from .recurrent_cells import RNNCellBase
 
-Streams = Rngs | RngStream | Annotated[bool, Fits("True or False", is_bool)]
+Streams = Rngs | RngStream | Annotated[bool, fit.Fits("True or False", fit.is_bool)]
 
 _ALL_CARRIED = StateAxes({Intermediate: 0, ...: Carry})  # what is sown is stacked over time
 
@@ -48,9 +48,9 @@ def _lengths_and_steps(seq_lengths: Any, steps: int) -> tuple[jax.Array, jax.Arr
     return lengths, jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
 
 
-@checked
+@fit.checked
 def flip_sequences(
-    inputs: Array, seq_lengths: Integers | None, num_batch_dims: Count, time_major: bool
+    inputs: fit.Array, seq_lengths: fit.Integers | None, num_batch_dims: fit.Count, time_major: bool
 ) -> jax.Array:
     """Reverse each sequence in time; its padding stays behind it.
 
@@ -113,11 +113,11 @@ class RNN(Module):
     return_carry: bool = False
     reverse: bool = False
     keep_order: bool = False
-    unroll: Size = 1
+    unroll: fit.Size = 1
     state_axes: StateAxes = _ALL_CARRIED
-    broadcast_rngs: Selector = None
+    broadcast_rngs: fit.Selector = None
 
-    @checked
+    @fit.checked
     def __init__(
         self,
         cell: RNNCellBase,
@@ -126,9 +126,9 @@ class RNN(Module):
         return_carry: bool = False,
         reverse: bool = False,
         keep_order: bool = False,
-        unroll: Size = 1,
+        unroll: fit.Size = 1,
         state_axes: StateAxes | Mapping[Filter, Any] | None = None,
-        broadcast_rngs: Selector = None,
+        broadcast_rngs: fit.Selector = None,
         rngs: Streams = True,
     ):
         if not isinstance(state_axes, StateAxes):
@@ -137,13 +137,13 @@ class RNN(Module):
         self.cell = cell
         self.rngs = _kept_stream(rngs)
 
-    @checked
+    @fit.checked
     def __call__(
         self,
-        inputs: Array,
+        inputs: fit.Array,
         *,
         initial_carry: Any = None,
-        seq_lengths: Integers | None = None,
+        seq_lengths: fit.Integers | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -175,7 +175,7 @@ class RNN(Module):
         x = as_array(inputs)
         batch_axes = x.ndim - self.cell.num_feature_axes - 1
         if batch_axes < 0:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"RNN: the input has the shape {x.shape}, but needs an axis of time and, for "
                 f"{type(self.cell).__name__}, num_feature_axes={self.cell.num_feature_axes}."
             )
@@ -184,7 +184,7 @@ class RNN(Module):
         if seq_lengths is not None:
             seq_lengths = as_array(seq_lengths)
             if seq_lengths.shape != shape[:batch_axes]:
-                raise ArgumentError(
+                raise fit.ArgumentError(
                     f"RNN: seq_lengths has the shape {seq_lengths.shape}, but the batch axes of "
                     f"the input (shape {x.shape}) are {shape[:batch_axes]}."
                 )
@@ -291,7 +291,7 @@ class Bidirectional(Module):
     time_major: bool = False
     return_carry: bool = False
 
-    @checked
+    @fit.checked
     def __init__(
         self,
         forward_rnn: Any,
@@ -304,7 +304,7 @@ class Bidirectional(Module):
     ):
         for name, rnn in (("forward_rnn", forward_rnn), ("backward_rnn", backward_rnn)):
             if isinstance(rnn, (RNNCellBase, type)) or not callable(rnn):
-                raise ArgumentError(
+                raise fit.ArgumentError(
                     f"Bidirectional: {name} is {describe_value(rnn)}, but must be an RNN.\n"
                     "Cure: nnx.RNN(cell)."
                 )
@@ -313,14 +313,14 @@ class Bidirectional(Module):
         self.backward_rnn = backward_rnn
         self.rngs = _kept_stream(rngs)
 
-    @checked
+    @fit.checked
     def __call__(
         self,
-        inputs: Array,
+        inputs: fit.Array,
         *,
         initial_carry: Sequence[Any] | None = None,
         rngs: Rngs | RngStream | None = None,
-        seq_lengths: Integers | None = None,
+        seq_lengths: fit.Integers | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,
@@ -341,7 +341,7 @@ class Bidirectional(Module):
         return_carry = self.return_carry if return_carry is None else return_carry
         carries = (None, None) if initial_carry is None else tuple(initial_carry)
         if len(carries) != 2:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"Bidirectional: initial_carry has {len(carries)} parts, but must be the first "
                 "carries (forward, backward)."
             )

@@ -18,19 +18,11 @@ from jax.typing import DTypeLike
 
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
+from . import arguments as fit
 from . import dtypes, initializers
-from .arguments import ArgumentError, Array, Metadata, Shape, Size, checked
 from .dropout import fork_stream
 from .linear import Linear, default_bias_init, default_kernel_init
-from .options import (
-    NO_METADATA,
-    Initializer,
-    Layer,
-    PromoteDtype,
-    Replaceable,
-    check_last_axis,
-    keep_options,
-)
+from .options import Layer, Replaceable, check_last_axis, keep_options
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -75,9 +67,9 @@ class RNNCellBase(Module):
 
     def initialize_carry(
         self,
-        input_shape: Shape,
+        input_shape: fit.Shape,
         rngs: Rngs | RngStream | None = None,
-        carry_init: Initializer | None = None,
+        carry_init: fit.Initializer | None = None,
     ) -> Any:
         """The carry before the first step.
 
@@ -94,9 +86,9 @@ class _DenseCell(RNNCellBase, Layer):
 
     gate_fn = Replaceable(sigmoid, "jax.nn")
     activation_fn = Replaceable(tanh, "jax.numpy")
-    carry_init: Initializer | None = None
-    in_features: Size
-    hidden_features: Size
+    carry_init: fit.Initializer | None = None
+    in_features: fit.Size
+    hidden_features: fit.Size
     rngs: RngStream | None
     _has_memory = False  # the carry is (c, h), not h
 
@@ -129,19 +121,19 @@ class _DenseCell(RNNCellBase, Layer):
         arrays = [dtypes.as_array(part) for part in carry]
         parts = 2 if self._has_memory else 1
         if [x.shape[-1:] for x in arrays] != [(self.hidden_features,)] * parts:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"{name}: the carry has the shapes {[x.shape for x in arrays]}, but must be "
                 f"{parts} of them, with the last axis hidden_features={self.hidden_features}.\n"
                 f"Cure: cell.initialize_carry({shape})."
             )
         return arrays
 
-    @checked
+    @fit.checked
     def initialize_carry(
         self,
-        input_shape: Shape,
+        input_shape: fit.Shape,
         rngs: Rngs | RngStream | None = None,
-        carry_init: Initializer | None = None,
+        carry_init: fit.Initializer | None = None,
     ) -> Any:
         """h (..., hidden_features), of an LSTM (c, h): zeros, or what `carry_init` draws.
 
@@ -156,7 +148,7 @@ class _DenseCell(RNNCellBase, Layer):
         init = self.carry_init if carry_init is None else carry_init
         rngs = self.rngs if rngs is None else rngs
         if init is not None and rngs is None:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"{type(self).__name__}: carry_init is to draw the first carry, but there are no "
                 "`rngs`.\nCure: cell.initialize_carry(shape, nnx.Rngs(carry=0)), or nnx.RNN(cell, "
                 "rngs=rngs)."
@@ -206,26 +198,26 @@ class SimpleCell(_DenseCell):
     dtype: DTypeLike | None = jnp.float32
     residual: bool = False
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        in_features: Size,
-        hidden_features: Size,
+        in_features: fit.Size,
+        hidden_features: fit.Size,
         *,
         dtype: DTypeLike | None = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
-        carry_init: Initializer | None = None,
+        carry_init: fit.Initializer | None = None,
         residual: bool = False,
         activation_fn: Activation = tanh,
-        kernel_init: Initializer = default_kernel_init,
-        recurrent_kernel_init: Initializer = default_recurrent_kernel_init,
-        bias_init: Initializer = default_bias_init,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        kernel_init: fit.Initializer = default_kernel_init,
+        recurrent_kernel_init: fit.Initializer = default_recurrent_kernel_init,
+        bias_init: fit.Initializer = default_bias_init,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         keep_rngs: bool = False,
         rngs: Rngs,
-        kernel_metadata: Metadata = NO_METADATA,
-        recurrent_kernel_metadata: Metadata = NO_METADATA,
-        bias_metadata: Metadata = NO_METADATA,
+        kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        recurrent_kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         self._keep(locals())
 
@@ -233,8 +225,8 @@ class SimpleCell(_DenseCell):
         self.dense_h = from_hidden(self.hidden_features, use_bias=False)
         self.dense_i = from_input(self.hidden_features)
 
-    @checked
-    def __call__(self, carry: Array, inputs: Array) -> tuple[jax.Array, jax.Array]:
+    @fit.checked
+    def __call__(self, carry: fit.Array, inputs: fit.Array) -> tuple[jax.Array, jax.Array]:
         """One step: h and x → (h', y).
 
         Raises:
@@ -251,26 +243,26 @@ class SimpleCell(_DenseCell):
 class _GatedCell(_DenseCell):
     """The arguments that cells with gates have in common."""
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        in_features: Size,
-        hidden_features: Size,
+        in_features: fit.Size,
+        hidden_features: fit.Size,
         *,
         gate_fn: Activation = sigmoid,
         activation_fn: Activation = tanh,
-        kernel_init: Initializer = default_kernel_init,
-        recurrent_kernel_init: Initializer = default_recurrent_kernel_init,
-        bias_init: Initializer = default_bias_init,
+        kernel_init: fit.Initializer = default_kernel_init,
+        recurrent_kernel_init: fit.Initializer = default_recurrent_kernel_init,
+        bias_init: fit.Initializer = default_bias_init,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        carry_init: Initializer | None = None,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        carry_init: fit.Initializer | None = None,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         keep_rngs: bool = False,
         rngs: Rngs,
-        kernel_metadata: Metadata = NO_METADATA,
-        recurrent_kernel_metadata: Metadata = NO_METADATA,
-        bias_metadata: Metadata = NO_METADATA,
+        kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        recurrent_kernel_metadata: fit.Metadata = fit.NO_METADATA,
+        bias_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         self._keep(locals())
 
@@ -317,9 +309,9 @@ class LSTMCell(_GatedCell):
         of_x, of_h = (self.ii, self.if_, self.ig, self.io), (self.hi, self.hf, self.hg, self.ho)
         return [from_x(x) + from_h(h) for from_x, from_h in zip(of_x, of_h, strict=True)]
 
-    @checked
+    @fit.checked
     def __call__(
-        self, carry: Sequence[Array], inputs: Array
+        self, carry: Sequence[fit.Array], inputs: fit.Array
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         """One step: (c, h) and x → ((c', h'), y).
 
@@ -387,8 +379,8 @@ class GRUCell(_GatedCell):
         self.dense_i = from_input(3 * self.hidden_features)
         self.dense_h = from_hidden(3 * self.hidden_features, use_bias=False)
 
-    @checked
-    def __call__(self, carry: Array, inputs: Array) -> tuple[jax.Array, jax.Array]:
+    @fit.checked
+    def __call__(self, carry: fit.Array, inputs: fit.Array) -> tuple[jax.Array, jax.Array]:
         """One step: h and x → (h', y).
 
         Raises:

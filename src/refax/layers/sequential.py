@@ -13,7 +13,7 @@ from ..objects.errors import describe_value
 from ..objects.type_names import T
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
-from .arguments import ArgumentError
+from . import arguments as fit
 
 
 class Identity(Module):
@@ -72,7 +72,7 @@ class Sequential(Module, Generic[T]):
         result: Any = args[0] if len(args) == 1 else args or kwargs or None
         for i, layer in enumerate(self.layers):
             if not callable(layer):
-                raise ArgumentError(
+                raise fit.ArgumentError(
                     f"Sequential: layers[{i}] is a {type(layer).__name__}, which cannot be called."
                 )
             if i > 0:
@@ -84,7 +84,7 @@ class Sequential(Module, Generic[T]):
 
     def _number(self, index: SupportsIndex) -> int:
         if not isinstance(index, SupportsIndex):
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"Sequential: an index is an int or a slice, but this is {describe_value(index)}."
             )
         number = operator.index(index)

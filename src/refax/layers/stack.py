@@ -28,7 +28,7 @@ from ..verbs.module import Module
 from ..verbs.pytree import Pytree
 from ..verbs.rngs import Rngs, RngStream
 from ..verbs.spmd import PARTITION_NAME
-from .arguments import ArgumentError, Count, Fits, Metadata, Size, checked, is_bool
+from . import arguments as fit
 from .options import keep_options
 from .sequential import has_rngs
 from .stacking import check_own, put_block, stack_blocks, take_blocks
@@ -39,9 +39,9 @@ _PASSED_ON = StateAxes({Param: None, ...: Carry})
 
 Remat = Annotated[
     bool | Callable[..., bool],
-    Fits(
+    fit.Fits(
         "True, False or a policy of what to keep",
-        lambda x: is_bool(x) or callable(x),
+        lambda x: fit.is_bool(x) or callable(x),
         "such as jax.checkpoint_policies.dots_saveable.",
     ),
 ]
@@ -91,27 +91,27 @@ class Stack(Module):
     """
 
     remat: bool | Callable[..., bool] = False
-    unroll: Size | bool = 1
+    unroll: fit.Size | bool = 1
     outputs: bool = False
     per_block: Sequence[str | int] = ()
     partition_name: str | None = None
 
-    @checked
+    @fit.checked
     def __init__(
         self,
         make_block: Callable[..., Any],
-        n: Count,
+        n: fit.Count,
         *,
         rngs: Rngs | RngStream | None = None,
         remat: Remat = False,
-        unroll: Size | bool = 1,
+        unroll: fit.Size | bool = 1,
         outputs: bool = False,
         per_block: Sequence[str | int] = (),
-        transform_metadata: Metadata | None = None,
+        transform_metadata: fit.Metadata | None = None,
     ):
         self._set_options(remat, unroll, outputs, per_block, transform_metadata)
         if isinstance(make_block, Pytree) or not callable(make_block):
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"Stack: make_block is {describe_value(make_block)}, but must make blocks.\n"
                 "Cure: nnx.Stack(Block, n, rngs=rngs) or nnx.Stack(lambda rngs: Block(8, rngs), n, "
                 "rngs=rngs); for blocks that exist, nnx.Stack.from_list(blocks)."
@@ -121,7 +121,7 @@ class Stack(Module):
         given = () if rngs is None else (rngs.fork(splits=n),)
         self.blocks = vmap(make, axis_size=n, transform_metadata=self._metadata)(*given)
         if not isinstance(self.blocks, Pytree):
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"Stack: make_block returned {describe_value(self.blocks)}, not a block.\n"
                 "Cure: return a Module."
             )
@@ -143,7 +143,7 @@ class Stack(Module):
         """
         blocks = list(blocks)
         if not blocks:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 "Stack.from_list: no block was given, so there is nothing to take the structure "
                 "from.\nCure: nnx.Stack(make_block, 0, rngs=rngs)."
             )
@@ -153,14 +153,14 @@ class Stack(Module):
         self.blocks = stack_blocks(blocks, AxisName(self._metadata))
         return self
 
-    @checked
+    @fit.checked
     def _set_options(
         self,
         remat: Remat = False,
-        unroll: Size | bool = 1,
+        unroll: fit.Size | bool = 1,
         outputs: bool = False,
         per_block: Sequence[str | int] = (),
-        transform_metadata: Metadata | None = None,
+        transform_metadata: fit.Metadata | None = None,
     ) -> None:
         per_block = tuple(per_block)
         partition_name = (transform_metadata or {}).get(PARTITION_NAME)
@@ -192,7 +192,7 @@ class Stack(Module):
                 return _PASSED_ON if is_object(leaf) else None
             if not stops(leaf) and np.shape(leaf)[:1] != (self.n,):
                 where = jax.tree_util.keystr(path[2:])
-                raise ArgumentError(
+                raise fit.ArgumentError(
                     f"Stack: the argument {name!r}{where} is {describe_value(leaf)}, but it is in "
                     f"per_block, so its first axis must be that of the {self.n} blocks."
                 )
@@ -299,12 +299,12 @@ def _step(block: Any, x: Any, arguments: Any, options: _Static) -> Any:
         call = rematerialized(call, policy=policy, prevent_cse=prevent_cse)
     result = call(block, x, arguments)
     if outputs and not (isinstance(result, tuple) and len(result) == 2):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"Stack: outputs=True, but the block returned {describe_value(result)}.\n"
             "Cure: return (x, y), or make the Stack with outputs=False."
         )
     if not outputs and isinstance(result, tuple) and not isinstance(x, tuple):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"Stack: the block returned a tuple of {len(result)}, but was given one "
             f"{describe_value(x)}, and each block gets what the one before returned.\n"
             "Cure: if it is (x, y), with y for the caller, make the Stack with outputs=True."

@@ -23,11 +23,11 @@ from ..objects.variable_types import BatchStat, Param
 from ..verbs.copying import clone
 from ..verbs.iteration import iter_graph
 from ..verbs.rngs import Rngs
+from . import arguments as fit
 from . import dtypes, initializers
-from .arguments import ArgumentError, Axes, Epsilon, Selector, Size, Wrapped, checked
 from .contractions import dot
 from .normalization import scale_and_shift
-from .options import Initializer, Layer, PromoteDtype, initial, keep_options, positive_axes
+from .options import Layer, initial, keep_options, positive_axes
 
 Path = tuple[Any, ...]
 KERNELS = PathContains("kernel")
@@ -40,7 +40,7 @@ def _weights_of(layer: Any, filter: Filter) -> list[tuple[Path, Variable]]:
     weights = [(p, v) for p, v in variables if matches(p, v)]
     if not weights:
         known = ", ".join(path_string(p) for p, _ in variables) or "none"
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"There is no weight to normalize in the {type(layer).__name__}, whose Variables are: "
             f"{known}.\nCure: SpectralNorm takes Params of two axes or more, WeightNorm what "
             "variable_filter matches: variable_filter=nnx.PathContains('embedding')."
@@ -60,19 +60,6 @@ def _replaced(values: Iterable[tuple[Variable, jax.Array]]) -> Iterator[None]:
     finally:
         for variable, value in before:
             set_raw_value(variable, value)
-
-
-def _normalize_weight(
-    weight: jax.Array,
-    scale: jax.Array | None,
-    feature_axes: tuple[int, ...],
-    epsilon: float,
-    dtype: Any,
-) -> jax.Array:
-    weight = weight.astype(dtypes.widest(weight.dtype, dtype))
-    axes = tuple(i for i in range(weight.ndim) if i not in feature_axes)
-    square = jnp.sum(weight * weight, axes, keepdims=True)
-    return scale_and_shift(weight * lax.rsqrt(square + epsilon), scale, None, feature_axes, dtype)
 
 
 class WeightNorm(Layer):
@@ -113,25 +100,25 @@ class WeightNorm(Layer):
         ((2, 3), (3,))
     """
 
-    feature_axes: Axes | None = -1
+    feature_axes: fit.Axes | None = -1
     use_scale: bool = True
     scale_init = staticmethod(initializers.ones)
-    epsilon: Epsilon = 1e-12
-    variable_filter: Selector = KERNELS
+    epsilon: fit.Epsilon = 1e-12
+    variable_filter: fit.Selector = KERNELS
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        layer_instance: Wrapped,
+        layer_instance: fit.Wrapped,
         *,
-        feature_axes: Axes | None = -1,
+        feature_axes: fit.Axes | None = -1,
         use_scale: bool = True,
-        scale_init: Initializer = initializers.ones,
-        epsilon: Epsilon = 1e-12,
+        scale_init: fit.Initializer = initializers.ones,
+        epsilon: fit.Epsilon = 1e-12,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        variable_filter: Selector = KERNELS,
-        promote_dtype: PromoteDtype = dtypes.promote_dtype,
+        variable_filter: fit.Selector = KERNELS,
+        promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
     ):
         keep_options(self, locals())
@@ -148,7 +135,7 @@ class WeightNorm(Layer):
                 scale = initial("scale_init", scale_init, of_path, shape, param_dtype)
                 self.scales[path] = Param(scale)
 
-    @checked
+    @fit.checked
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """`layer_instance(x, *args, **kwargs)`, with normalized weights."""
         found = _weights_of(self.layer_instance, self.variable_filter)
@@ -164,7 +151,11 @@ class WeightNorm(Layer):
         scale = None if self.scales is None else self.scales[path].value
         weight = dtypes.as_array(variable.raw_value)
         dtype = self.promote_dtype((weight, scale), dtype=self.dtype)[0].dtype
-        return _normalize_weight(weight, scale, self._axes(variable), self.epsilon, dtype)
+        weight, features = weight.astype(dtypes.widest(weight.dtype, dtype)), self._axes(variable)
+        others = tuple(i for i in range(weight.ndim) if i not in features)
+        square = jnp.sum(weight * weight, others, keepdims=True)
+        normalized = weight * lax.rsqrt(square + self.epsilon)
+        return scale_and_shift(normalized, scale, None, features, dtype)
 
 
 _u_init = initializers.normal()
@@ -240,18 +231,18 @@ class SpectralNorm(Layer):
         True
     """
 
-    n_steps: Size = 1
-    epsilon: Epsilon = 1e-12
+    n_steps: fit.Size = 1
+    epsilon: fit.Epsilon = 1e-12
     error_on_non_matrix: bool = False
     use_running_average: bool = False
 
-    @checked
+    @fit.checked
     def __init__(
         self,
-        layer_instance: Wrapped,
+        layer_instance: fit.Wrapped,
         *,
-        n_steps: Size = 1,
-        epsilon: Epsilon = 1e-12,
+        n_steps: fit.Size = 1,
+        epsilon: fit.Epsilon = 1e-12,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         error_on_non_matrix: bool = False,
@@ -264,7 +255,7 @@ class SpectralNorm(Layer):
         self.batch_stats: dict[Path, BatchStat] = {}
         for path, weight in _weights_of(layer_instance, _is_matrix):
             if error_on_non_matrix and weight.ndim > 2:
-                raise ArgumentError(
+                raise fit.ArgumentError(
                     f"SpectralNorm: the Param {path} of the {type(layer_instance).__name__} has "
                     f"{weight.ndim} axes (shape {weight.shape}), and error_on_non_matrix=True."
                 )
@@ -281,7 +272,7 @@ class SpectralNorm(Layer):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    @checked
+    @fit.checked
     def __call__(self, x: Any, update_stats: bool | None = None, **kwargs: Any) -> Any:
         """`layer_instance(x, **kwargs)`, with normalized weights.
 

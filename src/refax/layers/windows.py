@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from .arguments import ArgumentError, Axis, Sizes
+from . import arguments as fit
 
-PerAxis = Sizes | None
+PerAxis = fit.Sizes | None
 Pads = tuple[tuple[int, int], ...]
-Padding = str | Axis | Sequence[Axis | Sequence[Axis]]
+Window = Sequence[fit.Size]
+Padding = str | fit.Axis | Sequence[fit.Axis | Sequence[fit.Axis]]
 
 NAMED = ("SAME", "VALID", "SAME_LOWER")  # those that `jax.lax` itself knows
 
@@ -18,7 +19,7 @@ def per_axis(owner: str, name: str, value: PerAxis, axes: int) -> tuple[int, ...
     value = 1 if value is None else value
     values = tuple(value) if isinstance(value, Collection) else (value,) * axes
     if len(values) != axes:
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"{owner}: {name}={value} has {len(values)} entries for {axes} spatial axes."
         )
     return values
@@ -34,14 +35,14 @@ def canonical_padding(
     """
     if isinstance(padding, str):
         if padding.upper() not in named:
-            raise ArgumentError(
+            raise fit.ArgumentError(
                 f"{owner}: padding={padding!r} is none of {', '.join(map(repr, named))}."
             )
         return padding.upper()
     entries = tuple(padding) if isinstance(padding, Collection) else (padding,) * axes
     pairs = [tuple(p) if isinstance(p, Collection) else (p, p) for p in entries]
     if len(pairs) != axes or any(len(pair) != 2 for pair in pairs):
-        raise ArgumentError(
+        raise fit.ArgumentError(
             f"{owner}: padding={padding} does not fit {axes} spatial axes.\nCure: one of "
             f"{', '.join(map(repr, named))}, an int, or {axes} ints or pairs (low, high)."
         )
