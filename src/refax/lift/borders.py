@@ -29,7 +29,7 @@ from ..objects.variable import Variable, raw, trace_of
 from ..objects.watch import is_array
 from ..verbs.iteration import iter_graph
 from .arguments import slot_places
-from .closures import PLAIN, closed_over, held_by, reached
+from .closures import PLAIN, closed_over, content, held_by, reached
 from .errors import place_under
 
 _CONTAINERS = (list, dict, set, deque)
@@ -182,12 +182,10 @@ def _held(function: Callable, place: str, value: Any, tracer: Any) -> TraceConte
 
 
 def _captured(function: Callable, obj: Any, place: str) -> TraceContextError:
-    try:
-        variables = inspect.getclosurevars(function)
-        names = {**variables.globals, **variables.nonlocals}.items()
-    except (TypeError, ValueError):  # no plain function
-        names = {}.items()
-    name = next((name for name, value in names if value is obj), None)
+    known = dict(getattr(function, "__globals__", {}))
+    if isinstance(function, types.FunctionType):
+        known.update(zip(function.__code__.co_freevars, map(content, function.__closure__ or ())))
+    name = next((name for name, value in known.items() if value is obj), None)
     return TraceContextError(
         f"`{place}` is {f'`{name}`, ' if name else ''}a {type(obj).__name__} that "
         f"{where(function)} got from the surrounding code, not as an argument: outside it would "

@@ -35,7 +35,7 @@ def check_carry(
     form: CallForm,
     rules: OutputRules,
     loop: str,
-    before: tuple[Sequence[Any], Any, Sequence[Any]],
+    before: tuple[Sequence[Any], Any],
     out: Sequence[Sequence[Any]],
     tree: Any,
     change: Change,
@@ -45,12 +45,12 @@ def check_carry(
     Args:
         form, rules: of the loop.
         loop: its name.
-        before: (values by group, tree with slots, leaves of it) as the step got them.
+        before: (values by group, tree with slots) as the step got them.
         out: values by group as the step leaves them.
         tree: the carried result, with slots that name roots.
         change: what the step did to the objects.
     """
-    groups_in, tree_in, leaves_in = before
+    groups_in, tree_in = before
     graphdef = form.graphdef
     _check_result(form, loop, tree_in, tree)
     for group, entry in enumerate(rules.entries):
@@ -72,26 +72,23 @@ def check_carry(
                 raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}")
     if change.graph is not None:
         _check_structure(form, rules, loop, change.graph)
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    for path, old, new in zip(paths, leaves_in, jax.tree.leaves(tree), strict=True):
-        if not same_form(old, new):
-            place = "carry" + jax.tree_util.keystr(path)
-            raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}")
 
 
 def _check_result(form: CallForm, loop: str, old: Any, new: Any) -> None:
-    """The result has the containers of the carry, and the same objects in the same places."""
+    """The result has the containers of the carry, and the same objects and forms in the same places."""
     old_leaves, old_containers = jax.tree_util.tree_flatten_with_path(old, is_leaf=is_slot)
     new_leaves, new_containers = jax.tree.flatten(new, is_leaf=is_slot)
     words = f"was {shown(old, form.kinds)} and becomes {shown(new, form.kinds)}"
     if old_containers != new_containers:
         raise _changed(loop, "carry", words)
     for (path, before), after in zip(old_leaves, new_leaves, strict=True):
-        if is_slot(before) and is_slot(after) and before != after:
-            place = "carry" + jax.tree_util.keystr(path)
-            raise _changed(loop, place, "is another object after the step", _SAME_OBJECT)
+        place = "carry" + jax.tree_util.keystr(path)
         if is_slot(before) != is_slot(after):
             raise _changed(loop, "carry", words)
+        if is_slot(before) and before != after:
+            raise _changed(loop, place, "is another object after the step", _SAME_OBJECT)
+        if not is_slot(before) and not same_form(before, after):
+            raise _changed(loop, place, f"was {shown(before)} and becomes {shown(after)}")
 
 
 def _check_structure(form: CallForm, rules: OutputRules, loop: str, graph: NewGraph) -> None:

@@ -163,8 +163,7 @@ class _Carried(NamedTuple):
             grouped, value = carry
             result, out, change = pure(grouped, ((value,), self.objects))
             result = input_slots(result, form.graphdef.roots)
-            before = (grouped, value, jax.tree.leaves(value))
-            check_carry(form, self.rules, self.loop, before, out, result, change)
+            check_carry(form, self.rules, self.loop, carry, out, result, change)
             return [list(o) for o in out], result
 
         return named_like(function, step)

@@ -165,7 +165,7 @@ def _loop(
             result, out, change = counts.run(pure, structure.unflatten(full), axes)
             new_tree, ys = _split_result(result, out_axes)
             new_tree = input_slots(new_tree, graphdef.roots)
-            before = (carry[0], carry_tree, jax.tree.leaves(carry[1]))
+            before = (carry[0], carry_tree)
             check_carry(form, rules, "scan", before, out, new_tree, change)
             new_carry = (_where(is_carry, entries, out), new_tree)
             left = counts.left(counted, out, change)
