@@ -75,7 +75,7 @@ def check_carry(
 
 
 def _check_result(form: CallForm, loop: str, old: Any, new: Any) -> None:
-    """The result has the containers of the carry, and the same objects and forms in the same places."""
+    """The result has the containers of the carry, and in each place the same object or form."""
     old_leaves, old_containers = jax.tree_util.tree_flatten_with_path(old, is_leaf=is_slot)
     new_leaves, new_containers = jax.tree.flatten(new, is_leaf=is_slot)
     words = f"was {shown(old, form.kinds)} and becomes {shown(new, form.kinds)}"
