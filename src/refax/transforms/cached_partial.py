@@ -20,7 +20,7 @@ from ..objects.variable import replace_metadata, set_raw_value
 from ..verbs.copying import clone
 from ..verbs.layouts import plan_of
 from ..verbs.pytree import Pytree
-from .differences import difference_between
+from .differences import differences_between
 
 
 def cached_partial(
@@ -86,8 +86,8 @@ def _changes(before: GraphDef, leaves: list[Any], after: Plan) -> list[str]:
     """The places that are not as they were, in words."""
     if before != after.graphdef:
         old, new = outline(before, ()), outline(after.graphdef, ())
-        found = [difference_between(p, old.get(p), new.get(p)) for p in {**new, **old}]
-        return [str(difference).removeprefix("the root.") for difference in found if difference]
+        found = differences_between(old, new)
+        return [str(difference).removeprefix("the root.") for difference in found]
     triples = zip(before.paths.leaves, leaves, after.leaves(), strict=True)
     return [
         f"{path_string(path)}: another {type(new).__name__}"

@@ -139,12 +139,10 @@ class TraceRecord:
         return list(found.values())
 
 
-def differences_between(old: Mapping[str, Fact], new: Mapping[str, Fact]) -> Iterator[Difference]:
+def differences_between(old: Mapping[str, Fact], new: Mapping[str, Fact]) -> list[Difference]:
     """What differs between the facts of two traces, by place."""
-    for place in [*new, *(p for p in old if p not in new)]:
-        difference = difference_between(place, old.get(place), new.get(place))
-        if difference is not None:
-            yield difference
+    found = (difference_between(p, old.get(p), new.get(p)) for p in {**new, **old})
+    return [difference for difference in found if difference is not None]
 
 
 def difference_between(place: str, old: Fact | None, new: Fact | None) -> Difference | None:

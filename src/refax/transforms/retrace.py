@@ -75,7 +75,7 @@ class Traces:
         """The latest trace was compiled for these (place, value) inputs."""
         new = {place: said(placement(value)) for place, value in inputs}
         earlier = [old for trace, old, _ in reversed(self.compilations) if trace == self.count]
-        found = [list(differences_between(old, new)) for old in earlier]
+        found = [differences_between(old, new) for old in earlier]
         reasons = self._nearest("compiled again", found) if found else None
         self.compilations.append((self.count, new, reasons))
         del self.compilations[:-_MAX_RECORDS]
