@@ -232,6 +232,21 @@ def test_clone_with_arrays_of_its_own():
     assert (model.w.value == 1).all() and (model.table == 1).all()
 
 
+def test_pure_reaches_modules_in_containers():
+    model = Dense(2, 2)
+    (inside,) = nnx.pure([model])
+    assert type(inside) is Dense and inside.kernel is model.kernel.value
+    assert nnx.pure({"s": nnx.state(model)})["s"]["kernel"] is model.kernel.value
+
+
+def test_values_without_identity_are_met_at_each_place():
+    empty, cell = (), nnx.Param(jnp.ones(()))
+    pair = (cell, empty)
+    paths = [path for path, _ in nnx.iter_graph([pair, pair])]
+    assert paths == [(0, 0), (0, 1), (0,), (1, 1), (1,), ()]
+    assert nnx.find_duplicates([pair, pair]) == [[(0, 0), (1, 0)]]
+
+
 def test_as_pure():
     pure = nnx.as_pure({"m": Block(), "s": nnx.state(Dense(1, 1)), "v": nnx.Param(1.0), "n": 2})
     assert type(pure["m"]) is Block and isinstance(pure["m"].layers[0].kernel, jax.Array)

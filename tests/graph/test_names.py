@@ -184,3 +184,15 @@ def test_iter_modules_and_children_as_functions(model: Model) -> None:
     block = model.blocks[0]
     assert list(nnx.iter_children(block)) == [("attn", block.attn), ("norm", block.norm)]
     assert [p for p, _ in nnx.iter_modules([block])][-1] == (0,)
+
+
+class Named(nnx.List):
+    """A List with an attribute beside its items."""
+
+
+def test_negative_indices_count_items_only():
+    items = Named([nnx.Param(1.0), nnx.Param(2.0)])
+    items.name = nnx.Param(3.0)
+    assert nnx.get_path(items, "-1") is items[1] and nnx.get_path(items, "-2") is items[0]
+    with pytest.raises(nnx.PathError, match="'-3'"):
+        nnx.get_path(items, "-3")

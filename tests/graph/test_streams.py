@@ -363,3 +363,13 @@ def test_every_sampler_of_jax_is_a_method() -> None:
     ]
     assert len(takes_key) > 35
     assert not [name for name in takes_key if not hasattr(nnx.RngStream, name)]
+
+
+@pytest.mark.parametrize("split", [3, (3,), [3], {"default": 3}, {"default": (3,)}])
+def test_fork_rngs_leaves_alone_what_is_split_as_wanted(split):
+    rngs = nnx.Rngs(0).split(3)
+    before = rngs.default.key.value
+    assert nnx.fork_rngs(rngs, split=split) == []
+    assert rngs.default.key.value is before
+    with pytest.raises(ValueError, match="split already"):
+        nnx.fork_rngs(rngs, split=4)

@@ -100,6 +100,36 @@ def test_a_tied_array_has_every_name():
     assert_untouched(model, before)
 
 
+def test_what_update_takes_for_a_name_leads_to_the_array():
+    """In brackets, and as a checkpoint boxes values."""
+    for names in (
+        ("layers[0].linear.kernel", "layers.0.linear.bias"),
+        ("layers.0.linear.kernel.value", "['layers'][0].linear.bias"),
+    ):
+        listed = Listed(1, nnx.Rngs(0))
+        shapes = [(2, 2), (2,)]
+        new = {name: jnp.full(shape, 7.0) for name, shape in zip(names, shapes, strict=True)}
+        loaded = nnx.load_state_dict(listed, new, strict=False)
+        assert loaded.unexpected == []
+        linear = listed.layers[0].linear
+        assert (linear.kernel.value == 7).all() and (linear.bias.value == 7).all()
+
+
+def test_a_tied_array_with_nan_is_one_value():
+    model = Tied(nnx.Rngs(0))
+    holes = np.where(np.arange(15).reshape(5, 3) % 2, np.nan, 1.0).astype(np.float32)
+    nnx.load_state_dict(model, {"embed.embedding": holes, "head.kernel": holes.copy()})
+    np.testing.assert_array_equal(model.head.kernel.value, holes)
+
+
+def test_a_state_takes_weights():
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    for state in (nnx.state(model), nnx.state(model, copy=False)):
+        nnx.load_state_dict(state, {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+        assert all((leaf.value == 1).all() for _, leaf in state.flat_state())
+    assert (model.kernel.value == 1).all()
+
+
 def test_a_stack_takes_single_blocks_and_a_list_stacked_ones():
     listed, stacked = Listed(3, nnx.Rngs(0)), Stacked(3, nnx.Rngs(1))
     assert nnx.load_state_dict(stacked, nnx.state_dict(listed)) == ([], [], {})
