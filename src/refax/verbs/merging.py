@@ -113,10 +113,9 @@ def _check_shapes(graphdef: GraphDef, old: tuple, new: tuple) -> None:
     changes = [{(i, m, n) for i, (m, n) in enumerate(zip(a, b)) if m != n} for a, b in pairs]
     if len(changes[0]) == 1 and all(change == changes[0] for change in changes):
         return  # one axis of all: a slice of a stack
-    paths = graphdef.paths.leaves
-    places = [i for i in graphdef.paths.order if i < len(changes) and changes[i]]
-    other = [(paths[i], *pairs[i]) for i in places]
-    raise errors.other_shapes(other)
+    paths = graphdef.paths
+    changed = [i for i in paths.order if i < len(changes) and changes[i]]
+    raise errors.other_shapes([(paths.leaves[i], *pairs[i]) for i in changed])
 
 
 def call(graphdef_state: tuple[GraphDef, Any], /) -> Any:
