@@ -85,9 +85,9 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
         ]
     misfits.raise_if_any()
     check_writable(plan, node, leaves, "update", [holder for holder, _ in added])
-    writes = [*also]
+    writes, count = [*also], len(variables)
     for i, given in pending:
-        if isinstance(given, Variable) and i < len(variables):
+        if isinstance(given, Variable) and i < count:
             cell, metadata = variables[i], given._metadata
             if metadata is not cell._metadata and metadata != cell._metadata:
                 writes += metadata_writes(cell, metadata)
@@ -106,9 +106,10 @@ def check_writable(
 ) -> None:
     """Raise if a leaf of `node`, or an object of `also`, belongs to another trace."""
     trace, cells = TRACE.value, plan.variables
-    for cell in [cells[i] for i in leaves if i < len(cells) and cells[i]._trace is not trace]:
+    count = len(cells)
+    for cell in [cells[i] for i in leaves if i < count and cells[i]._trace is not trace]:
         check_write(cell, action)
-    of_arrays = [node] if max(leaves, default=0) >= len(cells) else []
+    of_arrays = [node] if plan.graphdef.arrays and max(leaves, default=0) >= count else []
     for holder in (*of_arrays, *also):
         if isinstance(holder, Node) and holder._refax_trace is not trace:
             raise mutation_error(holder, action)

@@ -63,7 +63,7 @@ def state_dict(obj: Any, *, filter: Filter = ..., aliases: bool = False) -> dict
     """
     places = Places(obj, filter, "state_dict")
     found = {name: place.value for name, place in places.by_name.items()}
-    return found | {name: place.value for name, place in places.all_names() if aliases}
+    return found | {name: place.value for name, place in places.all_names()} if aliases else found
 
 
 def load_state_dict(
