@@ -13,6 +13,10 @@ from ..graph.state import (
     replace_by_pure_dict as replace_by_pure_dict, restore_int_paths as restore_int_paths,
     split_state as split_state, State as State, to_flat_state as to_flat_state,
     to_pure_dict as to_pure_dict)
+from ..devices.report import sharding_report as sharding_report, ShardingReport as ShardingReport
+from ..devices.sharded import (
+    make_sharded as make_sharded, shard as shard,
+    with_logical_constraint as with_logical_constraint)
 from ..inspect.capture import capture as capture
 from ..inspect.display import display as display
 from ..inspect.hooks import (

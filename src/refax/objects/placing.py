@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,19 +93,35 @@ def placed_by_annotation(
     if AxisType.Manual in kinds.values():
         return value
     spec = spec_of(metadata)
-    if why := misfit(spec, value.shape, mesh):
-        raise StructureError(
-            f"{name} of shape {value.shape} does not fit its annotation {annotation!r}, which is "
-            f"{spec} on the mesh {dict(mesh.shape)}: {why}.\nCure: another annotation, other rules "
-            f"(nnx.logical_axis_rules; they are {dict(get_logical_axis_rules())}), or "
-            "eager_sharding=False, which leaves it where it is."
-        )
+    check_fit([(name, spec, value.shape)], mesh, annotation)
     if is_outside_of_traces():
         mesh = jax.sharding.get_mesh() if given is None else given
         return jax.device_put(value, NamedSharding(mesh, spec))
     if any(kinds.get(axis) is AxisType.Explicit for axis in _axes(spec)):
         return jax.sharding.reshard(value, spec)
     return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
+
+
+def check_fit(
+    parts: Iterable[tuple[str, PartitionSpec, Any]], mesh: Any, annotation: Any = None
+) -> None:
+    """Check that arrays can be laid out so: (place, spec, shape) of each.
+
+    Raises:
+        StructureError: some cannot; all of them are told, the first in detail.
+    """
+    wrong = [(n, s, shape, why) for n, s, shape in parts if (why := misfit(s, shape, mesh))]
+    if not wrong:
+        return
+    name, spec, shape, why = wrong[0]
+    said = f"its annotation {annotation!r}, which is {spec}" if annotation else f"{spec}"
+    more = "".join(f"\n  {n} of shape {shape}, {s}: {why}" for n, s, shape, why in wrong[1:9])
+    more += f"\n  and {len(wrong) - 9} more" if len(wrong) > 9 else ""
+    raise StructureError(
+        f"{name} of shape {shape} does not fit {said} on the mesh {dict(mesh.shape)}: {why}."
+        f"{more}\nCure: another annotation, mesh, or rules (nnx.logical_axis_rules; they are "
+        f"{dict(get_logical_axis_rules())}); what is made with eager_sharding=False stays whole."
+    )
 
 
 def misfit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> str | None:

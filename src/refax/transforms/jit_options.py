@@ -6,9 +6,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from ..lift import errors
+from ..lift.prefix import FilterPrefix
 from ..objects.errors import suggest
+from ..objects.node import Node
 from ..objects.statics import static_key
+from ..verbs.splitting import state
 from .bound import with_static, without_static
 
 
@@ -29,8 +34,8 @@ class Options:
         donate: tuple[Any, Any],
         rest: dict[str, Any],
     ):
-        self.in_shardings = in_shardings
-        self.out_shardings = out_shardings
+        self.in_shardings = _by_path(in_shardings)
+        self.out_shardings = _by_path(out_shardings)
         self.rest = rest
         self.sharded = in_shardings is not None or out_shardings is not None
         numbers, names, donated, donated_names = map(as_tuple, (*static, *donate))
@@ -43,6 +48,15 @@ class Options:
         """Equal for equal keywords; it may have no hash."""
         items = tuple(sorted(self.rest.items(), key=lambda item: item[0]))
         return self.in_shardings, self.out_shardings, self._given, items
+
+
+def _by_path(shardings: Any) -> Any:
+    """The prefix with a lift type by path for each object of shardings."""
+    return jax.tree.map(
+        lambda x: FilterPrefix(state(x)) if isinstance(x, Node) else x,
+        shardings,
+        is_leaf=lambda x: x is None or isinstance(x, (Node, FilterPrefix)),
+    )
 
 
 def resolved(

@@ -14,9 +14,11 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..graph.rebuild import rebuild
+from ..graph.walk import key_name
+from ..objects.errors import path_string
 from ..objects.metadata import with_metadata
 from ..objects.modes import Switch
-from ..objects.placing import placed_by_annotation, spec_of
+from ..objects.placing import check_fit, placed_by_annotation, spec_of
 from ..objects.type_names import T
 from ..objects.variable import Variable, make_variable
 from ..objects.watch import is_array
@@ -142,7 +144,13 @@ def get_named_sharding(tree: Any, mesh: Any) -> Any:
     """The same object, State or tree with a `NamedSharding` on `mesh` in the place of each value.
 
     It says where things belong to `jax.device_put`, and to `jax.jit` as `out_shardings`.
+
+    Raises:
+        StructureError: annotations that do not fit the mesh, or their values: all of them by path.
     """
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Variable))
+    named = [(path_string(tuple(map(key_name, path))) or type(v).__name__, v) for path, v in found]
+    check_fit([(n, get_var_pspec(v), v.shape) for n, v in named if hasattr(v, "shape")], mesh)
     return _map_variables(tree, lambda leaf: named_sharding_of(leaf, mesh))
 
 

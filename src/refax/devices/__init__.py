@@ -1,0 +1,1 @@
+"""Models on many devices: made there, laid out by patterns, and seen."""

@@ -1,0 +1,92 @@
+"""`sharding_report`: where the arrays of an object lie, and what that costs a device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from ..objects.placing import spec_of
+from ..objects.representation import bytes_text
+from ..verbs.names import named_variables
+
+
+class ShardingReport(str):
+    """A table, as text; the bytes of the fullest device, and what is not as annotated."""
+
+    bytes_per_device: int
+    replicated: list[str]
+
+
+def sharding_report(obj: Any, /) -> ShardingReport:
+    """A table of the Variables of an object: annotation, actual place, bytes per device.
+
+    Args:
+        obj: a model, an optimizer, any object graph; also an abstract one.
+
+    Returns:
+        Text to print. Its attribute `bytes_per_device` is the sum for the fullest device;
+        `replicated` lists the names of Variables with an annotation that are whole on all devices.
+
+    Example:
+        >>> from refax import nnx
+        >>> model = nnx.Linear(
+        ...     64, 64, kernel_metadata={"sharding": (None, "model")}, rngs=nnx.Rngs(0)
+        ... )
+        >>> print(nnx.sharding_report(model))
+        name    shape     annotation        on devices  per device
+        bias    (64,)     -                 1 device         256 B
+        kernel  (64, 64)  (None, 'model')   1 device       16.4 KB
+        total                                              16.6 KB
+    """
+    rows, replicated, used = [], [], dict[Any, int]()
+    for name, variable in named_variables(obj):
+        annotation = variable._metadata.get("sharding")
+        for array in jax.tree.leaves(variable._value):
+            if not hasattr(array, "shape"):
+                continue
+            sharding = getattr(array, "sharding", None)
+            part = array.shape if sharding is None else sharding.shard_shape(array.shape)
+            size = math.prod(part) * array.dtype.itemsize
+            for device in () if sharding is None else sharding.device_set:
+                used[device] = used.get(device, 0) + size
+            place = _place(sharding)
+            if annotation is not None and any(spec_of(variable._metadata)) and _is_whole(sharding):
+                replicated.append(name)
+                place += "  ← annotated, but whole on each"
+            shown = "-" if annotation is None else str(annotation)
+            rows.append((name, str(array.shape), shown, place, bytes_text(size)))
+    total = max(used.values(), default=0)
+    rows.append(("total", "", "", "", bytes_text(total)))
+    report = ShardingReport(
+        _table(("name", "shape", "annotation", "on devices", "per device"), rows)
+    )
+    report.bytes_per_device, report.replicated = total, replicated
+    return report
+
+
+def _is_whole(sharding: Any) -> bool:
+    """Whether an array is on several devices, and whole on each."""
+    return sharding is not None and len(sharding.device_set) > 1 and sharding.is_fully_replicated
+
+
+def _place(sharding: Any) -> str:
+    if sharding is None:
+        return "nowhere yet"
+    count = len(sharding.device_set)
+    if isinstance(sharding, NamedSharding):
+        memory = sharding.memory_kind
+        host = f", {memory}" if memory not in (None, "device") else ""
+        return f"{sharding.spec} of {dict(sharding.mesh.shape)}{host}"
+    return f"{count} device{'s' if count > 1 else ''}"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = []
+    for *cells, last in (head, *rows):
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+        lines.append("  ".join([*padded, last.rjust(widths[-1])]))
+    return "\n".join(lines)
