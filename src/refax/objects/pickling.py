@@ -12,8 +12,8 @@ from __future__ import annotations
 import copy
 import copyreg
 import functools
-import importlib
 import pickle
+import pkgutil
 import sys
 import types
 from collections.abc import Iterator
@@ -27,15 +27,11 @@ _MODULES = ("jax.nn", "jax.numpy", "jax.lax", "jax.numpy.linalg", "jax.random", 
 _OTHERS = ("cloudpickle", "dill", "copy")  # they ask for the same, and take functions
 
 
-def _public(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)
-
-
 def _reduce(function: Any) -> Any:
     name = getattr(function, "__name__", "")
     for module in _MODULES:
         if getattr(sys.modules.get(module), name, None) is function:
-            return _public, (module, name)
+            return pkgutil.resolve_name, (f"{module}:{name}",)
     return function.__reduce_ex__(4)
 
 
