@@ -15,6 +15,7 @@ import functools
 import pickle
 import pkgutil
 import sys
+import traceback
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -76,12 +77,9 @@ def _nameless(value: Any, below: str, depth: int = 0) -> Iterator[tuple[str, typ
 
 
 def _by_another_pickler() -> bool:
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] in _OTHERS:
-            return True
-        frame = frame.f_back
-    return False
+    stack = traceback.walk_stack(sys._getframe(1))
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in stack)
+    return any(module.partition(".")[0] in _OTHERS for module in modules)
 
 
 def copy_leaf(leaf: Any) -> Any:

@@ -6,6 +6,7 @@ import gc
 import inspect
 import os
 import sys
+import traceback
 from typing import Any
 
 from .._jax_compat import describe_current_trace
@@ -37,14 +38,13 @@ def traced_function() -> str:
 
 def _called_by_jax() -> str:
     """The innermost function of the user's that JAX called, as the stack of frames has it."""
-    frame, code = sys._getframe(1), None
-    while frame is not None:
+    code = None
+    for frame, _ in traceback.walk_stack(sys._getframe(1)):
         package = frame.f_globals.get("__name__", "").partition(".")[0]
         if package == "jax" and code is not None:
             break
         if package not in ("jax", "refax"):
             code = frame.f_code
-        frame = frame.f_back
     assert code is not None
     return f"`{code.co_qualname}` ({code.co_filename}:{code.co_firstlineno})"
 
