@@ -54,8 +54,7 @@ def with_keyword(rate):
     return f
 
 
-STATICS = {
-    "itself": lambda x: x,
+STATICS = {  # a tracer itself is refused when it is assigned, as any array in a static attribute
     "a closure": lambda x: lambda y: x + y,
     "a default": with_default,
     "a keyword": with_keyword,
