@@ -170,7 +170,7 @@ def test_names_of_objects_made_inside(axis, outside):
 
 def test_names_are_away_inside_and_back_outside():
     stack = nnx.vmap(Annotated, transform_metadata=NAMED)(jnp.arange(2))
-    assert nnx.get_partition_spec(stack)["w"].value == P("layers", "in", None)
+    assert nnx.get_partition_spec(stack).w.value == P("layers", "in", None)
 
     def body(block, x):
         assert block.w.sharding == ("in", None) and block.w.shape == (3, 4)
