@@ -3,10 +3,13 @@
 A timer raises in the middle of steps that write many places; afterwards all are of one step.
 """
 
+import contextlib
+import functools
 import itertools
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -286,6 +289,11 @@ X = jnp.ones(())
 CASES: dict[str, tuple[Callable, float]] = {
     "jit": (calls(nnx.jit(values), numbers), 3e-3),
     "jit, structure": (calls(nnx.jit(structure), numbers_and_modes), 1e-2),
+    "jit, donated": (calls(nnx.jit(values, donate_argnums=0), numbers), 3e-3),
+    "jit, donated, structure": (
+        calls(nnx.jit(structure, donate_argnums=0), numbers_and_modes),
+        1e-2,
+    ),
     "update": (update, 2e-3),
     "load_state_dict": (load, 2e-2),
     "train and eval": (train_and_eval, 5e-4),
@@ -316,6 +324,40 @@ def check(name: str, times: int) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_some_interrupts(name):
     check(name, max(5, min(200, int(0.5 / CASES[name][1]))))
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_signal_waits_until_what_was_donated_is_written(times):
+    model, handled = make_model(), []
+
+    def stop(number: int, frame: Any) -> None:
+        handled.append(number)
+        raise InterruptError
+
+    @functools.partial(nnx.jit, donate_argnums=0)
+    def step(model):
+        for _ in range(times):
+            signal.raise_signal(signal.SIGALRM)
+        values(model)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with contextlib.nullcontext() if times == 0 else pytest.raises(InterruptError):
+            step(model)
+        assert signal.getsignal(signal.SIGALRM) is stop
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    # The second is not kept waiting: a trace that never ends can be stopped.
+    assert set(numbers(model)[0]) == {0 if times == 2 else 1}
+    assert len(handled) == times and signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_donated_call_of_another_thread():
+    model = make_model()
+    thread = threading.Thread(target=nnx.jit(values, donate_argnums=0), args=(model,))
+    thread.start()
+    thread.join()
+    assert set(numbers(model)[0]) == {1}
 
 
 @pytest.mark.slow

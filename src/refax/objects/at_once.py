@@ -7,6 +7,8 @@ dicts and lists), and one loop of C makes them all.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from operator import call
@@ -22,3 +24,35 @@ def at_once(writes: Sequence[Write]) -> None:
 def set_each(setter: Callable[[Any, Any], None], cells: Sequence[Any], values: Any) -> None:
     """`setter(cell, value)` for each, at once; the quick way for whole models."""
     deque(map(setter, cells, values), maxlen=0)
+
+
+# What Python functions usually handle: Ctrl-C, the end of a job, timers.
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
+
+
+def uninterrupted(function: Callable, *args: Any) -> Any:
+    """`function(*args)`; a signal is handled when it is done. A second one is not kept waiting."""
+    if threading.current_thread() is not threading.main_thread():  # which handles all signals
+        return function(*args)
+    handlers: dict[int, Any] = {s: signal.getsignal(s) for s in _SIGNALS}
+    handlers = {s: handler for s, handler in handlers.items() if callable(handler)}
+    waiting: list[tuple[int, Any]] = []
+
+    def wait(number: int, frame: Any) -> None:
+        if waiting:
+            handlers[number](number, frame)
+        waiting.append((number, frame))
+
+    try:
+        for number in handlers:
+            signal.signal(number, wait)
+        return function(*args)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in waiting[:1]:
+            handlers[number](number, frame)

@@ -27,6 +27,7 @@ from ..lift.faults import execute
 from ..lift.inside import Change, Inside
 from ..lift.places import inputs_of
 from ..lift.programs import programs_of, proxy, remember
+from ..objects.at_once import uninterrupted
 from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import P, R
 from .bound import decorator_or_function, positions
@@ -115,6 +116,11 @@ class JitWrapped(Generic[P, R]):
         if self._reads:
             self._warn_of_constants()
         call, program, inputs = self._prepare(args, kwargs)
+        if any(program.layout.donated):  # an interrupt would leave deleted arrays behind
+            return uninterrupted(self._run, call, program, inputs)
+        return self._run(call, program, inputs)
+
+    def _run(self, call: Call, program: _Program, inputs: tuple) -> Any:
         try:
             out = program.jitted(*inputs)
         except Exception as error:
