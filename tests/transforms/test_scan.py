@@ -368,3 +368,21 @@ def test_sizes_that_differ():
         )
     assert "size 4: layer.kernel (float32[4,3,3], axis 0)" in str(error.value)
     assert "size 5: x (float32[5], axis 0)" in str(error.value)
+
+
+def test_a_carried_object_that_drops_an_array_of_its_own():
+    class Holder(nnx.Module):
+        def __init__(self):
+            self.first, self.second = nnx.data(jnp.zeros(2)), nnx.data(jnp.zeros(3))
+
+    def body(holder, x):
+        if hasattr(holder, "first"):
+            del holder.first
+        holder.second = holder.second + x
+        return x
+
+    holder = Holder()
+    carried = nnx.StateAxes({...: nnx.Carry})
+    nnx.scan(body, in_axes=(carried, 0), out_axes=0)(holder, jnp.arange(3.0))
+    assert not hasattr(holder, "first")
+    np.testing.assert_array_equal(holder.second, np.full(3, 3.0))
