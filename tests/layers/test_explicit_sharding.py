@@ -73,16 +73,17 @@ def test_the_result_is_placed_as_asked(name: str, on_kernel: bool, mesh: Any) ->
             if isinstance(v, nnx.Param) and v.shape[-1:] == (8,):
                 features = P(*[None] * (v.ndim - 1), "m")
                 v.value = jax.device_put(v.value, NamedSharding(mesh, features))
-    for on_input, (first, last) in itertools.product([None, "d"], ASKED):
+    specs = [spec(plain.ndim, first, last) for first, last in ASKED]
+    asked = [(spec, out) for spec in specs for out in (spec, NamedSharding(mesh, spec))]
+
+    def call(layer: Any, x: Any) -> list[Any]:
+        return [layer(x, out_sharding=out) for _, out in asked]
+
+    for on_input in (None, "d"):
         given = jax.device_put(x, NamedSharding(mesh, P(on_input)))
-        asked = spec(plain.ndim, first, last)
-        for out in (asked, NamedSharding(mesh, asked)):
-            for call in (
-                lambda layer, x, out=out: layer(x, out_sharding=out),
-                nnx.jit(lambda layer, x, out=out: layer(x, out_sharding=out)),
-            ):
-                y = call(layer, given)
-                assert jax.typeof(y).sharding.spec == asked, (on_input, out)
+        for results in (call(layer, given), nnx.jit(call)(layer, given)):
+            for y, (wanted, out) in zip(results, asked, strict=True):
+                assert jax.typeof(y).sharding.spec == wanted, (on_input, out)
                 np.testing.assert_allclose(y, plain, rtol=1e-4, atol=1e-5)
 
 
