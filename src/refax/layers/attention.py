@@ -140,8 +140,10 @@ class MultiHeadAttention(Module):
         self.out_features = in_features if out_features is None else out_features
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         self.in_kv_features = in_features if in_kv_features is None else in_kv_features
-        _check_multiple("qkv_features", self.qkv_features, "num_heads", num_heads)
-        _check_multiple("num_heads", num_heads, "num_kv_heads", self.num_kv_heads)
+        for name, divisor in (("qkv_features", "num_heads"), ("num_heads", "num_kv_heads")):
+            number, parts = getattr(self, name), getattr(self, divisor)
+            if number % parts:
+                raise fit.ArgumentError(f"{name}={number} is not a multiple of {divisor}={parts}.")
         self.head_dim = self.qkv_features // num_heads
         self.dropout_rate = dropout_rate
         self.deterministic = deterministic
@@ -209,7 +211,7 @@ class MultiHeadAttention(Module):
         """
         if inputs_k is None:
             if inputs_v is not None:
-                raise fit.ArgumentError("MultiHeadAttention: inputs_v was given without inputs_k.")
+                raise fit.ArgumentError("inputs_v was given without inputs_k.")
             inputs_k = inputs_q
         if inputs_v is None:
             inputs_v = inputs_k
@@ -268,7 +270,7 @@ class MultiHeadAttention(Module):
             self.init_cache((*fit.as_tuple(batch_size), max_length, self.in_features))
         elif batch_size is not None or max_length is not None:
             raise fit.ArgumentError(
-                f"MultiHeadAttention: a cache needs both batch_size (got {batch_size}) and "
+                f"a cache needs both batch_size (got {batch_size}) and "
                 f"max_length (got {max_length}).\nCure: give both, or neither."
             )
 
@@ -302,14 +304,14 @@ class MultiHeadAttention(Module):
         """Write keys and values into the cache; return all of them, and which may be looked at."""
         if self.cached_key is None or self.cached_value is None or self.cache_index is None:
             raise fit.ArgumentError(
-                "MultiHeadAttention: there is no cache to decode with.\n"
+                "there is no cache to decode with.\n"
                 "Cure: attention.init_cache((*batch, max_length, features)) before the first call."
             )
         keys, values = self.cached_key.value, self.cached_value.value
         batch, length = keys.shape[:-3], keys.shape[-3]
         if key.shape[:-3] != batch or key.shape[-3] > length:
             raise fit.ArgumentError(
-                f"MultiHeadAttention: the cache is for inputs of shape {(*batch, length)} (batch, "
+                f"the cache is for inputs of shape {(*batch, length)} (batch, "
                 f"length), and this one has {key.shape[:-2]}.\n"
                 "Cure: attention.init_cache with the shape of a whole input."
             )
@@ -330,13 +332,6 @@ def _options_of(arguments: Mapping[str, Any], which: str, prefix: str) -> dict[s
         options[f"{name}_init"] = arguments[f"{prefix}{name}_init"] or arguments[f"{name}_init"]
         options[f"{name}_metadata"] = arguments[f"{prefix}{name}_metadata"]
     return options
-
-
-def _check_multiple(name: str, number: int, divisor: str, parts: int) -> None:
-    if number % parts:
-        raise fit.ArgumentError(
-            f"MultiHeadAttention: {name}={number} is not a multiple of {divisor}={parts}."
-        )
 
 
 def _extended(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,79 +30,6 @@ _CONTINUED = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 Ints = tuple[int, ...]
 
 
-class _Strided(NamedTuple):
-    """A convolution, without batch axes and bias: all that its program depends on."""
-
-    strides: Ints
-    padding: str | Pads
-    input_dilation: Ints
-    kernel_dilation: Ints
-    groups: int
-    options: Options
-    conv_general_dilated: Callable[..., Any]
-
-    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        # The distance from the first to the last place that the kernel looks at.
-        spans = [d * (k - 1) for d, k in zip(self.kernel_dilation, kernel.shape)]
-        pads = named = self.padding
-        if named in _CONTINUED:
-            sides = [(span // 2, span - span // 2) for span in spans]
-            x = jnp.pad(x, [(0, 0), *sides, (0, 0)], mode=_CONTINUED[named])
-            pads = [(0, 0)] * len(spans)
-        elif named == "CAUSAL":
-            pads = [(span, 0) for span in spans]
-        elif isinstance(named, str):  # `lax` resolves a name only where the input is not dilated
-            sizes = [d * (n - 1) + 1 for d, n in zip(self.input_dilation, x.shape[1:])]
-            pads = lax.padtype_to_pads(sizes, [n + 1 for n in spans], self.strides, named)
-        return self.conv_general_dilated(
-            x,
-            kernel,
-            self.strides,
-            pads,
-            lhs_dilation=self.input_dilation,
-            rhs_dilation=self.kernel_dilation,
-            dimension_numbers=_dimension_numbers(len(spans)),
-            feature_group_count=self.groups,
-            **self.options,
-        )
-
-
-class _FractionallyStrided(NamedTuple):
-    """The same for a transposed convolution."""
-
-    strides: Ints
-    padding: str | Pads
-    kernel_dilation: Ints
-    transpose_kernel: bool
-    options: Options
-
-    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        axes, padding = len(self.strides), self.padding
-        crop: list[slice] = []
-        if padding == "CIRCULAR":
-            # Continue x by more than an output inside it can depend on, and crop the rest.
-            padding, sides = "SAME", [(0, 0)]
-            windows = (d * (k - 1) + 1 for d, k in zip(self.kernel_dilation, kernel.shape))
-            for window, step, size in zip(windows, self.strides, x.shape[1:]):
-                more = math.ceil(window / step)
-                sides.append((more, more))
-                # Of an odd overlap a transposed kernel has the larger half before, not after.
-                odd = self.transpose_kernel and window > step and (window - step) % 2
-                crop.append(slice(more * step + odd, (more + size) * step + odd))
-            x = jnp.pad(x, [*sides, (0, 0)], mode="wrap")
-        y = lax.conv_transpose(
-            x,
-            kernel,
-            self.strides,
-            padding,
-            rhs_dilation=self.kernel_dilation,
-            dimension_numbers=_dimension_numbers(axes),
-            transpose_kernel=self.transpose_kernel,
-            **self.options,
-        )
-        return y[:, *crop] if crop else y
-
-
 def _dimension_numbers(axes: int) -> lax.ConvDimensionNumbers:
     spatial = range(axes)
     arrays = (0, axes + 1, *(i + 1 for i in spatial))
@@ -112,26 +39,6 @@ def _dimension_numbers(axes: int) -> lax.ConvDimensionNumbers:
 def _conv_dimension_numbers(input_shape: Sequence[int]) -> lax.ConvDimensionNumbers:
     """Where a convolution finds batch, channels and space in an input of this shape."""
     return _dimension_numbers(len(input_shape) - 2)
-
-
-def _apply(
-    how: _Strided | _FractionallyStrided,
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    mask: jax.Array | None,
-    out_sharding: Any,
-) -> jax.Array:
-    batch = x.shape[: x.ndim - kernel.ndim + 1]
-    if mask is not None:
-        kernel = kernel * dtypes.cast(mask, kernel.dtype)
-    if len(batch) != 1:
-        x = x.reshape(math.prod(batch), *x.shape[len(batch) :])
-    y = how(x, kernel)
-    if bias is not None:
-        y = y + last_axes(bias, y.ndim)
-    y = y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
-    return placed(y, out_sharding)
 
 
 def _of_one_batch_axis(out_sharding: Any, batch: int) -> Any:
@@ -148,6 +55,7 @@ class Convolution(Affine):
 
     use_bias: bool = True
     mask: fit.Array | None = None
+    padding: str | Pads
 
     def _make(self, channels: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
         """Set the attributes that `arguments`, those of `__init__`, say; draw the parameters."""
@@ -165,16 +73,24 @@ class Convolution(Affine):
             )
         self._make_parameters(arguments, shape, (self.out_features,) if self.use_bias else None)
 
-    def _call(
-        self,
-        inputs: Any,
-        how: _Strided | _FractionallyStrided,
-        out_sharding: fit.OutSharding = None,
-    ) -> jax.Array:
+    def _product(self, x: jax.Array, kernel: jax.Array, options: Options) -> jax.Array:
+        """The convolution of an input with one batch axis, without the bias."""
+        raise NotImplementedError
+
+    def _call(self, inputs: Any, out_sharding: Any = None) -> jax.Array:
         x, kernel, bias = self._promoted(inputs)
         self._check_shapes(x, kernel, len(self.kernel_size), self.in_features)
-        mask = None if self.mask is None else dtypes.as_array(self.mask)
-        return _apply(how, x, kernel, bias, mask, out_sharding)
+        if self.mask is not None:
+            kernel = kernel * dtypes.cast(dtypes.as_array(self.mask), kernel.dtype)
+        batch = x.shape[: x.ndim - kernel.ndim + 1]
+        if len(batch) != 1:
+            x = x.reshape(math.prod(batch), *x.shape[len(batch) :])
+        options = self._options(_of_one_batch_axis(out_sharding, len(batch)))
+        y = self._product(x, kernel, options)
+        if bias is not None:
+            y = y + last_axes(bias, y.ndim)
+        y = y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
+        return placed(y, out_sharding)
 
 
 class Conv(Convolution):
@@ -264,17 +180,33 @@ class Conv(Convolution):
         Raises:
             ValueError: x has too few axes, or its last axis has another size.
         """
-        axes = len(self.kernel_size)
-        how = _Strided(
+        return self._call(inputs, out_sharding)
+
+    def _product(self, x: jax.Array, kernel: jax.Array, options: Options) -> jax.Array:
+        # The distance from the first to the last place that the kernel looks at.
+        spans = [d * (k - 1) for d, k in zip(self.kernel_dilation, kernel.shape)]
+        pads: Any = self.padding
+        named = self.padding
+        if named in _CONTINUED:
+            sides = [(span // 2, span - span // 2) for span in spans]
+            x = jnp.pad(x, [(0, 0), *sides, (0, 0)], mode=_CONTINUED[named])
+            pads = [(0, 0)] * len(spans)
+        elif named == "CAUSAL":
+            pads = [(span, 0) for span in spans]
+        elif isinstance(named, str):  # `lax` resolves a name only where the input is not dilated
+            sizes = [d * (n - 1) + 1 for d, n in zip(self.input_dilation, x.shape[1:])]
+            pads = lax.padtype_to_pads(sizes, [n + 1 for n in spans], self.strides, named)
+        return self.conv_general_dilated(
+            x,
+            kernel,
             self.strides,
-            self.padding,
-            self.input_dilation,
-            self.kernel_dilation,
-            self.feature_group_count,
-            self._options(_of_one_batch_axis(out_sharding, np.ndim(inputs) - axes - 1)),
-            self.conv_general_dilated,
+            pads,
+            lhs_dilation=self.input_dilation,
+            rhs_dilation=self.kernel_dilation,
+            dimension_numbers=_dimension_numbers(len(spans)),
+            feature_group_count=self.feature_group_count,
+            **options,
         )
-        return self._call(inputs, how, out_sharding)
 
 
 class ConvTranspose(Convolution):
@@ -350,6 +282,30 @@ class ConvTranspose(Convolution):
         Raises:
             ValueError: x has too few axes, or its last axis has another size.
         """
-        dilation, transpose, options = self.kernel_dilation, self.transpose_kernel, self._options()
-        how = _FractionallyStrided(self.strides, self.padding, dilation, transpose, options)
-        return self._call(inputs, how)
+        return self._call(inputs)
+
+    def _product(self, x: jax.Array, kernel: jax.Array, options: Options) -> jax.Array:
+        axes, padding = len(self.strides), self.padding
+        crop: list[slice] = []
+        if padding == "CIRCULAR":
+            # Continue x by more than an output inside it can depend on, and crop the rest.
+            padding, sides = "SAME", [(0, 0)]
+            windows = (d * (k - 1) + 1 for d, k in zip(self.kernel_dilation, kernel.shape))
+            for window, step, size in zip(windows, self.strides, x.shape[1:]):
+                more = math.ceil(window / step)
+                sides.append((more, more))
+                # Of an odd overlap a transposed kernel has the larger half before, not after.
+                odd = self.transpose_kernel and window > step and (window - step) % 2
+                crop.append(slice(more * step + odd, (more + size) * step + odd))
+            x = jnp.pad(x, [*sides, (0, 0)], mode="wrap")
+        y = lax.conv_transpose(
+            x,
+            kernel,
+            self.strides,
+            padding,
+            rhs_dilation=self.kernel_dilation,
+            dimension_numbers=_dimension_numbers(axes),
+            transpose_kernel=self.transpose_kernel,
+            **options,
+        )
+        return y[:, *crop] if crop else y

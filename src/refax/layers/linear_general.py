@@ -105,12 +105,12 @@ class LinearGeneral(Affine):
         self.batch_axis = batch = tuple(sorted(batch_axis.items()))
         if len(axes) != len(self.in_features):
             raise fit.ArgumentError(
-                f"LinearGeneral: axis={axes} names {len(axes)} axes, but in_features="
+                f"axis={axes} names {len(axes)} axes, but in_features="
                 f"{self.in_features} has {len(self.in_features)} sizes."
             )
         if [i for i, _ in batch] != list(range(len(batch))):
             raise fit.ArgumentError(
-                f"LinearGeneral: batch_axis={dict(batch)}, but batch axes must be the leading "
+                f"batch_axis={dict(batch)}, but batch axes must be the leading "
                 "ones: 0, 1, …, without a gap."
             )
         batch_sizes = tuple(n for _, n in batch)
@@ -141,7 +141,7 @@ class LinearGeneral(Affine):
         valid = valid and len({*batch, *axes}) == len(expected)
         if not valid or tuple(x.shape[i] for i in (*batch, *axes)) != expected:
             raise fit.ArgumentError(
-                f"LinearGeneral: the input has the shape {x.shape}, but its axes "
+                f"the input has the shape {x.shape}, but its axes "
                 f"{(*batch, *self.axis)} must be different ones of the sizes {expected} "
                 f"(in_features={self.in_features})."
             )

@@ -6,7 +6,7 @@ are as many spatial axes as the window has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -161,9 +161,11 @@ class _Pool(Module):
         axes = len(window_shape)
         canonical_padding("pooling", padding, axes)
         per_axis("pooling", "strides", strides, axes)
+        # Kept as they were given, but for lists, which have no hash.
         self.window_shape = tuple(window_shape)
-        self.strides = None if strides is None else per_axis("pooling", "strides", strides, axes)
-        self.padding = padding if isinstance(padding, str | int) else tuple(padding)
+        self.strides = tuple(strides) if isinstance(strides, Collection) else strides
+        one = isinstance(padding, str) or not isinstance(padding, Collection)
+        self.padding = padding if one else tuple(padding)
 
 
 class MaxPool(_Pool):
