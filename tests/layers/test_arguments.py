@@ -476,6 +476,10 @@ def test_valid_values_of_other_types() -> None:
     assert conv([two], [two], padding=[(1, two)])(X).shape == (2, 4, 6)
     assert conv(np.array([2]), padding=np.int64(1), strides=two)(X).shape == (2, 3, 6)
     assert nnx.max_pool(X, [two], np.array([2]), [two]).shape == (2, 4, 4)
+    assert nnx.MaxPool([two], [1], np.int64(1))(X).shape == (2, 6, 4)
+    for name in ("LayerNorm", "BatchNorm"):
+        assert norm(name)(X.tolist(), mask=(X > 0).tolist()).shape == X.shape
+    assert norm("GroupNorm", 2)(X.tolist(), mask=(X > 0).tolist()).shape == X.shape
     assert nnx.Dropout(jnp.array(0.5), rngs=rngs())(X).shape == X.shape
     assert nnx.Dropout(np.float32(0.5), rngs=nnx.Rngs(0).dropout)(X).shape == X.shape
     assert nnx.Dropout(0)(X, rngs=jax.random.PRNGKey(0)).shape == X.shape

@@ -118,7 +118,7 @@ class BatchNorm(Normalization):
             self, "use_running_average", use_running_average, self.use_running_average
         )
         mean, var = self.mean.value, self.var.value
-        x, scale, bias, dtype = self._arrays(x, mask, mean, var)
+        x, mask, scale, bias, dtype = self._arrays(x, mask, mean, var)
         features = self._find_feature_axes(x, self.axis, "axis")
         wide = dtypes.cast(x, dtypes.widest(x.dtype, dtype))
         if running:

@@ -90,7 +90,7 @@ class GroupNorm(Normalization):
         Raises:
             ValueError: x has another number of features.
         """
-        x, scale, bias, dtype = self._arrays(x, mask)
+        x, mask, scale, bias, dtype = self._arrays(x, mask)
         features = self._find_feature_axes(x, -1)
         axes = tuple(range(1, x.ndim)) or (0,)
         if self.reduction_axes is not None:
@@ -185,7 +185,7 @@ class InstanceNorm(Normalization):
         Raises:
             ValueError: x has another number of features; or its first axis is a feature axis.
         """
-        x, scale, bias, dtype = self._arrays(x, mask)
+        x, mask, scale, bias, dtype = self._arrays(x, mask)
         features = self._find_feature_axes(x, self.feature_axes)
         if 0 in features:
             raise fit.ArgumentError(

@@ -82,15 +82,16 @@ class Normalization(Layer):
         self.scale = make_parameter(arguments, "scale", shape) if self.use_scale else None
         self.bias = make_parameter(arguments, "bias", shape) if self.use_bias else None
 
-    def _arrays(self, inputs: Any, mask: Any, *more: jax.Array) -> tuple[jax.Array, Any, Any, Any]:
-        """The input and parameters as arrays, and the dtype of the result."""
+    def _arrays(self, inputs: Any, mask: Any, *more: jax.Array) -> tuple[Any, Any, Any, Any, Any]:
+        """The input, mask and parameters as arrays, and the dtype of the result."""
         x = dtypes.as_array(inputs)
         if mask is not None:
-            check_broadcasts("mask", jnp.shape(mask), x.shape, "the input")
+            mask = dtypes.as_array(mask)
+            check_broadcasts("mask", mask.shape, x.shape, "the input")
         scale, bias = value_of(self.scale), value_of(self.bias)
         # Only the dtype is of interest: the statistics are computed from x as it came.
         promoted = self.promote_dtype((x, *more, scale, bias), dtype=self.dtype)
-        return x, scale, bias, promoted[0].dtype
+        return x, mask, scale, bias, promoted[0].dtype
 
     def _find_feature_axes(
         self, x: jax.Array, axes: fit.Axes, name: str = "feature_axes"
@@ -128,7 +129,7 @@ class _FeatureNormalization(Normalization):
     def _normalize(
         self, x: fit.Array, mask: fit.Array | None, out_sharding: Any, *, center: bool
     ) -> jax.Array:
-        x, scale, bias, dtype = self._arrays(x, mask)
+        x, mask, scale, bias, dtype = self._arrays(x, mask)
         features = self._find_feature_axes(x, self.feature_axes)
         how = self._averaging(positive_axes("reduction_axes", self.reduction_axes, x.ndim), center)
         return placed(normalize(x, mask, scale, bias, how, features, dtype), out_sharding)

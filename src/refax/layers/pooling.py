@@ -164,8 +164,8 @@ class _Pool(Module):
         # Kept as they were given, but for lists, which have no hash.
         self.window_shape = tuple(window_shape)
         self.strides = tuple(strides) if isinstance(strides, Collection) else strides
-        one = isinstance(padding, str) or not isinstance(padding, Collection)
-        self.padding = padding if one else tuple(padding)
+        scalars = str | int | np.integer
+        self.padding = padding if isinstance(padding, scalars) else tuple(padding)
 
 
 class MaxPool(_Pool):
