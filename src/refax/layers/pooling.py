@@ -164,8 +164,9 @@ class _Pool(Module):
         # Kept as they were given, but for lists, which have no hash.
         self.window_shape = tuple(window_shape)
         self.strides = tuple(strides) if isinstance(strides, Collection) else strides
-        scalars = str | int | np.integer
-        self.padding = padding if isinstance(padding, scalars) else tuple(padding)
+        self.padding: Padding = padding
+        if isinstance(padding, Collection) and not isinstance(padding, str):
+            self.padding = tuple(padding)
 
 
 class MaxPool(_Pool):
