@@ -94,9 +94,12 @@ class Rebuilt(Snapshot):
 
     def tell(self, write: Write) -> None:
         # The arguments of a function that raised are dropped after its trace has ended.
-        if self.function in _TOLD or TRACE.value is not self.trace or only_asked():
+        # Where JAX wraps the function, as pmap does, the name is JAX's and tells none apart.
+        where = (write.path, write.line) if "pmap.py" in self.function else ()
+        told = (self.function, *where)
+        if told in _TOLD or TRACE.value is not self.trace or only_asked():
             return
-        _TOLD.add(self.function)
+        _TOLD.add(told)
         others = [
             w for w in UNREAD.values() if getattr(w.snapshot, "function", "") == self.function
         ]
@@ -130,7 +133,7 @@ class Write:
 # By id of the Variable; nearly always empty, so that asking whether it is costs nothing.
 UNREAD: dict[int, Write] = {}
 _GIVEN: dict[Any, Any] = {}  # what Python knows of the warnings that it has shown
-_TOLD: set[str] = set()  # the functions whose lost writes were told
+_TOLD: set[tuple] = set()  # the functions whose lost writes were told
 
 
 def written(variable: Any, snapshot: Snapshot) -> None:
