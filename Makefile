@@ -50,6 +50,7 @@ lint: setup
 
 types: setup
 	@$(RUN) -m pyright --pythonpath $(RUN)
+	@$(RUN) -m mypy
 
 budgets: setup
 	@$(RUN) tools/check_budgets.py
@@ -66,5 +67,5 @@ lock: setup
 	@! grep -nE '://|^-' requirements.lock || { echo "requirements.lock names a place" >&2; exit 1; }
 
 clean:
-	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import reduce
 from operator import getitem
-from typing import Any
+from typing import Any, overload
 
 import jax
 
@@ -156,6 +156,12 @@ def _partition(state: Mapping, filters: tuple[Filter, ...]) -> list[list[tuple[P
     return groups
 
 
+@overload
+def split_state(state: Mapping, first: Filter = ..., /) -> State: ...
+@overload
+def split_state(
+    state: Mapping, _1: Filter, _2: Filter, /, *filters: Filter
+) -> tuple[State, ...]: ...
 def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; they must match every leaf."""
     *groups, rest = _partition(state, (first, *filters))
@@ -164,6 +170,12 @@ def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any
     return one_or_all(map(from_flat_state, groups))
 
 
+@overload
+def filter_state(state: Mapping, first: Filter, /) -> State: ...
+@overload
+def filter_state(
+    state: Mapping, _1: Filter, _2: Filter, /, *filters: Filter
+) -> tuple[State, ...]: ...
 def filter_state(state: Mapping, first: Filter, /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; other leaves are left out."""
     return one_or_all(map(from_flat_state, _partition(state, (first, *filters))[:-1]))

@@ -33,8 +33,8 @@ class Affine(Layer):
 
     precision: lax.PrecisionLike = None
     preferred_element_type: DTypeLike | None = None
-    kernel: Param
-    bias: Param | None
+    kernel: Param[jax.Array]
+    bias: Param[jax.Array] | Any  # None if there is none, which need not be asked at each use
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:

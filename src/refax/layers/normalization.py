@@ -71,8 +71,8 @@ class Normalization(Layer):
     use_fast_variance: bool = True
     num_features: fit.Size
     epsilon: fit.Epsilon
-    scale: Param | None
-    bias: Param | None
+    scale: Param[jax.Array] | Any  # None if there is none, which need not be asked at each use
+    bias: Param[jax.Array] | Any  # None if there is none
 
     def _keep(self, arguments: Mapping[str, Any]) -> None:
         """What `__init__` does with its arguments."""

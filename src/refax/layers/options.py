@@ -46,7 +46,9 @@ def keep_options(layer: Module, arguments: Mapping[str, Any]) -> None:
             setattr(layer, name, value)
 
 
-def make_parameter(arguments: Mapping[str, Any], name: str, shape: Sequence[int]) -> Param:
+def make_parameter(
+    arguments: Mapping[str, Any], name: str, shape: Sequence[int]
+) -> Param[jax.Array]:
     """A Param with the initializer and metadata that the arguments of an `__init__` give for it."""
     init, dtype, shape = arguments[f"{name}_init"], arguments["param_dtype"], tuple(shape)
     value = initial(f"{name}_init", init, arguments["rngs"].params(), shape, dtype)

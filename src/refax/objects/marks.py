@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, overload
 
 from typing_extensions import dataclass_transform
 
@@ -93,7 +93,12 @@ def _named(cls: type, hint: str) -> Any:
     return value
 
 
-@dataclass_transform(field_specifiers=(data, static, dataclasses.field))
+@overload
+@dataclass_transform(eq_default=False, field_specifiers=(data, static, dataclasses.field))
+def dataclass(cls: type[T], /) -> type[T]: ...
+@overload
+@dataclass_transform(eq_default=False, field_specifiers=(data, static, dataclasses.field))
+def dataclass(**options: Any) -> Callable[[type[T]], type[T]]: ...
 def dataclass(cls: Any = None, **options: Any) -> Any:
     """`dataclasses.dataclass` for Pytrees: identity as equality, and refax's `repr`.
 

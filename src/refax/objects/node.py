@@ -59,11 +59,13 @@ class Node(Shown):
         if abstract:  # as for a class of abc.ABC: it cannot be instantiated
             cls.__abstractmethods__ = frozenset(abstract)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return new_pytree(cls)
+    if not typing.TYPE_CHECKING:  # where they would let any argument and any attribute pass
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, self._refax_prepare(name, value))
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return new_pytree(cls)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            object.__setattr__(self, name, self._refax_prepare(name, value))
 
     def _refax_prepare(self, name: Any, value: Any) -> Any:
         """What is to stand under a key of `vars`, after the checks; plans are told of a change."""

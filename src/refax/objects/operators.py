@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
+import jax
 import numpy as np
 from jax.core import Tracer
 
 from .entering import kept_in_place, operand
 from .errors import describe_value
+from .representation import Shown
 from .trace_errors import known_name
 
 _BINARY = (
@@ -40,6 +42,21 @@ _UNARY = {
     "dlpack_device": operator.methodcaller("__dlpack_device__"),
 }
 _FUNCTIONS: dict[str, Callable] = {"and": operator.and_, "or": operator.or_, "divmod": divmod}
+_ATTRIBUTES = "shape dtype ndim size".split()
+
+if TYPE_CHECKING:  # the table, for checkers: what a `jax.Array` has and may be passed to
+
+    class LikeArray(Shown, jax.Array):
+        sharding: Any  # the annotation, or the array's
+
+        def __hash__(self) -> int: ...
+
+        def __iadd__(self, other: Any) -> Self: ...
+
+        __isub__ = __imul__ = __imatmul__ = __itruediv__ = __ifloordiv__ = __imod__ = __iadd__
+        __ipow__ = __ilshift__ = __irshift__ = __iand__ = __ixor__ = __ior__ = __iadd__
+else:
+    LikeArray = Shown
 
 
 def add_operators(cls: type) -> None:
@@ -73,6 +90,8 @@ def add_operators(cls: type) -> None:
         binary(name, getattr(operator, name))
     for name, unary in _UNARY.items():
         define(name, lambda self, *args, unary=unary, **kw: unary(self.value, *args, **kw))
+    for name in _ATTRIBUTES:
+        setattr(cls, name, property(operator.attrgetter(f"value.{name}")))
     define("bool", _truth)
     define("contains", lambda self, item: other_value(item) in self.value)
     define("format", lambda self, spec: format(self.value, spec) if spec else repr(self))

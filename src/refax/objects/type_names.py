@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
+from typing_extensions import TypeVar
 
-A = TypeVar("A")
+A = TypeVar("A", default=Any)
 B = TypeVar("B")
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
 G = TypeVar("G", bound=Callable[..., Any])
-K = TypeVar("K")
-M = TypeVar("M")
+K = TypeVar("K", default=Any)
+M = TypeVar("M", default=Any)
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
-V = TypeVar("V")
+V = TypeVar("V", default=Any)
 
 Key = Hashable  # one step of a path: an attribute name, an index, a key
 PathParts = tuple[Any, ...]

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from operator import attrgetter
-from typing import Any, Generic
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,11 @@ from .at_once import Write, at_once, set_each
 from .entering import ARRAYS, entered, kept_in_place
 from .metadata import EMPTY, GET_HOOK, SET_HOOK, SHARED, A, Metadata, VariableMetadata
 from .modes import OF_VARIABLES as MODES
-from .operators import add_operators
+from .operators import LikeArray, add_operators
 from .outer_reads import outer_read
 from .pickling import copy_leaf, pack_leaf
 from .placing import placed_by_annotation
-from .representation import Form, Shown
+from .representation import Form
 from .snapshots import UNREAD, Snapshot, taken, written
 from .trace_errors import mutation_error
 from .watch import invalidate
@@ -43,17 +44,19 @@ from .watch import invalidate
 class VariableType(type):
     """JAX calls the class with the fields of `register_dataclass`, which flattens in C++."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if "raw_metadata" in kwargs:
-            return make_variable(cls, kwargs["value"], kwargs["raw_metadata"])
-        kind = kwargs.get("type", args and args[0]) if cls is Variable else None
-        if isinstance(kind, VariableType):  # a `VariableState(type, value)`
-            named = {k: v for k, v in kwargs.items() if k != "type"}
-            return kind(*[x for x in args if x is not kind], **named)
-        return super().__call__(*args, **kwargs)
+    if not TYPE_CHECKING:  # where it would make every Variable an `Any`
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            if "raw_metadata" in kwargs:
+                return make_variable(cls, kwargs["value"], kwargs["raw_metadata"])
+            kind = kwargs.get("type", args and args[0]) if cls is Variable else None
+            if isinstance(kind, VariableType):  # a `VariableState(type, value)`
+                named = {k: v for k, v in kwargs.items() if k != "type"}
+                return kind(*[x for x in args if x is not kind], **named)
+            return super().__call__(*args, **kwargs)
 
 
-class Variable(Shown, Generic[A], metaclass=VariableType):
+class Variable(LikeArray, Generic[A], metaclass=VariableType):
     """A mutable cell: one value and metadata.
 
     Args:
@@ -87,10 +90,16 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         cls._class_hooked = hooks or cls._own_get or cls._own_set
         jax.tree_util.register_dataclass(cls, data_fields=["value"], meta_fields=["raw_metadata"])
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return make_variable(cls, None, EMPTY)
+    if not TYPE_CHECKING:  # as in the metaclass
 
-    def __init__(self, value: A | VariableMetadata[A] | Variable[A], **metadata: Any):
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            return make_variable(cls, None, EMPTY)
+
+    @overload
+    def __init__(self, value: VariableMetadata[A] | Variable[A], **metadata: Any): ...
+    @overload
+    def __init__(self, value: A, **metadata: Any): ...
+    def __init__(self, value: Any, **metadata: Any):
         if isinstance(value, Variable):
             metadata = {**value._metadata, **metadata}
             value = _take(value)
@@ -115,13 +124,6 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             return self.get_value() if self._own_get else self._read()
         return self._value
 
-    def _read(self) -> A:
-        outer_read(self)
-        if UNREAD:
-            _was_read(self)
-        hook = self._hook(GET_HOOK)
-        return self._value if hook is None else hook(self._value)
-
     @value.setter
     def value(self, new: A | Variable[A]) -> None:
         if type(new) in ARRAYS and not self._hooked and self._trace is TRACE.value:
@@ -130,6 +132,13 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
             self.set_value(new)  # type: ignore[arg-type]
         else:
             self._write(new)
+
+    def _read(self) -> A:
+        outer_read(self)
+        if UNREAD:
+            _was_read(self)
+        hook = self._hook(GET_HOOK)
+        return self._value if hook is None else hook(self._value)
 
     def _write(self, new: A | Variable[A]) -> None:
         check_write(self, "write the value of")
@@ -167,6 +176,12 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 
     raw_value = property(get_raw_value, set_raw_value)
 
+    @overload
+    def __getitem__(self, index: EllipsisType) -> A: ...
+    @overload
+    def __getitem__(self: Variable[jax.Array], index: Any) -> jax.Array: ...
+    @overload
+    def __getitem__(self, index: Any) -> Any: ...
     def __getitem__(self, index: Any) -> Any:
         return self.value if index is ... else self.get_value(index=index)
 
@@ -279,15 +294,15 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         return type(self)
 
     @classmethod
-    def from_metadata(cls, value: Any, attributes: Mapping[str, Any]) -> Any:
+    def from_metadata(cls, value: Any, attributes: Mapping[str, Any]) -> Self:
         """A Variable of this type with a value and metadata as `get_metadata()` gives it."""
         return make_variable(cls, entered(value), Metadata(attributes))
 
-    def copy(self, value: Any = ..., **metadata: Any) -> Any:
+    def copy(self, value: Any = ..., **metadata: Any) -> Self:
         """A new cell of the same type, with another value or other metadata where given."""
         return self.replace(value, **metadata)
 
-    def replace(self, value: Any = ..., **metadata: Any) -> Any:
+    def replace(self, value: Any = ..., **metadata: Any) -> Self:
         """A copy with another value and/or other metadata entries; a changed shape is fine."""
         if isinstance(value, Variable):
             if type(value) is not type(self):
@@ -317,13 +332,13 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
         value = entered(_take(variable_state), self._value, self)
         at_once([partial(set_raw_value, self, value), *metadata])
 
-    def to_state(self, value: Any = ...) -> Any:
+    def to_state(self, value: Any = ...) -> Self:
         return self.copy(value)
 
-    def __copy__(self) -> Any:
+    def __copy__(self) -> Self:
         return self.copy()
 
-    def __deepcopy__(self, memo: dict) -> Any:
+    def __deepcopy__(self, memo: dict) -> Self:
         new = make_variable(type(self), None, copy.deepcopy(self._metadata, memo))
         memo[id(self)] = new
         set_raw_value(new, jax.tree.map(copy_leaf, _take(self)))
@@ -334,10 +349,6 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
 
     # -- standing in for an array --------------------------------------------------------------
 
-    shape = property(lambda self: self.value.shape)
-    dtype = property(lambda self: self.value.dtype)
-    ndim = property(lambda self: self.value.ndim)
-    size = property(lambda self: self.value.size)
     # NumPy's operators then leave `array * variable` to the Variable, as they do for a jax.Array.
     __array_priority__ = 100
 
@@ -347,8 +358,6 @@ class Variable(Shown, Generic[A], metaclass=VariableType):
     def _refax_form(self) -> Form:
         items = [("value", _take(self)), *self._metadata.items()]
         return Form(type(self).__name__ + "(", items, values=(self._value,))
-
-    def __iter__(self) -> Iterator[Any]: ...  # replaced below
 
 
 # The slot descriptors, called as functions, are the fast way past `__setattr__`.

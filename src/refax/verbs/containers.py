@@ -204,7 +204,7 @@ class Dict(MutableMapping[str, T], Module):
 
     @classmethod
     def fromkeys(cls, keys: Iterable[str], value: Any = None) -> Dict[Any]:
-        return cls(dict.fromkeys(keys, value))
+        return cls({key: value for key in keys})
 
     def copy(self) -> Dict[T]:
         return type(self)(self.__dict__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import jax
 
@@ -12,6 +12,7 @@ from ..graph.rebuild import rebuild
 from ..graph.state import State
 from ..objects.entering import ARRAYS, entered
 from ..objects.errors import describe_value
+from ..objects.type_names import M
 from ..objects.variable import Variable, copies, make_variable, own_cell, set_raw_value
 from . import errors
 from .layouts import shapes_of
@@ -23,13 +24,13 @@ PureState = tuple[GraphDef, State]  # what `nnx.split` gives without filters
 
 
 def unflatten(
-    graphdef: GraphDef,
+    graphdef: GraphDef[M],
     state: Any,
     /,
     *,
     copy_variables: bool = True,
     recreate_variables: bool = True,
-) -> Any:
+) -> M:
     """The object of a GraphDef and the leaves of `flatten` (a FlatState or list), or a State.
 
     Args:
@@ -39,6 +40,14 @@ def unflatten(
     return merge(graphdef, state, copy=copy_variables and recreate_variables)
 
 
+@overload
+def merge(
+    graphdef: GraphDef[M], /, *states: Any, copy: bool = True, recreate_variables: bool = True
+) -> M: ...
+@overload
+def merge(
+    graphdef: GraphState, /, *states: Any, copy: bool = True, recreate_variables: bool = True
+) -> Any: ...
 def merge(
     graphdef: Any, /, *states: Any, copy: bool = True, recreate_variables: bool = True
 ) -> Any:

@@ -108,7 +108,14 @@ class Module(Pytree):
 
     __slots__ = ()
 
-    if not TYPE_CHECKING:  # where a field of the same name would be an override
+    if TYPE_CHECKING:  # where a field of the same name would be an override of a method
+        split: Any
+        state: Any
+        update: Any
+        pop: Any
+        clone: Any
+        merge: Any
+    else:
         split, state, update = _Verb(split), _Verb(state), _Verb(update)
         pop, clone = _Verb(pop), _Verb(clone)
         merge = _Verb(lambda _, *given, **options: merge(*given, **options))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from operator import delitem
-from typing import Any
+from typing import Any, overload
 
 from ..graph.filters import Filter
-from ..graph.state import form_changed, nest, one_or_all, state_over
+from ..graph.state import State, form_changed, nest, one_or_all, state_over
 from ..objects.at_once import Write, at_once
 from ..objects.errors import path_string
 from ..objects.modes import Switch
@@ -33,6 +33,12 @@ def sown_path(path: tuple) -> tuple:
     return (*above, name.removeprefix(SOWN) if isinstance(name, str) else name)
 
 
+@overload
+def pop(node: Any, filter: Filter, /, *, graph: Switch = None) -> State: ...
+@overload
+def pop(
+    node: Any, _1: Filter, _2: Filter, /, *filters: Filter, graph: Switch = None
+) -> tuple[State, ...]: ...
 def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     """Take the leaves that the filters match out of an object; one State per filter.
 

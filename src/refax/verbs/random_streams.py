@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Concatenate, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +19,10 @@ from ..graph.filters import All, Filter, Not, WithTag, first_match, to_predicate
 from ..graph.filters import Any as Any_
 from ..objects.errors import path_string, suggest
 from ..objects.modes import without_modes
+from ..objects.type_names import P
 from ..objects.variable import Variable
 from ..objects.variable_types import RngCount, RngKey
 from .pytree import Pytree
-
-# Drawing functions of jax.random whose first argument is the key, as methods of streams.
-_SAMPLERS = """
-    ball bernoulli beta binomial bits categorical cauchy chisquare choice dirichlet
-    double_sided_maxwell exponential f gamma generalized_normal geometric gumbel laplace loggamma
-    logistic lognormal maxwell multinomial multivariate_normal normal orthogonal pareto permutation
-    poisson rademacher randint rayleigh t triangular truncated_normal uniform wald weibull_min
-""".split()
-
-# Makers of jax.nn.initializers, likewise: `rngs.params.lecun_normal()(shape)`. Where both have a
-# name (`normal`, `uniform`, `truncated_normal`, `orthogonal`) it is the sampler.
-_INITIALIZERS = ["delta_orthogonal", "variance_scaling"] + [
-    f"{name}_{distribution}"
-    for name in ("glorot", "he", "kaiming", "lecun", "xavier")
-    for distribution in ("normal", "uniform")
-]
 
 
 def as_key(seed: Any) -> jax.Array:
@@ -60,6 +45,31 @@ def as_key(seed: Any) -> jax.Array:
         f"shape {array.shape} and dtype {array.dtype}.\n"
         "Cure: for several streams at once, pass keys: jax.random.split(jax.random.key(0), n)."
     )
+
+
+def _sampler(draw: Callable[Concatenate[Any, P], Any]) -> Callable[Concatenate[Any, P], jax.Array]:
+    """A drawing function of jax.random as a method: the key is the next one."""
+
+    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> jax.Array:
+        return draw(self(), *args, **kwargs)
+
+    name = method.__name__ = draw.__name__
+    method.__doc__ = f"`jax.random.{name}` with the next key of the stream."
+    return method
+
+
+def _initializer(make: Callable[P, Any]) -> Callable[Concatenate[Any, P], Callable[..., jax.Array]]:
+    """A maker of jax.nn.initializers as a method: what it makes takes no key."""
+
+    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> Callable[..., jax.Array]:
+        initializer = make(*args, **kwargs)
+        return lambda *args, **kwargs: initializer(self(), *args, **kwargs)
+
+    name = method.__name__ = make.__name__
+    method.__doc__ = (
+        f"`jax.nn.initializers.{name}`: what it makes is called with (shape, dtype), and draws."
+    )
+    return method
 
 
 class _Draws:
@@ -120,37 +130,58 @@ class _Draws:
         """
         return self._renewed("broadcast", _required("broadcast", _given(k, split, splits)))
 
-    if TYPE_CHECKING:  # they are made below
+    ball = _sampler(jax.random.ball)
+    bernoulli = _sampler(jax.random.bernoulli)
+    beta = _sampler(jax.random.beta)
+    binomial = _sampler(jax.random.binomial)
+    bits = _sampler(jax.random.bits)
+    categorical = _sampler(jax.random.categorical)
+    cauchy = _sampler(jax.random.cauchy)
+    chisquare = _sampler(jax.random.chisquare)
+    choice = _sampler(jax.random.choice)
+    dirichlet = _sampler(jax.random.dirichlet)
+    double_sided_maxwell = _sampler(jax.random.double_sided_maxwell)
+    exponential = _sampler(jax.random.exponential)
+    f = _sampler(jax.random.f)
+    gamma = _sampler(jax.random.gamma)
+    generalized_normal = _sampler(jax.random.generalized_normal)
+    geometric = _sampler(jax.random.geometric)
+    gumbel = _sampler(jax.random.gumbel)
+    laplace = _sampler(jax.random.laplace)
+    loggamma = _sampler(jax.random.loggamma)
+    logistic = _sampler(jax.random.logistic)
+    lognormal = _sampler(jax.random.lognormal)
+    maxwell = _sampler(jax.random.maxwell)
+    multinomial = _sampler(jax.random.multinomial)
+    multivariate_normal = _sampler(jax.random.multivariate_normal)
+    normal = _sampler(jax.random.normal)
+    orthogonal = _sampler(jax.random.orthogonal)
+    pareto = _sampler(jax.random.pareto)
+    permutation = _sampler(jax.random.permutation)
+    poisson = _sampler(jax.random.poisson)
+    rademacher = _sampler(jax.random.rademacher)
+    randint = _sampler(jax.random.randint)
+    rayleigh = _sampler(jax.random.rayleigh)
+    t = _sampler(jax.random.t)
+    triangular = _sampler(jax.random.triangular)
+    truncated_normal = _sampler(jax.random.truncated_normal)
+    uniform = _sampler(jax.random.uniform)
+    wald = _sampler(jax.random.wald)
+    weibull_min = _sampler(jax.random.weibull_min)
 
-        def __getattr__(self, name: str) -> Any: ...
-
-
-def _sampler(draw: Callable) -> Callable:
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return draw(self(), *args, **kwargs)
-
-    return method
-
-
-def _initializer(make: Callable) -> Callable:
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        initializer = make(*args, **kwargs)
-        return lambda *args, **kwargs: initializer(self(), *args, **kwargs)
-
-    return method
-
-
-def _add_method(name: str, method: Callable, doc: str) -> None:
-    method.__name__, method.__doc__ = name, doc
-    setattr(_Draws, name, method)
-
-
-for _name in _INITIALIZERS:
-    _doc = f"`jax.nn.initializers.{_name}`: what it makes is called with (shape, dtype), and draws."
-    _add_method(_name, _initializer(getattr(jax.nn.initializers, _name)), _doc)
-for _name in _SAMPLERS:
-    _doc = f"`jax.random.{_name}` with the next key of the stream."
-    _add_method(_name, _sampler(getattr(jax.random, _name)), _doc)
+    # Where both have a name (`normal`, `uniform`, …) it is the sampler.
+    delta_orthogonal = _initializer(jax.nn.initializers.delta_orthogonal)
+    variance_scaling = _initializer(jax.nn.initializers.variance_scaling)
+    glorot_normal = _initializer(jax.nn.initializers.glorot_normal)
+    glorot_uniform = _initializer(jax.nn.initializers.glorot_uniform)
+    he_normal = _initializer(jax.nn.initializers.he_normal)
+    he_uniform = _initializer(jax.nn.initializers.he_uniform)
+    kaiming_normal = _initializer(jax.nn.initializers.kaiming_normal)
+    kaiming_uniform = _initializer(jax.nn.initializers.kaiming_uniform)
+    lecun_normal = _initializer(jax.nn.initializers.lecun_normal)
+    lecun_uniform = _initializer(jax.nn.initializers.lecun_uniform)
+    xavier_normal = _initializer(jax.nn.initializers.xavier_normal)
+    xavier_uniform = _initializer(jax.nn.initializers.xavier_uniform)
 
 
 # Every parameter of a model draws a key: as one compiled call that takes 8 µs, and not 90.

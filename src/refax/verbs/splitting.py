@@ -7,18 +7,37 @@ object's own Variables.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 from ..graph import errors
 from ..graph.filters import Filter
 from ..graph.graph_state import GraphState
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
-from ..graph.state import FlatState, one_or_all
+from ..graph.state import FlatState, State, one_or_all
 from ..objects.modes import Switch
+from ..objects.type_names import M
 from .layouts import full_layout, layouts, note_shapes, plan_of, snapshot
 
 
+@overload
+def split(
+    node: M, a: Filter = ..., /, *, copy: bool = True, graph: Switch = None
+) -> tuple[GraphDef[M], State]: ...
+@overload
+def split(
+    node: M, a: Filter, b: Filter, /, *, copy: bool = True, graph: Switch = None
+) -> tuple[GraphDef[M], State, State]: ...
+@overload
+def split(
+    node: M, a: Filter, b: Filter, c: Filter, /, *, copy: bool = True, graph: Switch = None
+) -> tuple[GraphDef[M], State, State, State]: ...
+@overload
+def split(
+    node: M, a: Filter, b: Filter, c: Filter, d: Filter, /, *, copy: bool = True, graph: Any = None
+) -> tuple[GraphDef[M], State, State, State, State]: ...
+@overload
+def split(node: Any, *filters: Filter, copy: bool = True, graph: Switch = None) -> Any: ...
 def split(node: Any, *filters: Filter, copy: bool = True, graph: Switch = None) -> Any:
     """Split an object graph into its GraphDef and one State per filter (one in all without).
 
@@ -66,6 +85,14 @@ def unpack(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     return one_or_all([GraphState(graphdef, x) for x in states])
 
 
+@overload
+def state(
+    node: Any, first: Filter = ..., /, *, copy: bool = True, graph: Switch = None
+) -> State: ...
+@overload
+def state(
+    node: Any, _1: Filter, _2: Filter, /, *filters: Filter, copy: bool = True, graph: Switch = None
+) -> tuple[State, ...]: ...
 def state(node: Any, *filters: Filter, copy: bool = True, graph: Switch = None) -> Any:
     """The State of an object graph, or one State per filter, leaving out what none matches.
 
@@ -88,6 +115,12 @@ def state(node: Any, *filters: Filter, copy: bool = True, graph: Switch = None) 
     return one_or_all([layout.build(leaves) for layout in found])
 
 
+@overload
+def variables(node: Any, first: Filter = ..., /, *, graph: Switch = None) -> State: ...
+@overload
+def variables(
+    node: Any, _1: Filter, _2: Filter, /, *filters: Filter, graph: Switch = None
+) -> tuple[State, ...]: ...
 def variables(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     """Like `nnx.state`, but with the Variables of the object themselves, not copies."""
     return state(node, *filters, copy=False)
@@ -97,12 +130,12 @@ def _leaves(plan: Plan, copy: bool) -> list[Any]:
     return snapshot(plan) if copy else plan.leaves()
 
 
-def graphdef(node: Any, *, graph: Switch = None) -> GraphDef:
+def graphdef(node: M, *, graph: Switch = None) -> GraphDef[M]:
     """The GraphDef of an object graph: its structure without the arrays."""
     return plan_of(node).graphdef
 
 
-def flatten(node: Any, *, with_paths: bool = True, graph: Switch = None) -> tuple[GraphDef, Any]:
+def flatten(node: M, *, with_paths: bool = True, graph: Switch = None) -> tuple[GraphDef[M], Any]:
     """(graphdef, leaves): the Variables (copies) and bare arrays, sorted by path.
 
     Args:
