@@ -1,4 +1,4 @@
-"""TODO"""
+"""The errors of the object graph, and how their texts show a path and a value."""
 
 from __future__ import annotations
 
