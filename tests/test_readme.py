@@ -1,4 +1,4 @@
-"""The README's Python runs, from top to bottom, and prints what the README says."""
+"""The Python of the README and of the guides runs, from top to bottom, and prints what they say."""
 
 import contextlib
 import io
@@ -6,14 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from refax import nnx
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_python_of_the_readme_prints_what_it_says():
-    blocks = BLOCK.findall(README.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", ["README.md", "docs/weights.md", "docs/devices.md"])
+def test_python_of_a_page_prints_what_it_says(page):
+    path = README.parent / page
+    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
     assert blocks[0][0] == "python"
     namespace: dict[str, Any] = {"__name__": "readme"}
     printed = ""
@@ -21,7 +25,7 @@ def test_python_of_the_readme_prints_what_it_says():
         if language == "python":
             assert not printed, "a block that prints is followed by a block of text"
             with contextlib.redirect_stdout(io.StringIO()) as output:
-                exec(compile(text, str(README), "exec"), namespace)
+                exec(compile(text, str(path), "exec"), namespace)
             printed = output.getvalue()
         else:
             assert printed == text
@@ -37,11 +41,11 @@ def test_links_of_the_readme_lead_somewhere():
 
 def test_names_of_the_readme_are_there():
     rows = re.findall(
-        r"^\| (objects|transforms|layers|training|weights|looking) \|(.*)\|$",
+        r"^\| (objects|transforms|layers|training|weights|devices|looking) \|(.*)\|$",
         README.read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    assert len(rows) == 6
+    assert len(rows) == 7
     for _, names in rows:
         for name in re.findall(r"`(\w+)`", names):
             assert name == "repr" or hasattr(nnx, name), f"the README says that {name} is there"

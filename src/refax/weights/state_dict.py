@@ -33,6 +33,9 @@ from .stacks import read, with_stacks
 
 Rename = Mapping[str, str] | Callable[[str], str | None]
 Transform = Callable[[str, Any], Any]
+_OTHER_NAMES = (
+    "rename={…} for other names; strict=False for what is missing, or is not of the object"
+)
 
 
 class Loaded(NamedTuple):
@@ -170,9 +173,9 @@ def load_into(
         ready.append((place, value, target))
     if strict:
         lines = [f"missing: `{name}`.{suggest(name, unexpected)}" for name in missing]
-        misfits.add("rename={…} for other names; strict=False to keep what is missing", *lines)
+        misfits.add(_OTHER_NAMES, *lines)
         lines = [f"unexpected: `{n}`.{suggest(n, places.by_name)}" for n in unexpected]
-        misfits.add("rename={…} for other names; strict=False to leave out the unexpected", *lines)
+        misfits.add(_OTHER_NAMES, *lines)
     misfits.raise_if_any()
     leaves = [place.leaf for place, _, _ in ready]
     check_writable(places.plan, places.obj, leaves, "load weights into")
