@@ -6,16 +6,18 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Concatenate, cast
 
 from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.array_prefix import by_path
 from ..lift.call import Call, enter, pure_function
 from ..objects.modes import without_modes
+from ..objects.type_names import O
 from ..verbs.pytree import Pytree
+from .signatures import KeepingTransform
 
 
-def decorator_or_function(transform: Callable) -> Callable:
+def decorator_or_function(transform: Callable[Concatenate[Any, O], Any]) -> KeepingTransform[O]:
     """Let `transform(f, **kw)` also be written `@transform`, `@transform(**kw)`, with `fun=f`.
 
     The switches of `objects/modes.py` stop here.
@@ -35,9 +37,10 @@ def decorator_or_function(transform: Callable) -> Callable:
         return transform(fun, *args, **kwargs)
 
     signature = inspect.signature(transform)
-    parameters = sorted([*signature.parameters.values(), *_MODES], key=lambda p: p.kind)
+    named = {p.name: p for p in (*_MODES, *signature.parameters.values())}
+    parameters = sorted(named.values(), key=lambda p: p.kind)
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return wrapper
+    return cast(Any, wrapper)
 
 
 _MODES = [

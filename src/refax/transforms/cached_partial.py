@@ -16,6 +16,7 @@ from ..objects.at_once import set_each
 from ..objects.errors import StructureError, path_string
 from ..objects.modes import Switch
 from ..objects.node import new_pytree
+from ..objects.type_names import R
 from ..objects.variable import replace_metadata, set_raw_value
 from ..verbs.copying import clone
 from ..verbs.layouts import plan_of
@@ -24,8 +25,8 @@ from .differences import differences_between
 
 
 def cached_partial(
-    f: Callable, *cached_args: Any, graph: Switch = None, graph_updates: Switch = None
-) -> Callable:
+    f: Callable[..., R], *cached_args: Any, graph: Switch = None, graph_updates: Switch = None
+) -> Callable[..., R]:
     """`functools.partial(f, *objects)` of copies of the objects, which share their Variables.
 
     So a jitted step meets the same structure at every call: what is changed in the originals later

@@ -18,6 +18,7 @@ from ..lift.faults import execute
 from ..lift.inside import Change
 from ..lift.programs import eager_program
 from ..objects.modes import Switch
+from ..objects.type_names import R
 from ..objects.variable import Variable
 from .bound import Together
 from .branch_errors import Look, check_structures, check_values
@@ -27,13 +28,13 @@ _NO_OPERAND = object()
 
 def cond(
     pred: Any,
-    true_fun: Callable,
-    false_fun: Callable,
+    true_fun: Callable[..., R],
+    false_fun: Callable[..., R],
     *operands: Any,
     operand: Any = _NO_OPERAND,
     graph: Switch = None,
     graph_updates: Switch = None,
-) -> Any:
+) -> R:
     """`jax.lax.cond` with objects in the operands.
 
     Both branches must leave the objects with the same structure; values may be written by either.
@@ -64,12 +65,12 @@ def cond(
 
 def switch(
     index: Any,
-    branches: Sequence[Callable],
+    branches: Sequence[Callable[..., R]],
     *operands: Any,
     operand: Any = _NO_OPERAND,
     graph: Switch = None,
     graph_updates: Switch = None,
-) -> Any:
+) -> R:
     """`jax.lax.switch` with objects in the operands; `index` is clamped to the branches.
 
     All branches must leave the objects with the same structure; `operand` as in `nnx.cond`.

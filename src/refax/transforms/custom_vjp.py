@@ -6,7 +6,7 @@ import functools
 import types
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, cast, overload
 
 import jax
 
@@ -26,7 +26,14 @@ from .jit_options import as_tuple, resolved
 from .prefixes import DiffState
 
 
-@decorator_or_function
+class _Maker(Protocol):
+    @overload
+    def __call__(self, fun: Callable[..., A], *args: Any, **options: Any) -> CustomVjp[A]: ...
+    @overload
+    def __call__(self, **options: Any) -> Callable[[Callable[..., A]], CustomVjp[A]]: ...
+
+
+@cast(Callable[[Any], _Maker], decorator_or_function)
 def custom_vjp(
     fun: Callable,
     nondiff_argnums: int | DiffState | Sequence[int | DiffState] = (),
@@ -108,7 +115,7 @@ class CustomVjp(Generic[A]):
             )
         self._rules, self._options = (fwd, bwd), options
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> A:
         return self._call(self._bound, args, kwargs)
 
     def _call(self, bound: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

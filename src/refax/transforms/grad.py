@@ -8,7 +8,7 @@ objects on the way (statistics, random counts) is carried out, once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -17,9 +17,10 @@ from ..lift.faults import execute
 from .bound import decorator_or_function, lifted
 from .differentiation import gradient_builder, normalize_argnums, prepare
 from .prefixes import DiffState
+from .signatures import GradTransform, ValueAndGradTransform
 
 
-@decorator_or_function
+@cast(Callable[[Any], ValueAndGradTransform], decorator_or_function)
 def value_and_grad(
     f: Callable,
     argnums: int | DiffState | Sequence[int | DiffState] = 0,
@@ -65,7 +66,7 @@ def _runner(
     return run
 
 
-@decorator_or_function
+@cast(Callable[[Any], GradTransform], decorator_or_function)
 def grad(
     f: Callable,
     argnums: int | DiffState | Sequence[int | DiffState] = 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -13,7 +13,7 @@ from .bound import decorator_or_function, enter_unbound, lifted
 from .eval_shape import leave_abstract
 
 
-@decorator_or_function
+@cast(Callable[[Any], Callable[..., Any]], decorator_or_function)
 def make_jaxpr(
     f: Callable,
     static_argnums: Any = (),
@@ -51,7 +51,7 @@ def make_jaxpr(
     return lifted(f, run)
 
 
-@decorator_or_function
+@cast(Callable[[Any], Callable[..., Any]], decorator_or_function)
 def checkify(f: Callable, errors: Any = None) -> Callable:
     """`jax.experimental.checkify.checkify` for functions of objects: (error, result).
 

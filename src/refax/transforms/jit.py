@@ -15,7 +15,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic
+from typing import Any, Concatenate, Generic, Protocol, Self, cast, overload
 
 import jax
 
@@ -29,7 +29,7 @@ from ..lift.places import inputs_of
 from ..lift.programs import programs_of, proxy, remember
 from ..objects.at_once import uninterrupted
 from ..objects.outer_reads import Reads, written_since
-from ..objects.type_names import P, R
+from ..objects.type_names import O, P, Q, R
 from .bound import decorator_or_function, positions
 from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, layout_of
@@ -40,7 +40,22 @@ from .retrace import StaleConstantWarning, TraceRecord, Traces, stale_constant, 
 _NOTHING = Donated()
 
 
-@decorator_or_function
+class _Jit(Protocol[O]):
+    @overload
+    def __call__(
+        self, fun: Callable[P, R], *args: O.args, **options: O.kwargs
+    ) -> JitWrapped[P, R]: ...
+    @overload
+    def __call__(
+        self, *args: O.args, **options: O.kwargs
+    ) -> Callable[[Callable[P, R]], JitWrapped[P, R]]: ...
+
+
+def _as_jit(transform: Callable[Concatenate[Any, O], Any]) -> _Jit[O]:
+    return cast(Any, decorator_or_function(transform))
+
+
+@_as_jit
 def jit(
     fun: Callable,
     *,
@@ -108,11 +123,11 @@ class JitWrapped(Generic[P, R]):
         self.traces: Traces = kept.setdefault("traces", Traces(self._function))
         self._reads: Reads = kept.setdefault("reads", {})
         if bound is not None:
-            free = copy.copy(self)
+            free: Any = copy.copy(self)
             free._first = ()
             set_unbound(self, lambda obj, /, *args, **kw: free(obj, *first, *args, **kw), bound)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._reads:
             self._warn_of_constants()
         call, program, inputs = self._prepare(args, kwargs)
@@ -130,6 +145,12 @@ class JitWrapped(Generic[P, R]):
             raise fault from error
         return leave(call, out)
 
+    @overload
+    def __get__(self, obj: None, objtype: Any = None) -> Self: ...
+    @overload
+    def __get__(
+        self: JitWrapped[Concatenate[Any, Q], R], obj: Any, objtype: Any = None
+    ) -> Callable[Q, R]: ...
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
         return self if obj is None else types.MethodType(self, obj)
 
@@ -274,7 +295,7 @@ class JitWrapped(Generic[P, R]):
         """
         return self.traces.explain()
 
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
+    def trace(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """`jax.jit(f).trace(…)` of the inner function: `.jaxpr`, `.lower()`, …
 
         That is also what `jax.export.export(nnx.jit(f))` asks for; its artifact takes the arrays in
@@ -284,14 +305,14 @@ class JitWrapped(Generic[P, R]):
         _, program, inputs = self._prepare(args, kwargs)
         return program.jitted.trace(*inputs)
 
-    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+    def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered:
         """Lower without running: `.as_text()`, `.compile()`, `.cost_analysis()`, …"""
         _, program, inputs = self._prepare(args, kwargs)
         return Lowered(self, program.jitted.lower(*inputs))
 
-    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+    def eval_shape(self, *given: P.args, **kwargs: P.kwargs) -> R:
         """Shapes and dtypes of the result, without running; the arguments stay as they are."""
-        args = (*self._first, *args)
+        args = (*self._first, *given)
         statics = StaticArguments(self._options, args, kwargs, self._shift)
         return eval_shape(statics.into(self._function), *statics.args, **statics.kwargs)
 
@@ -338,7 +359,7 @@ class Compiled(_Stage):
         return leave(call, execute(call, self._wrapped._function, self._stage, *inputs))
 
 
-def jit_partial(fun: Callable, *partial_args: Any, **options: Any) -> JitWrapped:
+def jit_partial(fun: Callable[..., R], *partial_args: Any, **options: Any) -> JitWrapped[..., R]:
     """`nnx.jit` of a function whose first arguments are fixed: a training step on its model.
 
     Args:

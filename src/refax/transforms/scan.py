@@ -23,6 +23,7 @@ from ..lift.errors import PrefixError
 from ..lift.inside import leaves_out
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..objects.errors import describe_value
+from ..objects.modes import Switch
 from ..objects.statics import static_key
 from .bound import by_position, decorator_or_function, lifted, with_self
 from .broadcast_counts import BroadcastCounts
@@ -41,6 +42,8 @@ def scan(
     in_axes: Any = (Carry, 0),
     out_axes: Any = (Carry, 0),
     transform_metadata: Mapping[str, Any] | None = None,
+    graph: Switch = None,
+    graph_updates: Switch = None,
 ) -> Callable:
     """`jax.lax.scan` for functions of objects, as a transform of the body.
 

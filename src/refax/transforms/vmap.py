@@ -13,6 +13,7 @@ from ..lift.array_prefix import for_arrays, without_objects
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, pure_function
 from ..lift.prefix import OutputRules
+from ..objects.modes import Switch
 from ..objects.statics import static_key
 from ..verbs.spmd import PARTITION_NAME
 from .bound import decorator_or_function, lifted, with_self, with_static, without_static
@@ -74,6 +75,8 @@ def pmap(
     axis_size: int | None = None,
     donate_argnums: Any = (),
     transform_metadata: Mapping[str, Any] | None = None,
+    graph: Switch = None,
+    graph_updates: Switch = None,
 ) -> Callable:
     """`jax.pmap` for functions of objects: a stacked model, one slice per device.
 

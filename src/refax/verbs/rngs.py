@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Concatenate, Protocol, overload
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from ..graph.filters import All, Filter, to_predicate
 from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
+from ..objects.type_names import F, O
 from ..objects.variable import Variable, all_or_none, set_raw_value
 from .copying import clone
 from .iteration import BEFORE, children_as_made, iter_graph, visit
@@ -179,6 +180,19 @@ def _renew(node: Any, only: Filter, splits: Any, squeeze: bool = False) -> Split
     return backups
 
 
+class _Verb(Protocol[O]):
+    @overload
+    def __call__(self, *args: O.args, **options: O.kwargs) -> Callable[[F], F]: ...
+    @overload
+    def __call__(self, node: Any, /, *args: O.args, **options: O.kwargs) -> Any: ...
+
+
+def _with_decorator(verb: Callable[Concatenate[Any, O], Any]) -> _Verb[O]:
+    """For checkers: without `node` it gives a decorator."""
+    return verb  # type: ignore[return-value]
+
+
+@_with_decorator
 def split_rngs(
     node: Any = ...,
     /,
@@ -220,6 +234,7 @@ def split_rngs(
     return _function_or_decorator(node, lambda x: _renew(x, only, splits, squeeze))
 
 
+@_with_decorator
 def fork_rngs(
     node: Any = ...,
     /,
@@ -265,6 +280,7 @@ def _function_or_decorator(node: Any, verb: Callable[[Any], Any]) -> Any:
     return decorator
 
 
+@_with_decorator
 def with_rngs(
     node: Any = ...,
     /,
