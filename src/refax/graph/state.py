@@ -159,9 +159,7 @@ def _partition(state: Mapping, filters: tuple[Filter, ...]) -> list[list[tuple[P
 @overload
 def split_state(state: Mapping, first: Filter = ..., /) -> State: ...
 @overload
-def split_state(
-    state: Mapping, _1: Filter, _2: Filter, /, *filters: Filter
-) -> tuple[State, ...]: ...
+def split_state(state: Mapping, a: Filter, b: Filter, /, *more: Filter) -> States: ...
 def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; they must match every leaf."""
     *groups, rest = _partition(state, (first, *filters))
@@ -173,9 +171,7 @@ def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any
 @overload
 def filter_state(state: Mapping, first: Filter, /) -> State: ...
 @overload
-def filter_state(
-    state: Mapping, _1: Filter, _2: Filter, /, *filters: Filter
-) -> tuple[State, ...]: ...
+def filter_state(state: Mapping, a: Filter, b: Filter, /, *more: Filter) -> States: ...
 def filter_state(state: Mapping, first: Filter, /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; other leaves are left out."""
     return one_or_all(map(from_flat_state, _partition(state, (first, *filters))[:-1]))
@@ -296,6 +292,7 @@ def state_over(tree: dict) -> State:
     return self
 
 
+States = tuple[State, ...]
 register_mapping(State, lambda state: (state._tree, None), lambda tree, _: state_over(tree))
 
 

@@ -97,7 +97,6 @@ def _named(cls: type, hint: str) -> Any:
 @dataclass_transform(eq_default=False, field_specifiers=(data, static, dataclasses.field))
 def dataclass(cls: type[T], /) -> type[T]: ...
 @overload
-@dataclass_transform(eq_default=False, field_specifiers=(data, static, dataclasses.field))
 def dataclass(**options: Any) -> Callable[[type[T]], type[T]]: ...
 def dataclass(cls: Any = None, **options: Any) -> Any:
     """`dataclasses.dataclass` for Pytrees: identity as equality, and refax's `repr`.

@@ -42,7 +42,6 @@ _UNARY = {
     "dlpack_device": operator.methodcaller("__dlpack_device__"),
 }
 _FUNCTIONS: dict[str, Callable] = {"and": operator.and_, "or": operator.or_, "divmod": divmod}
-_ATTRIBUTES = "shape dtype ndim size".split()
 
 if TYPE_CHECKING:  # the table, for checkers: what a `jax.Array` has and may be passed to
 
@@ -90,7 +89,7 @@ def add_operators(cls: type) -> None:
         binary(name, getattr(operator, name))
     for name, unary in _UNARY.items():
         define(name, lambda self, *args, unary=unary, **kw: unary(self.value, *args, **kw))
-    for name in _ATTRIBUTES:
+    for name in ("shape", "dtype", "ndim", "size"):
         setattr(cls, name, property(operator.attrgetter(f"value.{name}")))
     define("bool", _truth)
     define("contains", lambda self, item: other_value(item) in self.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,6 @@ from .pytree import Pytree
 from .splitting import split, state
 from .updating import update
 from .views import assign
-
-M = TypeVar("M", bound="Module")
 
 
 def tuple_init() -> tuple[()]:

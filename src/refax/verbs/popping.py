@@ -8,7 +8,7 @@ from operator import delitem
 from typing import Any, overload
 
 from ..graph.filters import Filter
-from ..graph.state import State, form_changed, nest, one_or_all, state_over
+from ..graph.state import State, States, form_changed, nest, one_or_all, state_over
 from ..objects.at_once import Write, at_once
 from ..objects.errors import path_string
 from ..objects.modes import Switch
@@ -36,9 +36,7 @@ def sown_path(path: tuple) -> tuple:
 @overload
 def pop(node: Any, filter: Filter, /, *, graph: Switch = None) -> State: ...
 @overload
-def pop(
-    node: Any, _1: Filter, _2: Filter, /, *filters: Filter, graph: Switch = None
-) -> tuple[State, ...]: ...
+def pop(node: Any, a: Filter, b: Filter, /, *more: Filter, graph: Switch = None) -> States: ...
 def pop(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     """Take the leaves that the filters match out of an object; one State per filter.
 

@@ -66,9 +66,7 @@ def _initializer(make: Callable[P, Any]) -> Callable[Concatenate[Any, P], Callab
         return lambda *args, **kwargs: initializer(self(), *args, **kwargs)
 
     name = method.__name__ = make.__name__
-    method.__doc__ = (
-        f"`jax.nn.initializers.{name}`: what it makes is called with (shape, dtype), and draws."
-    )
+    method.__doc__ = f"`jax.nn.initializers.{name}`: what it makes draws a (shape, dtype)."
     return method
 
 
@@ -172,16 +170,12 @@ class _Draws:
     # Where both have a name (`normal`, `uniform`, …) it is the sampler.
     delta_orthogonal = _initializer(jax.nn.initializers.delta_orthogonal)
     variance_scaling = _initializer(jax.nn.initializers.variance_scaling)
-    glorot_normal = _initializer(jax.nn.initializers.glorot_normal)
-    glorot_uniform = _initializer(jax.nn.initializers.glorot_uniform)
-    he_normal = _initializer(jax.nn.initializers.he_normal)
-    he_uniform = _initializer(jax.nn.initializers.he_uniform)
-    kaiming_normal = _initializer(jax.nn.initializers.kaiming_normal)
-    kaiming_uniform = _initializer(jax.nn.initializers.kaiming_uniform)
+    glorot_normal = xavier_normal = _initializer(jax.nn.initializers.glorot_normal)
+    glorot_uniform = xavier_uniform = _initializer(jax.nn.initializers.glorot_uniform)
+    he_normal = kaiming_normal = _initializer(jax.nn.initializers.he_normal)
+    he_uniform = kaiming_uniform = _initializer(jax.nn.initializers.he_uniform)
     lecun_normal = _initializer(jax.nn.initializers.lecun_normal)
     lecun_uniform = _initializer(jax.nn.initializers.lecun_uniform)
-    xavier_normal = _initializer(jax.nn.initializers.xavier_normal)
-    xavier_uniform = _initializer(jax.nn.initializers.xavier_uniform)
 
 
 # Every parameter of a model draws a key: as one compiled call that takes 8 µs, and not 90.

@@ -14,7 +14,7 @@ from ..graph.filters import Filter
 from ..graph.graph_state import GraphState
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
-from ..graph.state import FlatState, State, one_or_all
+from ..graph.state import FlatState, State, States, one_or_all
 from ..objects.modes import Switch
 from ..objects.type_names import M
 from .layouts import full_layout, layouts, note_shapes, plan_of, snapshot
@@ -92,7 +92,7 @@ def state(
 @overload
 def state(
     node: Any, _1: Filter, _2: Filter, /, *filters: Filter, copy: bool = True, graph: Switch = None
-) -> tuple[State, ...]: ...
+) -> States: ...
 def state(node: Any, *filters: Filter, copy: bool = True, graph: Switch = None) -> Any:
     """The State of an object graph, or one State per filter, leaving out what none matches.
 
@@ -119,8 +119,8 @@ def state(node: Any, *filters: Filter, copy: bool = True, graph: Switch = None) 
 def variables(node: Any, first: Filter = ..., /, *, graph: Switch = None) -> State: ...
 @overload
 def variables(
-    node: Any, _1: Filter, _2: Filter, /, *filters: Filter, graph: Switch = None
-) -> tuple[State, ...]: ...
+    node: Any, a: Filter, b: Filter, /, *more: Filter, graph: Switch = None
+) -> States: ...
 def variables(node: Any, *filters: Filter, graph: Switch = None) -> Any:
     """Like `nnx.state`, but with the Variables of the object themselves, not copies."""
     return state(node, *filters, copy=False)
