@@ -68,7 +68,7 @@ def replace(model):
 
 
 def no_array(model):
-    model.offset = ("text",)
+    model.offset = "text"
 
 
 def wider(model):
@@ -88,7 +88,7 @@ def wider(model):
         (replace, "model.layers[1]: Dense → Node"),
         (tie, "model.tied: `model.layers[0].kernel` → `model.layers[1].kernel`"),
         (annotate, "model.layers[0].kernel.tag: nothing → 'new'"),
-        (no_array, "model.offset: an array → ('text',)"),
+        (no_array, "model.offset: an array → 'text'"),
         (wider, "model.layers[0].bias: float32[2] → float32[5]"),
     ],
 )

@@ -5,7 +5,7 @@ nothing else. Writing an attribute does two things besides: it checks that the o
 current trace, and, if a plan knows the object, tells it of a change of structure.
 
 What an attribute is follows from its value (node, Variable, array, container: data; anything else:
-static), unless a mark overrules that (`marks.py`). A number in the place of an array is data too.
+static), unless a mark overrules that (`marks.py`).
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ class Node(Shown):
         if self._refax_trace is not TRACE.value:
             raise mutation_error(self, f"set the attribute `{name}` of")
         cls = type(value)
-        asked = cls in _ASKED and (cls not in _NUMBERS or is_array(self.__dict__.get(name)))
-        if asked or self._refax_marks is not None:
+        if cls in _ASKED or self._refax_marks is not None:
             value = self._refax_marked(name, value, cls)
         if self._refax_watch is not None:
             attributes = self.__dict__
@@ -91,8 +90,6 @@ class Node(Shown):
             items = value.values() if cls is dict else value
             if any([type(x) is Mark for x in items]):
                 raise mark_in_container(type(self), name, cls)
-        elif kind is None and cls in _NUMBERS and is_array(self.__dict__.get(name)):
-            kind = "data"  # as it was
         if kind == "static":
             check_static(type(self), name, value)
         if kind != marks.get(name):
@@ -151,10 +148,9 @@ def attribute_write(obj: Node, name: str, value: Any) -> Write:
     return functools.partial(object.__setattr__, obj, name, obj._refax_prepare(name, value))
 
 
-# What may be marked, or have marks in it; and what stays data in the place of an array.
-_NUMBERS = frozenset({int, float, complex, bool, str})
+# What is marked, or may have marks in it.
 _CONTAINERS = frozenset({list, tuple, dict})
-_ASKED = _NUMBERS | _CONTAINERS | {Mark}
+_ASKED = _CONTAINERS | {Mark}
 
 
 def is_data(value: Any, /) -> bool:
