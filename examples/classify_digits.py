@@ -60,7 +60,7 @@ class ConvBlock(nnx.Module):
         self.conv = nnx.Conv(in_features, out_features, (3, 3), use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(out_features, momentum=0.9, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> jax.Array:
         return nnx.relu(self.norm(self.conv(x)))
 
 

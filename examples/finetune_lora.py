@@ -58,9 +58,8 @@ def add_adapters(model: LanguageModel, rank: int, *, rngs: nnx.Rngs) -> None:
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, nnx.MultiHeadAttention):
-            module.query = AdaptedHeads(module.query, rank, rngs=rngs)
-            module.key = AdaptedHeads(module.key, rank, rngs=rngs)
-            module.value = AdaptedHeads(module.value, rank, rngs=rngs)
+            for part in ("query", "key", "value"):
+                setattr(module, part, AdaptedHeads(getattr(module, part), rank, rngs=rngs))
         elif type(module) is nnx.Linear:
             nnx.set_path(model, name, nnx.LoRALinear(module, rank=rank, rngs=rngs))
 
@@ -202,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = nnx.state(with_lora, BASE_WEIGHTS)
     adapters, all_weights = size(with_lora, nnx.LoRAParam), size(base, nnx.Param)
 
-    curves, new = {}, []
+    curves, new = {}, list[Any]()
     for name, model, wrt, rate in [
         ("LoRA", with_lora, nnx.LoRAParam, options.lora_rate),
         ("full fine-tuning", in_full, nnx.Param, options.full_rate),

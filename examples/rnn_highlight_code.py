@@ -13,7 +13,7 @@ import sys
 import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -207,7 +207,12 @@ def draw_code(code: Code, predicted: np.ndarray) -> "Figure":
             place += 1
             back = {"facecolor": "gold", "edgecolor": "none", "pad": 0.5} if wrong else None
             if wrong or not character.isspace():
-                style = {"family": "monospace", "fontsize": 9, "ha": "center", "va": "center"}
+                style: dict[str, Any] = {
+                    "family": "monospace",
+                    "fontsize": 9,
+                    "ha": "center",
+                    "va": "center",
+                }
                 shown = "·" if character.isspace() else character
                 axes.text(column, row, shown, color=COLOURS[answer], bbox=back, **style)
     legend = [i for i, name in enumerate(CLASSES) if name != "space"]

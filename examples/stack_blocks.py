@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,8 @@ class StackedLanguageModel(LanguageModel):
     dropout, as copies. To begin with a Stack there needs no list:
     `nnx.Stack(lambda rngs: Block(config, rngs=rngs), n, rngs=rngs)`.
     """
+
+    blocks: Any
 
     def __init__(self, model: LanguageModel):
         model = copy.deepcopy(model)  # arrays too: training donates its own

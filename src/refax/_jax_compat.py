@@ -192,7 +192,7 @@ def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
 
 
 def _equation_depends(equation: Any, on: list[bool]) -> list[bool]:
-    from jax.extend.core import ClosedJaxpr, Jaxpr
+    from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]
 
     name, params, count = equation.primitive.name, equation.params, len(equation.outvars)
     if not any(on):

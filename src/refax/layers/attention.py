@@ -169,9 +169,9 @@ class MultiHeadAttention(Module):
         heads, options = (num_heads, self.head_dim), _options_of(arguments, "out", "out_")
         self.out = LinearGeneral(heads, self.out_features, axis=(-2, -1), **options)
         self.rngs = fork_stream(rngs, "dropout") if keep_rngs and dropout_rate > 0 else None
-        self.cached_key: Cache | None = None
-        self.cached_value: Cache | None = None
-        self.cache_index: Cache | None = None
+        self.cached_key: Cache[jax.Array] | Any = None  # until `init_cache`
+        self.cached_value: Cache[jax.Array] | Any = None  # until `init_cache`
+        self.cache_index: Cache[jax.Array] | Any = None
 
     @fit.checked
     def __call__(

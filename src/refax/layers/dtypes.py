@@ -18,7 +18,7 @@ ADDRESSES = ("refax.nnx.nn.dtypes", "refax.nnx")
 
 # Of an inexact dtype that is not here (an 8-bit float) the slow path takes care.
 _INEXACT = frozenset(
-    map(np.dtype, (jnp.bfloat16, "float16", "float32", "float64", "complex64", "complex128"))
+    np.dtype(x) for x in (jnp.bfloat16, "float16", "float32", "float64", "complex64", "complex128")
 )
 
 

@@ -79,7 +79,7 @@ def make_causal_mask(
 
 
 @fit.checked
-def combine_masks(*masks: Any, dtype: DTypeLike = jnp.float32) -> jax.Array | None:
+def combine_masks(*masks: Any, dtype: DTypeLike = jnp.float32) -> jax.Array | Any:
     """The logical "and" of masks; None stands for no mask.
 
     Args:

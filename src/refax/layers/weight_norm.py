@@ -123,7 +123,7 @@ class WeightNorm(Layer):
     ):
         keep_options(self, locals())
         self.layer_instance = layer_instance
-        self.scales: dict[Path, Param] | None = None
+        self.scales: dict[Path, Param] | Any = None
         variables = _weights_of(layer_instance, variable_filter)
         if use_scale:
             # Ones need no randomness: the layers made after this one get the keys as without it.

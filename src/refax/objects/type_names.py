@@ -22,7 +22,7 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
-T = TypeVar("T")
+T = TypeVar("T", default=Any)
 V = TypeVar("V", default=Any)
 
 Key = Hashable  # one step of a path: an attribute name, an index, a key

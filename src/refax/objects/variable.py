@@ -392,7 +392,7 @@ def copies(variables: list[Any], snapshot: Snapshot | None = None) -> list[Any]:
 
     Those of a snapshot tell if they are written to no purpose.
     """
-    cells = list(map(_new, map(type, variables)))
+    cells: list[Any] = list(map(_new, map(type, variables)))
     set_each(set_raw_value, cells, map(_value_of, variables))
     set_each(_set_metadata, cells, map(_metadata_of, variables))
     set_each(set_trace, cells, repeat(snapshot or TRACE.value))

@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
 from functools import partial
 from operator import index as as_index
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 from ..objects.at_once import at_once
 from ..objects.errors import suggest
 from ..objects.marks import Mark
 from ..objects.node import set_object_marks
 from ..objects.representation import Form
+from ..objects.type_names import T
 from .module import Module
-
-T = TypeVar("T")
 
 
 class List(MutableSequence[T], Module):
@@ -35,7 +34,7 @@ class List(MutableSequence[T], Module):
 
     Example:
         >>> from refax import nnx
-        >>> blocks = nnx.List(nnx.Linear(2, 2, rngs=nnx.Rngs(i)) for i in range(3))
+        >>> blocks: nnx.List = nnx.List(nnx.Linear(2, 2, rngs=nnx.Rngs(i)) for i in range(3))
         >>> blocks.append(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
         >>> blocks.eval()
         >>> len(blocks), blocks[-1].deterministic
