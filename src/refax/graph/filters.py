@@ -16,7 +16,7 @@ from ..objects.variable import Variable
 
 Filter = typing.Any
 FilterLiteral = type | str | bool | None
-Predicate = Callable[[tuple, typing.Any], bool]
+Predicate = Callable[[tuple[typing.Any, ...], typing.Any], bool]
 
 
 @typing.runtime_checkable
@@ -58,7 +58,7 @@ class OfType(_Frozen):
     def __init__(self, type: type):
         super().__init__(type)
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
         if isinstance(x, (self.content[0], Variable, Node)):
             return isinstance(x, self.content[0])
         kind = getattr(x, "type", None)
@@ -71,7 +71,7 @@ class WithTag(_Frozen):
     def __init__(self, tag: str):
         super().__init__(tag)
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
         return isinstance(x, Variable) and x._metadata.get("tag") == self.content[0]
 
 
@@ -81,7 +81,7 @@ class PathContains(_Frozen):
     def __init__(self, key: typing.Any, exact: bool = True):
         super().__init__(key, exact)
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
         key, exact = self.content
         return key in path if exact else any(str(key) in str(part) for part in path)
 
@@ -89,10 +89,10 @@ class PathContains(_Frozen):
 class PathIn(_Frozen):
     """Matches values at exactly one of these paths."""
 
-    def __init__(self, *paths: tuple):
+    def __init__(self, *paths: tuple[Any, ...]):
         super().__init__(frozenset(tuple(p) for p in paths))
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
         return path in self.content[0]
 
 
@@ -102,7 +102,7 @@ class Any(_Frozen):
     def __init__(self, *filters: Filter):
         super().__init__(*map(to_predicate, filters))
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
         return any(p(path, x) for p in self.content)
 
 
@@ -112,7 +112,7 @@ class All(_Frozen):
     def __init__(self, *filters: Filter):
         super().__init__(*map(to_predicate, filters))
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
         return all(p(path, x) for p in self.content)
 
 
@@ -122,21 +122,21 @@ class Not(_Frozen):
     def __init__(self, filter: Filter, /):
         super().__init__(to_predicate(filter))
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
         return not self.content[0](path, x)
 
 
 class Everything(_Frozen):
     """Matches everything: `...` and `True`."""
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
         return True
 
 
 class Nothing(_Frozen):
     """Matches nothing: `None` and `False`."""
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
         return False
 
 

@@ -80,7 +80,7 @@ class GraphDef(Generic[M]):
     `nnx.graphdef`; turned back into an object by `nnx.merge`.
     """
 
-    def __init__(self, roots: tuple[int, ...], records: tuple[tuple, ...], arrays: int):
+    def __init__(self, roots: tuple[int, ...], records: tuple[tuple[Any, ...], ...], arrays: int):
         self.roots = roots
         self.records = records
         self.arrays = arrays  # how many LEAFs
@@ -122,7 +122,7 @@ class GraphDef(Generic[M]):
             "Cure: make it hashable, or keep the pytree in a Variable's value."
         )
 
-    def statics(self) -> Iterator[tuple[tuple, tuple, Any]]:
+    def statics(self) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], Any]]:
         """Every static of the graph as (path, key, value)."""
         for path, record in zip(self.paths.nodes, self.records, strict=True):
             if record[0] == VARIABLE:
@@ -147,7 +147,7 @@ class GraphDef(Generic[M]):
         return Paths(by_record, tuple(leaves[i] for i in range(len(leaves))), tuple(leaves))
 
     @property
-    def variables(self) -> list[tuple]:
+    def variables(self) -> list[tuple[Any, ...]]:
         """The records of the Variables, in leaf order."""
         return [r for r in self.records if r[0] == VARIABLE]
 
@@ -157,13 +157,13 @@ class GraphDef(Generic[M]):
         return len(self.variables) + self.arrays
 
     @property
-    def nodes(self) -> list[tuple[tuple, Any]]:
+    def nodes(self) -> list[tuple[tuple[Any, ...], Any]]:
         """The (path, class) of each object, container and Variable."""
         kinds = (r[1] if isinstance(r[1], type) else type(r[1]) for r in self.records)
         return list(zip(self.paths.nodes, kinds, strict=True))
 
     @property
-    def attributes(self) -> list[tuple[tuple, Any]]:
+    def attributes(self) -> list[tuple[tuple[Any, ...], Any]]:
         """The (path, value) of each static attribute, and each Variable's metadata."""
         return [(path, value) for path, _, value in self.statics()]
 
@@ -193,7 +193,7 @@ class GraphDef(Generic[M]):
             number += sum(child is LEAF for child in record_children(record)[1])
         return variables, arrays
 
-    def all_paths(self, start: int) -> Iterator[tuple[tuple, int]]:
+    def all_paths(self, start: int) -> Iterator[tuple[tuple[Any, ...], int]]:
         """Every (path, leaf number) from the record `start`, each node entered once per call.
 
         A node is entered by the same path as in `paths`: the first with sorted names.

@@ -19,13 +19,11 @@ from ..objects.errors import GraphError, path_string, suggest
 from ..objects.mappings import register_mapping, sorted_keys
 from ..objects.representation import Form, Shown
 from ..objects.snapshots import UNREAD, taken
-from ..objects.type_names import K, V
+from ..objects.type_names import K, Path, V
 from ..objects.variable import Variable, raw
 from .errors import not_exhaustive
 from .filters import Filter, PathIn, first_match, to_predicate
 from .traversals import as_path, empty_node, iter_pairs, unflatten_mapping
-
-Path = tuple[Any, ...]
 
 
 class Epoch:
@@ -42,7 +40,7 @@ def form_changed() -> None:
     Epoch.now += 1
 
 
-def to_flat_state(state: Mapping) -> FlatState:
+def to_flat_state(state: Mapping[Any, Any]) -> FlatState:
     """The (path, leaf) pairs of a State, keys sorted at every level."""
     return FlatState(iter_leaves(state))
 
@@ -77,7 +75,7 @@ def nest(pairs: Iterable[tuple[Path, Any]]) -> dict:
     return top
 
 
-def diff(state: Mapping, other: Mapping) -> State:
+def diff(state: Mapping[Any, Any], other: Mapping[Any, Any]) -> State:
     """The State of the leaves of `state` at whose paths `other` has nothing: `state - other`."""
     drop = {path for path, _ in iter_leaves(other)}
     return from_flat_state([(p, v) for p, v in iter_leaves(state) if p not in drop])
@@ -89,13 +87,13 @@ def one_or_all(states: Iterable[Any]) -> Any:
     return states[0] if len(states) == 1 else states
 
 
-def to_pure_dict(state: Mapping, extract_fn: Callable[[Any], Any] | None = None) -> dict:
+def to_pure_dict(state: Any, extract_fn: Callable[[Any], Any] | None = None) -> dict[Any, Any]:
     """Nested dicts of plain values, with no Variables: what checkpoint libraries like best."""
     return nest((path, (extract_fn or raw)(leaf)) for path, leaf in iter_leaves(state))
 
 
 def replace_by_pure_dict(
-    state: State, pure_dict: Mapping, replace_fn: Callable[[Any, Any], Any] | None = None
+    state: State, pure_dict: Mapping[Any, Any], replace_fn: Callable[[Any, Any], Any] | None = None
 ) -> None:
     """Put the values of a (nested or flat) pure dict into a State, in place.
 
@@ -128,7 +126,7 @@ def _replaced(old: Any, new: Any) -> Any:
     return old.replace(new if isinstance(new, Variable) else entered(new, old._value, old))
 
 
-def restore_int_paths(pure_dict: Mapping) -> dict:
+def restore_int_paths(pure_dict: Mapping[Any, Any]) -> dict[Any, Any]:
     """Keys like '3' back to 3 at every level: what a checkpoint on disk makes of list indices."""
     restored: dict = {}
     for key, value in pure_dict.items():
@@ -138,7 +136,7 @@ def restore_int_paths(pure_dict: Mapping) -> dict:
     return restored
 
 
-def create_path_filters(state: Mapping) -> dict[Any, Any]:
+def create_path_filters(state: Mapping[Any, Any]) -> dict[Any, Any]:
     """{filter of the paths: value} for a State of equal values, such as one of axes."""
     paths_of: dict[Any, list[Path]] = {}
     for path, leaf in iter_leaves(state):
@@ -157,10 +155,10 @@ def _partition(state: Mapping, filters: tuple[Filter, ...]) -> list[list[tuple[P
 
 
 @overload
-def split_state(state: Mapping, first: Filter = ..., /) -> State: ...
+def split_state(state: Mapping[Any, Any], first: Filter = ..., /) -> State: ...
 @overload
-def split_state(state: Mapping, a: Filter, b: Filter, /, *more: Filter) -> States: ...
-def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any:
+def split_state(state: Mapping[Any, Any], a: Filter, b: Filter, /, *more: Filter) -> States: ...
+def split_state(state: Mapping[Any, Any], first: Filter = ..., /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; they must match every leaf."""
     *groups, rest = _partition(state, (first, *filters))
     if rest:
@@ -169,22 +167,22 @@ def split_state(state: Mapping, first: Filter = ..., /, *filters: Filter) -> Any
 
 
 @overload
-def filter_state(state: Mapping, first: Filter, /) -> State: ...
+def filter_state(state: Mapping[Any, Any], first: Filter, /) -> State: ...
 @overload
-def filter_state(state: Mapping, a: Filter, b: Filter, /, *more: Filter) -> States: ...
-def filter_state(state: Mapping, first: Filter, /, *filters: Filter) -> Any:
+def filter_state(state: Mapping[Any, Any], a: Filter, b: Filter, /, *more: Filter) -> States: ...
+def filter_state(state: Mapping[Any, Any], first: Filter, /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; other leaves are left out."""
     return one_or_all(map(from_flat_state, _partition(state, (first, *filters))[:-1]))
 
 
-def merge_state(state: Mapping, /, *states: Mapping, cls: type | None = None) -> Any:
+def merge_state(state: Any, /, *states: Mapping[Any, Any], cls: type | None = None) -> Any:
     """One State of several; where two have the same path, the later one counts."""
     if not states and type(state) is State and cls in (None, State):
         return state
     return from_flat_state([pair for s in (state, *states) for pair in iter_leaves(s)], cls=cls)
 
 
-def map_state(f: Callable[[Path, Any], Any], state: Mapping) -> State:
+def map_state(f: Callable[[Path, Any], Any], state: Mapping[Any, Any]) -> State:
     """A State of `f(path, leaf)`."""
     return from_flat_state([(path, f(path, leaf)) for path, leaf in iter_leaves(state)])
 
@@ -206,7 +204,7 @@ class State(MutableMapping[K, V], Shown):
     __slots__ = ("_tree",)
     _tree: dict
 
-    def __init__(self, mapping: Mapping | Iterable[tuple[Any, Any]] = (), /):
+    def __init__(self, mapping: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = (), /):
         nested = isinstance(mapping, Mapping) and not isinstance(mapping, FlatState)
         pairs = iter_pairs(mapping) if nested else mapping
         object.__setattr__(self, "_tree", unflatten_mapping(pairs))
@@ -266,7 +264,7 @@ class State(MutableMapping[K, V], Shown):
         return Form("State({", self._tree.items(), ": ", "})")
 
     @property
-    def raw_mapping(self) -> dict:
+    def raw_mapping(self) -> dict[Any, Any]:
         """The nested dicts themselves."""
         Epoch.handed_out = True
         return self._tree

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from ..objects.type_names import Path
 
-def as_path(key: Any) -> tuple:
+
+def as_path(key: Any) -> Path:
     """The path that a key of a flat mapping is: a tuple or list, or one key alone, such as a name.
 
     The one place that says so: a string is a key, never the path of its letters.
@@ -27,7 +29,7 @@ class _EmptyNode:
 empty_node = _EmptyNode()
 
 
-IsLeaf = Callable[[tuple, Any], bool] | None
+IsLeaf = Callable[[Path, Any], bool] | None
 
 
 def iter_pairs(
@@ -51,7 +53,7 @@ def iter_pairs(
             yield path, empty_node
 
 
-def flatten_to_sequence(xs: Mapping, /, *, is_leaf: IsLeaf = None) -> list[tuple[tuple, Any]]:
+def flatten_to_sequence(xs: Any, /, *, is_leaf: IsLeaf = None) -> list[tuple[Path, Any]]:
     """The (path, leaf) pairs of nested mappings, in their own order.
 
     Raises:
@@ -66,7 +68,7 @@ def flatten_to_sequence(xs: Mapping, /, *, is_leaf: IsLeaf = None) -> list[tuple
 
 
 def flatten_mapping(
-    xs: Mapping,
+    xs: Mapping[Any, Any],
     /,
     *,
     keep_empty_nodes: bool = False,

@@ -32,7 +32,7 @@ class NodeStates:
     """
 
     _graphdef: Any
-    states: tuple
+    states: tuple[Any, ...]
     metadata: Any
 
     @classmethod
@@ -83,15 +83,15 @@ jax.tree_util.register_dataclass(
     NodeStates, data_fields=["_graphdef", "states"], meta_fields=["metadata"]
 )
 
-SplitFunction = Callable[[Context, tuple, Any, Any], Any]
+SplitFunction = Callable[[Context, tuple[Any, ...], Any, Any], Any]
 
 
-def default_split_fn(ctx: Context, path: tuple, prefix: Any, leaf: Any) -> Any:
+def default_split_fn(ctx: Context, path: tuple[Any, ...], prefix: Any, leaf: Any) -> Any:
     """How `to_tree` splits unless told otherwise: into one State."""
     return NodeStates.from_split(*ctx.split(leaf))
 
 
-def merge_tree_node(ctx: Context, path: tuple, prefix: Any, leaf: Any) -> Any:
+def merge_tree_node(ctx: Context, path: tuple[Any, ...], prefix: Any, leaf: Any) -> Any:
     """How `from_tree` merges unless told otherwise."""
     return ctx.merge(leaf.graphdef, *leaf.states)
 

@@ -1,5 +1,7 @@
 """The public names of refax; the other files here are addresses. No code."""
 
+# pyright: reportUnusedImport=false
+
 from ..graph.filters import (
     All as All, Any as Any, Everything as Everything, Filter as Filter, Not as Not,
     Nothing as Nothing, OfType as OfType, PathContains as PathContains, PathIn as PathIn,

@@ -193,8 +193,8 @@ def with_static(
 
 
 def by_position(
-    function: Callable, args: tuple, kwargs: dict[str, Any], prefix: Any = None
-) -> tuple:
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], prefix: Any = None
+) -> tuple[Any, ...]:
     """All arguments by position, for JAX functions that take no keywords.
 
     What a tuple of prefixes has an entry for, and what stands before an argument given by name,

@@ -35,7 +35,7 @@ class _Maker(Protocol):
 
 @cast(Callable[[Any], _Maker], decorator_or_function)
 def custom_vjp(
-    fun: Callable,
+    fun: Callable[..., Any],
     nondiff_argnums: int | DiffState | Sequence[int | DiffState] = (),
     nondiff_argnames: str | Sequence[str] = (),
 ) -> CustomVjp:
@@ -85,7 +85,7 @@ def custom_vjp(
 class CustomVjp(Generic[A]):
     """What `nnx.custom_vjp` returns: callable once `defvjp(fwd, bwd)` was called."""
 
-    def __init__(self, fun: Callable, nondiff_argnums: Any, nondiff_argnames: Any = ()):
+    def __init__(self, fun: Callable[..., Any], nondiff_argnums: Any, nondiff_argnames: Any = ()):
         functools.update_wrapper(self, fun)
         self._function, self._bound = unbind(fun)
         given = nondiff_argnums if isinstance(nondiff_argnums, Sequence) else [nondiff_argnums]
@@ -102,7 +102,7 @@ class CustomVjp(Generic[A]):
         return self if obj is None else types.MethodType(self, obj)
 
     def defvjp(
-        self, fwd: Callable, bwd: Callable, symbolic_zeros: bool = False, **options: Any
+        self, fwd: Callable, bwd: Callable[..., Any], symbolic_zeros: bool = False, **options: Any
     ) -> None:
         """Set the forward and the backward rule.
 

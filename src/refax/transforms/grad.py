@@ -22,13 +22,13 @@ from .signatures import GradTransform, ValueAndGradTransform
 
 @cast(Callable[[Any], ValueAndGradTransform], decorator_or_function)
 def value_and_grad(
-    f: Callable,
+    f: Callable[..., Any],
     argnums: int | DiffState | Sequence[int | DiffState] = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
-) -> Callable:
+) -> Callable[..., Any]:
     """`jax.value_and_grad` for functions of objects: (value, gradients).
 
     See `nnx.grad`, which returns the gradients only.
@@ -68,13 +68,13 @@ def _runner(
 
 @cast(Callable[[Any], GradTransform], decorator_or_function)
 def grad(
-    f: Callable,
+    f: Callable[..., Any],
     argnums: int | DiffState | Sequence[int | DiffState] = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,
     reduce_axes: Sequence[Any] = (),
-) -> Callable:
+) -> Callable[..., Any]:
     """`jax.grad` for functions of objects.
 
     Args:

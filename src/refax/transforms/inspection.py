@@ -15,12 +15,12 @@ from .eval_shape import leave_abstract
 
 @cast(Callable[[Any], Callable[..., Any]], decorator_or_function)
 def make_jaxpr(
-    f: Callable,
+    f: Callable[..., Any],
     static_argnums: Any = (),
     axis_env: Any = None,
     return_shape: bool = False,
     **options: Any,
-) -> Callable:
+) -> Callable[..., Any]:
     """`jax.make_jaxpr` for functions of objects: the jaxpr of a call; nothing is computed.
 
     The inputs are the values of the objects and the arrays of the arguments; the outputs are the
@@ -52,7 +52,7 @@ def make_jaxpr(
 
 
 @cast(Callable[[Any], Callable[..., Any]], decorator_or_function)
-def checkify(f: Callable, errors: Any = None) -> Callable:
+def checkify(f: Callable[..., Any], errors: Any = None) -> Callable[..., Any]:
     """`jax.experimental.checkify.checkify` for functions of objects: (error, result).
 
     Args:

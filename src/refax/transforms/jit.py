@@ -57,7 +57,7 @@ def _as_jit(transform: Callable[Concatenate[Any, O], Any]) -> _Jit[O]:
 
 @_as_jit
 def jit(
-    fun: Callable,
+    fun: Callable[..., Any],
     *,
     in_shardings: Any = None,
     out_shardings: Any = None,
@@ -110,7 +110,7 @@ class _Program:
 class JitWrapped(Generic[P, R]):
     """What `nnx.jit` returns: callable, with `trace`, `lower`, `eval_shape` and `clear_cache`."""
 
-    def __init__(self, fun: Callable, options: Options, first: tuple = ()):
+    def __init__(self, fun: Callable[..., Any], options: Options, first: tuple[Any, ...] = ()):
         functools.update_wrapper(self, fun)
         self.__wrapped__ = functools.partial(fun, *first) if first else fun
         self._function, bound = unbind(fun)

@@ -72,7 +72,7 @@ class DiffState:
         self.argnum = argnum
         self.filter = filter
 
-    def map_prefix(self, path: tuple, variable: Any) -> bool:
+    def map_prefix(self, path: tuple[Any, ...], variable: Any) -> bool:
         """Whether a Variable is differentiated."""
         return to_predicate(self.filter)(path, variable)
 

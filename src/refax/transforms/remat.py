@@ -15,14 +15,14 @@ from .jit_options import as_tuple, resolved
 
 @decorator_or_function
 def remat(
-    f: Callable,
+    f: Callable[..., Any],
     *,
     prevent_cse: bool = True,
     static_argnums: int | Sequence[int] = (),
     policy: Callable[..., bool] | None = None,
     static_argnames: str | Sequence[str] = (),
     **options: Any,
-) -> Callable:
+) -> Callable[..., Any]:
     """`jax.checkpoint` for functions of objects: what they do to the objects happens once.
 
     Args:

@@ -160,7 +160,7 @@ _ACTIVE = Stack()  # of {traces: count}, one for each `assert_max_traces`
 
 
 @contextlib.contextmanager
-def assert_max_traces(n: int, function: Callable | None = None) -> Iterator[None]:
+def assert_max_traces(n: int, function: Callable[..., Any] | None = None) -> Iterator[None]:
     """Raise AssertionError if an `nnx.jit` function is traced more than `n` times in the block.
 
     Args:

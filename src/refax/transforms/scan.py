@@ -33,7 +33,7 @@ from .mapped import check_sizes, leaf_entries, mapped_call
 
 @decorator_or_function
 def scan(
-    f: Callable,
+    f: Callable[..., Any],
     *,
     length: int | None = None,
     reverse: bool = False,
@@ -44,7 +44,7 @@ def scan(
     transform_metadata: Mapping[str, Any] | None = None,
     graph: Switch = None,
     graph_updates: Switch = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """`jax.lax.scan` for functions of objects, as a transform of the body.
 
     Args:

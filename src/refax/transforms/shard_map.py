@@ -27,7 +27,7 @@ _INFER = object()
 @decorator_or_function
 def shard_map(
     f: Callable, *, mesh: Any = None, in_specs: Any = _INFER, out_specs: Any, **options: Any
-) -> Callable:
+) -> Callable[..., Any]:
     """`jax.shard_map` for functions of objects.
 
     Args:

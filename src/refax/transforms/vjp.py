@@ -19,7 +19,7 @@ from .prefixes import DiffState
 
 
 def vjp(
-    f: Callable | None = None,
+    f: Callable[..., Any] | None = None,
     *primals: Any,
     argnums: int | DiffState | Sequence[int | DiffState] | None = None,
     has_aux: bool = False,
@@ -72,7 +72,7 @@ def vjp(
 
 
 def jvp(
-    f: Callable | None = None,
+    f: Callable[..., Any] | None = None,
     primals: Sequence[Any] | None = None,
     tangents: Sequence[Any] | None = None,
     has_aux: bool = False,

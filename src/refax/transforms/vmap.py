@@ -22,7 +22,7 @@ from .mapped import check_broadcast, check_sizes, mapped_call
 
 @decorator_or_function
 def vmap(
-    f: Callable,
+    f: Callable[..., Any],
     in_axes: Any = 0,
     out_axes: Any = 0,
     axis_name: Any = None,
@@ -31,7 +31,7 @@ def vmap(
     *,
     transform_metadata: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Callable:
+) -> Callable[..., Any]:
     """`jax.vmap` for functions of objects.
 
     A mapped Variable (axis i) is seen without that axis, and what is written into it is stacked
@@ -64,7 +64,7 @@ def vmap(
 
 @decorator_or_function
 def pmap(
-    f: Callable,
+    f: Callable[..., Any],
     axis_name: Any = None,
     *,
     in_axes: Any = 0,
@@ -77,7 +77,7 @@ def pmap(
     transform_metadata: Mapping[str, Any] | None = None,
     graph: Switch = None,
     graph_updates: Switch = None,
-) -> Callable:
+) -> Callable[..., Any]:
     """`jax.pmap` for functions of objects: a stacked model, one slice per device.
 
     Takes the keywords of `jax.pmap`; axes as in `nnx.vmap`. `donate_argnums` is taken as the hint
@@ -93,8 +93,8 @@ def pmap(
 
 @decorator_or_function
 def transform_metadata(
-    f: Callable, *, in_axes: Any = 0, out_axes: Any = 0, partition: str | None
-) -> Callable:
+    f: Callable[..., Any], *, in_axes: Any = 0, out_axes: Any = 0, partition: str | None
+) -> Callable[..., Any]:
     """A function that sees objects without a mapped axis, for a transform that takes it away.
 
     While it runs, `partition` is taken out of the annotations of what comes in, at the positions

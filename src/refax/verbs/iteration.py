@@ -89,7 +89,7 @@ def set_child(holder: Any, key: Any, value: Any) -> None:
     put(holder, key, value)
 
 
-def iter_graph(node: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Any]]:
+def iter_graph(node: Any, *, graph: Switch = None) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Every (path, value) below `node`, children before their parent, the root last with path ().
 
     Nodes and Variables that are reached several ways come once; arrays and static values come too.
@@ -128,7 +128,7 @@ def _has_identity(value: Any) -> bool:
     return isinstance(value, (Node, Variable, State)) or type(value) in _MUTABLE
 
 
-def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[tuple]]:
+def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[tuple[Any, ...]]]:
     """The paths of every node or Variable that is reached more than one way, grouped by object."""
     matches = to_predicate(only)
     paths: dict[int, list[tuple]] = {}

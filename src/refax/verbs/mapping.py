@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..graph.state import State, map_state
+from ..graph.state import Path, State, map_state
 from ..objects.errors import describe_value
 from ..objects.modes import Switch
 from ..objects.node import Node
@@ -53,7 +53,7 @@ def as_pure(tree: Any) -> Any:
 
 
 def map(
-    f: Callable[[tuple, Any], Any],
+    f: Callable[[tuple[Any, ...], Any], Any],
     node: Any,
     *,
     recreate_variables: bool = True,
@@ -94,7 +94,7 @@ def map(
     return merge(graphdef, new, copy=False)
 
 
-def recursive_map(f: Callable[[tuple, Any], Any], node: Any, *, graph: Switch = None) -> Any:
+def recursive_map(f: Callable[[Path, Any], Any], node: Any, *, graph: Switch = None) -> Any:
     """A copy of an object graph with `f(path, value)` in the place of every node and leaf.
 
     Children come before their parents, so `f` sees a node whose children are mapped already.

@@ -34,7 +34,7 @@ def tuple_reduce(xs: tuple[Any, ...], x: Any) -> tuple[Any, ...]:
     return (*xs, x)
 
 
-def iter_modules(module: Any, *, graph: Switch = None) -> Iterator[tuple[tuple, Module]]:
+def iter_modules(module: Any, *, graph: Switch = None) -> Iterator[tuple[tuple[Any, ...], Module]]:
     """Every (path, Module) below, each once, children first, `module` itself last with path ()."""
     return ((path, value) for path, value in iter_graph(module) if isinstance(value, Module))
 

@@ -113,7 +113,7 @@ def resolve(node: Any, path: Any, verb: str) -> tuple[tuple, list[Any]]:
     return found, values
 
 
-def get_path(node: Any, path: str | tuple) -> Any:
+def get_path(node: Any, path: str | tuple[Any, ...]) -> Any:
     """What stands at a path below `node`: a module, a Variable, a container, any attribute.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 from ..graph.filters import All, Filter, to_predicate
 from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
-from ..objects.type_names import F, O
+from ..objects.type_names import F, O, Path
 from ..objects.variable import Variable, all_or_none, set_raw_value
 from .copying import clone
 from .iteration import BEFORE, children_as_made, iter_graph, visit
@@ -73,7 +73,7 @@ def reseed(
     node: Any,
     /,
     *,
-    policy: str | Callable[[tuple, jax.Array, tuple[int, ...]], jax.Array] = "match_shape",
+    policy: str | Callable[[Path, jax.Array, tuple[int, ...]], jax.Array] = "match_shape",
     graph: Switch = None,
     **stream_keys: Any,
 ) -> None:

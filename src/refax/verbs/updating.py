@@ -200,7 +200,7 @@ def _by_text(tree: Any) -> dict[tuple[str, ...], Any]:
     return {tuple(str(key_name(key)) for key in path): leaf for path, leaf in pairs}
 
 
-def set_path(node: Any, path: str | tuple, value: Any) -> None:
+def set_path(node: Any, path: str | tuple[Any, ...], value: Any) -> None:
     """Put `value` in the place of what stands at a path: the assignment, by name.
 
     `nnx.set_path(model, 'blocks.3.attn', new)` is `model.blocks[3].attn = new`. Shared modules are

@@ -1,5 +1,7 @@
 """`nnx.nn.linear`: names only."""
 
+# pyright: reportPrivateUsage=false
+
 from ...layers.convolution import (
     _conv_dimension_numbers as _conv_dimension_numbers, Conv as Conv,
     ConvTranspose as ConvTranspose)
