@@ -3,6 +3,7 @@
 #
 #   make test                      lint, types, budgets, the tests
 #   make test-long                 the same with the tests that take long
+#   make test-torch                install PyTorch (large) and compare weights with it
 #   make demo                      train a small language model          ARGS="…": its options
 #   make bench                     measure refax beside its peers        ARGS="…": its options
 #   make fuzz                      random programs, new ones until Ctrl-C
@@ -17,7 +18,7 @@ ARGS ?=
 
 RUN = "$(VENV)/bin/python"
 .NOTPARALLEL:
-.PHONY: help setup test test-long fuzz demo bench lint types budgets format lock clean
+.PHONY: help setup test test-long test-torch fuzz demo bench lint types budgets format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -34,6 +35,12 @@ test: lint types budgets
 
 test-long: lint types budgets
 	@$(RUN) -m pytest -n $(JOBS) --doctest-modules tests src/refax $(ARGS)
+
+# pip finds the build for the CPU where PIP_EXTRA_INDEX_URL names the place of one.
+test-torch: setup
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $$($(RUN) -c "import tomllib; \
+	  print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['torch'])")
+	@$(RUN) -m pytest -n $(JOBS) tests/weights/test_torch*.py $(ARGS)
 
 fuzz: setup
 	@while REFAX_FUZZ=1000 $(RUN) -m pytest -q tests/fuzz $(ARGS); do :; done

@@ -160,6 +160,7 @@ from ..weights.file_errors import WeightsFileError as WeightsFileError
 from ..weights.files import inspect_file as inspect_file, load as load, save as save
 from ..weights.export import export as export
 from ..weights.state_dict import load_state_dict as load_state_dict, state_dict as state_dict
+from ..weights.torch_weights import from_torch as from_torch, to_torch as to_torch
 from . import (
     state as _state_address, variables as _variables_address, bridge as bridge, compat as compat,
     errors as errors, extract as extract, filterlib as filterlib, graph as graph,

@@ -38,10 +38,10 @@ def newer(path: Path, version: str, known: int) -> WeightsFileError:
     )
 
 
-def not_concrete(name: str, value: Any) -> ValueError:
+def not_concrete(name: str, value: Any, verb: str = "save") -> ValueError:
     return GraphError(
-        f"nnx.save: `{name}` has no value that could be written: it is a {type(value).__name__}.\n"
-        "Cure: save outside of transforms, and after an abstract model was filled in."
+        f"nnx.{verb}: `{name}` has no value that could be written: it is a {type(value).__name__}."
+        f"\nCure: {verb} outside of transforms, and after an abstract model was filled in."
     )
 
 

@@ -84,7 +84,7 @@ class Places:
         return leaf if type(leaf) is int else -1, tuple(map(str, keys))
 
     def all_names(self) -> Iterator[tuple[str, Place]]:
-        """Every (name, place): a tied array under each of its names.
+        """Every (name, place): a tied array under each of its names, with the path of that.
 
         A cycle is entered once on each way.
         """
@@ -95,7 +95,8 @@ class Places:
             path, at, above = stack.pop()
             if type(at) is int:
                 for keys, place in (self._parts[at] or {}).items():
-                    yield dotted_name((*path, *keys)) or "value", place
+                    at_path = (*path, *keys)
+                    yield dotted_name(at_path) or "value", place._replace(path=at_path)
             elif id(at) not in above:
                 below = above | {id(at)}
                 stack += [((*path, k), at[k], below) for k in reversed(sorted_keys(at))]

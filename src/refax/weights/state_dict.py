@@ -12,7 +12,8 @@ sharding, memory kind and dtype of the array in whose place it comes; then all a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from ..verbs.updating import check_writable
 from .places import Place, Places
 from .stacks import read, with_stacks
 
-Rename = Mapping[str, str] | Callable[[str], str | None]
+Rename = Mapping[str, str] | Mapping[str, str | None] | Callable[[str], str | None]
 Transform = Callable[[str, Any], Any]
 _OTHER_NAMES = (
     "rename={…} for other names; strict=False for what is missing, or is not of the object"
@@ -87,7 +88,8 @@ def load_state_dict(
             found under any of its names. A `Stack` takes single blocks, a list stacked ones.
         strict: whether a missing or an unexpected name is an error. Shapes always have to fit.
         rename: `{regular expression: replacement}`, applied to each name one after the other
-            (`re.sub`), or a function of the name; None drops the entry.
+            (`re.sub`), or a function of the name; None, in place of a replacement too, drops the
+            entry.
         transform: (name in the object, array) → the array to load, such as a transpose.
         dtype: `"model"` keeps the dtypes of the object, `"file"` takes those of the mapping; a
             dtype is for all floating-point arrays.
@@ -126,6 +128,7 @@ def load_into(
     transform: Transform | None = None,
     dtype: Any = "model",
     mesh: Any = None,
+    misfits: Misfits | None = None,
 ) -> Loaded:
     """`load_state_dict`, for every verb that loads.
 
@@ -134,13 +137,14 @@ def load_into(
         mapping, strict, rename, transform, dtype: as in `load_state_dict`; a value of the mapping
             may be lazy: with `shape`, `dtype`, and `read(index)`.
         mesh: where arrays go, by their annotations, if not where the ones before them are.
+        misfits: what is known not to fit already, for the one report.
     """
     if dtype not in ("model", "file"):
         dtype = jnp.dtype(dtype)
-    misfits = Misfits(places.verb, "mapping")
+    misfits = misfits or Misfits(places.verb, "mapping")
     matched: dict[str, tuple[Place, Any, str]] = {}  # by first name
     unexpected: list[str] = []
-    for name, value in with_stacks(places, _renamed(mapping, rename, misfits), misfits):
+    for name, value in with_stacks(places, renamed(mapping, rename, misfits), misfits):
         place = places.find(name)
         if place is None:
             if not places.is_left_out(name):
@@ -172,10 +176,7 @@ def load_into(
             cast[name] = (value.dtype, target)
         ready.append((place, value, target))
     if strict:
-        lines = [f"missing: `{name}`.{suggest(name, unexpected)}" for name in missing]
-        misfits.add(_OTHER_NAMES, *lines)
-        lines = [f"unexpected: `{n}`.{suggest(n, places.by_name)}" for n in unexpected]
-        misfits.add(_OTHER_NAMES, *lines)
+        add_unmatched(misfits, missing, unexpected, places.by_name)
     misfits.raise_if_any()
     leaves = [place.leaf for place, _, _ in ready]
     check_writable(places.plan, places.obj, leaves, "load weights into")
@@ -189,7 +190,20 @@ def load_into(
     return Loaded(missing, unexpected, cast)
 
 
-def _renamed(mapping: Mapping[str, Any], rename: Rename | None, misfits: Misfits) -> dict[str, Any]:
+def add_unmatched(
+    misfits: Misfits, missing: Iterable[str], unexpected: Iterable[str], known: Iterable[str]
+) -> None:
+    """Tell the names without a counterpart, the first with near misses, which take time to find."""
+    for what, names, others in (
+        ("missing", missing, unexpected),
+        ("unexpected", unexpected, known),
+    ):
+        near = [suggest(name, others) for name in islice(names, 20)]
+        lines = [f"{what}: `{n}`.{hint}" for n, hint in zip_longest(names, near, fillvalue="")]
+        misfits.add(_OTHER_NAMES, *lines)
+
+
+def renamed(mapping: Mapping[str, Any], rename: Rename | None, misfits: Misfits) -> dict[str, Any]:
     if not isinstance(mapping, Mapping):
         raise TypeError(
             f"nnx.{misfits.verb} takes a mapping from dotted names to arrays, got "
@@ -203,9 +217,9 @@ def _renamed(mapping: Mapping[str, Any], rename: Rename | None, misfits: Misfits
         new: str | None = name
         if callable(rename):
             new = rename(name)
-        else:
-            for pattern, replacement in (rename or {}).items():
-                new = re.sub(pattern, replacement, new)
+        for pattern, replacement in () if callable(rename) else (rename or {}).items():
+            if new is not None and re.search(pattern, new):
+                new = None if replacement is None else re.sub(pattern, replacement, new)
         if new is None:
             continue
         if new in origin and not _same(renamed[new], value):
