@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar, assert_type
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from refax import nnx
 
@@ -142,6 +143,27 @@ def generics_and_dataclasses(kernel: nnx.Param[jax.Array]) -> None:
     Named(3, kernel)  # type: ignore
     assert_type(Standard(3).size, int)
     Standard("3")  # type: ignore
+
+
+def containers(linear: nnx.Linear, dropout: nnx.Dropout) -> None:
+    assert_type(nnx.List([linear]), nnx.List[nnx.Linear])
+    assert_type(nnx.List([linear])[0], nnx.Linear)
+    empty = nnx.List()
+    empty.append(linear)
+    empty.append(dropout)
+    assert_type(nnx.Dict(a=linear)["a"], nnx.Linear)
+    assert_type(nnx.Dict({"a": dropout}).get("a"), nnx.Dropout | None)
+    more = nnx.Dict()
+    more["a"], more["b"] = linear, dropout
+    nnx.Sequential(linear, nnx.relu, dropout)
+    nnx.List([linear])[0].typo  # type: ignore
+
+
+def optimizers(linear: nnx.Linear) -> None:
+    optimizer = nnx.Optimizer(linear, optax.sgd(0.1), wrt=nnx.Param)
+    assert_type(optimizer, nnx.Optimizer[nnx.Linear])
+    assert_type(nnx.ModelAndOptimizer(linear, optax.sgd(0.1)).model, nnx.Linear)
+    nnx.Optimizer(linear, wrt=nnx.Param)  # type: ignore
 
 
 class Encoder(nnx.Module, abc.ABC):

@@ -192,7 +192,7 @@ class Optimizer(Pytree, Generic[M]):
         1
     """
 
-    def __init__(self, model: Any, tx: Any, *, wrt: Filter = _REQUIRED, graph: Switch = None):
+    def __init__(self, model: M, tx: Any, *, wrt: Filter = _REQUIRED, graph: Switch = None):
         if wrt is _REQUIRED:
             raise TypeError(errors.WRT_IS_REQUIRED)
         if not isinstance(tx, _Transformation):
@@ -288,7 +288,7 @@ class ModelAndOptimizer(Optimizer[M]):
         1
     """
 
-    def __init__(self, model: Any, tx: Any, *, wrt: Filter = Param, graph: Switch = None):
+    def __init__(self, model: M, tx: Any, *, wrt: Filter = Param, graph: Switch = None):
         super().__init__(model, tx, wrt=wrt)
         self.model = model
 

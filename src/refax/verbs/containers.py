@@ -21,6 +21,8 @@ from ..objects.representation import Form
 from ..objects.type_names import T
 from .module import Module
 
+_NOTHING: Any = ()  # of any type: an empty List takes everything
+
 
 class List(MutableSequence[T], Module):
     """A list of modules, Variables or anything else, as a Module.
@@ -45,7 +47,7 @@ class List(MutableSequence[T], Module):
     __dict__: dict[Any, Any]
     __hash__ = Module.__hash__
 
-    def __init__(self, items: Iterable[T] = (), /):
+    def __init__(self, items: Iterable[T] = _NOTHING, /):
         self.extend(items)
 
     def _marked(self) -> list[Any]:
