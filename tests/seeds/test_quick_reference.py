@@ -268,7 +268,7 @@ def test_nnx_grad():
     nnx.update(model, params)
 
     assert isinstance(grads, nnx.State)
-    assert jax.tree.structure(grads) == jax.tree.structure(params)
+    assert jax.tree.structure(grads) == jax.tree.structure(params)  # type: ignore[operator]
     assert loss_fn(model, x, y) < before
 
 

@@ -42,7 +42,7 @@ def test_filter_by_variable_type():
     assert sorted(params.block) == ["bn", "linear"] and sorted(batch_stats.block) == ["bn"]
     assert {"block", "custom"} == set(all_state)
     params_again, custom = trainable
-    assert jax.tree.structure(params_again) == jax.tree.structure(params)
+    assert jax.tree.structure(params_again) == jax.tree.structure(params)  # type: ignore[operator]
     assert list(custom) == ["custom"]
 
 

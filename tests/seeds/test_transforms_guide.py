@@ -117,7 +117,9 @@ CountingWeights.__name__ = "Weights"
 
 
 def test_state_propagation():
-    Weights = CountingWeights
+    class Weights(CountingWeights):
+        pass
+
     weights = Weights(
         kernel=random.uniform(random.key(0), (10, 2, 3)),
         bias=jnp.zeros((10, 3)),
@@ -142,7 +144,10 @@ def test_state_propagation():
 
 
 def test_graph_updates_propagation():
-    Weights = CountingWeights
+    class Weights(CountingWeights):
+        some_property: list[str | int | bool]
+        new_param: nnx.Param[jax.Array]
+
     weights = Weights(
         kernel=random.uniform(random.key(0), (10, 2, 3)),
         bias=jnp.zeros((10, 3)),
@@ -172,7 +177,11 @@ def test_graph_updates_propagation():
 
 def test_changing_the_structure_in_jit_compiles_again_and_in_scan_is_an_error():
     """What the guide says about great power, in words."""
-    weights = CountingWeights(jnp.zeros((2, 3)), jnp.zeros((3,)), jnp.array(0))
+
+    class Weights(CountingWeights):
+        items: list[jax.Array]
+
+    weights = Weights(jnp.zeros((2, 3)), jnp.zeros((3,)), jnp.array(0))
     weights.items = []
 
     @nnx.jit
@@ -197,7 +206,9 @@ def test_changing_the_structure_in_jit_compiles_again_and_in_scan_is_an_error():
 
 
 def test_lift_types():
-    Weights = CountingWeights
+    class Weights(CountingWeights):
+        pass
+
     weights = Weights(
         kernel=random.uniform(random.key(0), (10, 2, 3)),
         bias=jnp.zeros((10, 3)),

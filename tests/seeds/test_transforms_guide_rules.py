@@ -26,7 +26,9 @@ NoisyWeights.__name__ = "Weights"
 
 
 def test_random_state(capsys):
-    Weights = NoisyWeights
+    class Weights(NoisyWeights):
+        pass
+
     weights = Weights(
         kernel=random.uniform(random.key(0), (2, 3)),
         bias=jnp.zeros((3,)),  # left out
@@ -55,7 +57,9 @@ def test_random_state(capsys):
 
 
 def test_split_rngs(capsys):
-    Weights = NoisyWeights
+    class Weights(NoisyWeights):
+        pass
+
     weights = Weights(
         kernel=random.uniform(random.key(0), (2, 3)),
         bias=jnp.zeros((3,)),  # left out
@@ -99,7 +103,7 @@ def test_closures(capsys):
     counter = Counter()
 
     @nnx.jit  # left out
-    def f(x):
+    def f(x):  # pyright: ignore[reportRedeclaration]
         counter.increment()  # left out
         return 2 * x
 
@@ -114,12 +118,12 @@ def test_closures(capsys):
     assert counter.count == 0
 
     # "f should accept counter as an argument"
-    @nnx.jit
+    @nnx.jit  # type: ignore[no-redef]
     def f(counter, x):
         counter.increment()
         return 2 * x
 
-    y = f(counter, 3)
+    y = f(counter, 3)  # type: ignore[call-arg]
     assert y == 6 and counter.count == 1
 
 
@@ -202,7 +206,9 @@ ShardedWeights.__name__ = "Weights"
 
 
 def test_axis_metadata(capsys):
-    Weights = ShardedWeights
+    class Weights(ShardedWeights):
+        pass
+
     m = Weights(jnp.ones((3, 4, 5)), sharding=("a", "b", None))
 
     @nnx.vmap(in_axes=1, transform_metadata={nnx.PARTITION_NAME: "b"})
@@ -223,7 +229,8 @@ def test_axis_metadata(capsys):
 
 
 def test_axis_metadata_of_modules_made_inside(capsys):
-    Weights = ShardedWeights
+    class Weights(ShardedWeights):
+        pass
 
     @nnx.vmap(out_axes=1, axis_size=4, transform_metadata={nnx.PARTITION_NAME: "b"})
     def init_vmap():

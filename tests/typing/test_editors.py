@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ class Editor:
         self.asked = 0
         self.program = directory / "program.py"
         self.program.write_text(PROGRAM)
-        self.process = subprocess.Popen(
+        self.process: Any = subprocess.Popen(
             [sys.executable, "-m", "pyright.langserver", "--stdio"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
