@@ -158,6 +158,33 @@ def test_attention_with_grouped_heads():
     check(model, theirs, x, attention(x, w, b, 4, 2))
 
 
+def test_attention_whose_keys_and_values_are_of_other_sizes():
+    model = nnx.MultiHeadAttention(2, 4, in_kv_features=3, use_bias=False, rngs=rngs())
+    model.value = nnx.LinearGeneral(5, (2, 2), use_bias=False, rngs=rngs())
+    w = [random(4, 4), random(4, 3), random(4, 5), random(4, 4) + 1]
+    theirs = {f"{p}_proj_weight": w[i] for i, p in enumerate("qkv")} | {"out_proj.weight": w[3]}
+    assert nnx.from_torch(model, theirs) == ([], [], {})
+    q, k, v = random(2, 4), random(6, 3), random(6, 5)
+    halves = (slice(0, 2), slice(2, 4))
+    q2, k2, v2 = q @ w[0].T, k @ w[1].T, v @ w[2].T
+    y = [softmax(q2[:, h] @ k2[:, h].T / np.sqrt(2)) @ v2[:, h] for h in halves]
+    np.testing.assert_allclose(model(q, k, v), np.concatenate(y, -1) @ w[3].T, atol=1e-5)
+    assert arrays_of(model).keys() == theirs.keys()
+
+
+def test_attention_with_a_projection_of_another_kind():
+    class Own(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones((4, 2, 2)))
+
+    model = nnx.MultiHeadAttention(2, 4, rngs=rngs())
+    model.query = Own()
+    out = arrays_of(model)
+    assert out["query.w"].shape == (4, 2, 2) and out["k_proj_weight"].shape == (4, 4)
+    with pytest.raises(ValueError, match=r"`in_proj_bias` \(here `key.bias`\) is float32\[12\]"):
+        nnx.from_torch(model, out | {"in_proj_bias": random(8)})
+
+
 def lstm(x, w_ih, w_hh, b):
     h = c = np.zeros(w_hh.shape[1], np.float32)
     y = []
@@ -212,6 +239,37 @@ def test_a_list_of_recurrent_layers_under_both_sets_of_names():
     assert before.keys() == several.keys()
     nnx.from_torch(layers, several)
     assert all(np.array_equal(before[name], array) for name, array in arrays_of(layers).items())
+
+
+def test_a_stack_of_recurrent_layers_under_both_sets_of_names():
+    model = nnx.Stack(lambda rngs: nnx.RNN(nnx.LSTMCell(4, 4, rngs=rngs)), 2, rngs=rngs())
+    one = {f"{name}": x + k for k in range(2) for name, x in lstm_arrays(4, 4, k).items()}
+    nnx.from_torch(model, one)
+    again = nnx.Sequential(*(nnx.RNN(nnx.LSTMCell(4, 4, rngs=rngs())) for _ in range(2)))
+    nnx.from_torch(again, one)
+    x = random(5, 4)
+    np.testing.assert_allclose(model(x), again(x), atol=1e-6)
+    assert {f"{name[2:-1]}{name[0]}" for name in arrays_of(model)} == one.keys()
+
+
+def test_a_cell_by_itself():
+    x, h, c = random(2, 3), random(2, 4), random(2, 4) + 1
+    arrays = {name.removesuffix("_l0"): x for name, x in lstm_arrays(3, 4, 0).items()}
+    cell = nnx.LSTMCell(3, 4, rngs=rngs())
+    nnx.from_torch(cell, arrays)
+    gates = x @ arrays["weight_ih"].T + h @ arrays["weight_hh"].T
+    i, f, g, o = np.split(gates + arrays["bias_ih"] + arrays["bias_hh"], 4, axis=1)
+    y = sigmoid(o) * np.tanh(sigmoid(f) * c + sigmoid(i) * np.tanh(g))
+    np.testing.assert_allclose(cell((c, h), x)[1], y, atol=1e-5)
+    assert arrays_of(cell).keys() == arrays.keys()
+
+
+def test_without_biases_those_of_a_cell_are_zero():
+    theirs = {name: x for name, x in lstm_arrays(3, 4, 0).items() if "bias" not in name}
+    model = nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs()))
+    nnx.from_torch(model, lstm_arrays(3, 4, 0))
+    assert nnx.from_torch(model, theirs) == ([], [], {})
+    assert not model.cell.hf.bias.any()
 
 
 def gru(x, w_ih, w_hh, b_ih, b_hh):
@@ -432,6 +490,8 @@ def test_names_in_pytorch_of_what_it_has_no_layer_for():
             self.note = jnp.ones(3)
 
     assert arrays_of(Own()).keys() == {"tables.a", "tables.b"}
+    assert arrays_of(nnx.Param(jnp.ones(2))).keys() == {"value"}
+    assert arrays_of({"a": nnx.Param({"b": jnp.ones(3)})}).keys() == {"a.b"}
 
 
 def test_without_pytorch_arrays_come_out():

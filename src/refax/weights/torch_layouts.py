@@ -37,6 +37,7 @@ from ..verbs.names import dotted_name
 from .places import Place, Places
 
 Shape = tuple[int, ...]
+Names = tuple[str, str]
 
 
 class Layout(NamedTuple):
@@ -53,6 +54,10 @@ class Slot(NamedTuple):
     layout: Layout = Layout()
     rows: tuple[int, int, int] | None = None  # (from, to, of how many) of a fused array
     added: str | None = None  # what PyTorch adds to it, and is zero when it is written
+
+    def under(self, start: str, end: str = "") -> Slot:
+        added = self.added and f"{start}{self.added}{end}"
+        return self._replace(name=f"{start}{self.name}{end}", added=added)
 
 
 Slots = dict[str, Sequence[Slot]]  # by the name in the layer; the first is the one to write
@@ -98,25 +103,24 @@ def _normalization(layer: Any) -> Slots:
 
 def _attention(layer: Any) -> Slots:
     """Queries, keys and values fused, as in PyTorch, or each by itself."""
-    names, out = ("out_proj", "o_proj"), _matrix(layer.out)
-    slots: Slots = {
-        "out.kernel": [Slot(f"{name}.weight", out) for name in names],
-        "out.bias": [Slot(f"{name}.bias") for name in names],
-    }
+    slots: Slots = {}
+    for end in ("kernel", "bias"):
+        for slot in slots_of(layer.out).get(end, ()):
+            slots[f"out.{end}"] = [slot.under(name) for name in ("out_proj.", "o_proj.")]
     # The first names are PyTorch's own; it has no grouped heads, which go by the last ones.
-    grouped = layer.num_heads != layer.num_kv_heads
-    one_input = len({as_tuple(x.in_features) for x in (layer.query, layer.key, layer.value)}) == 1
-    kv = layer.num_kv_heads * layer.head_dim
-    start, rows = 0, layer.qkv_features + 2 * kv
-    for part, size in ("query", layer.qkv_features), ("key", kv), ("value", kv):
-        layout, fused, name = _matrix(getattr(layer, part)), (start, start + size, rows), part[0]
-        weights = [Slot(f"{name}_proj_weight", layout), Slot(f"{name}_proj.weight", layout)]
-        biases = [Slot("in_proj_bias", _FLAT, fused), Slot(f"{name}_proj.bias", _FLAT)]
-        if one_input:
-            weights.insert(0, Slot("in_proj_weight", layout, fused))
-        order = -1 if grouped else 1
-        slots |= {f"{part}.kernel": weights[::order], f"{part}.bias": biases[::order]}
-        start += size
+    order = 1 if layer.num_heads == layer.num_kv_heads else -1
+    parts = {"query": layer.num_heads, "key": layer.num_kv_heads, "value": layer.num_kv_heads}
+    inputs = [getattr(getattr(layer, part), "in_features", None) for part in parts]
+    total, start = sum(parts.values()) * layer.head_dim, 0
+    for part, heads in parts.items():
+        rows = (start, start := start + heads * layer.head_dim, total)
+        for end in ("kernel", "bias"):
+            for slot in slots_of(getattr(layer, part)).get(end, ()):
+                fused = slot._replace(name=f"in_proj_{slot.name}", rows=rows)
+                known = [fused, slot.under(f"{part[0]}_proj_"), slot.under(f"{part[0]}_proj.")]
+                if end == "kernel" and inputs != inputs[:1] * 3:  # of other sizes: not fused
+                    known = known[1:]
+                slots[f"{part}.{end}"] = known[::order]
     return slots
 
 
@@ -139,26 +143,40 @@ def _recurrent(*gates: tuple[str, str]) -> Callable[[Any], Slots]:
     return slots_of
 
 
-def _weight_norm(wrapper: Any) -> Slots:
-    """Of a layer: what its weight is made from, by parametrization (PyTorch 2) and before."""
-    slots: Slots = {}
-    layer, axes = wrapper.layer_instance, wrapper.feature_axes
-    for path in wrapper.scales or ():
-        for weight in slots_of(layer).get(dotted_name(path), ()):
-            names = "parametrizations.weight.original", "weight_"
-            g, v = ([n + end for n, end in zip(names, ends)] for ends in ("0g", "1v"))
-            scale = _AS_IS if axes is None else _widened(weight.layout, layer, as_tuple(axes))
-            slots[dotted_name(("layer_instance", *path))] = [Slot(n, weight.layout) for n in v]
-            slots[dotted_name(("scales", path))] = [Slot(n, scale) for n in g]
-    return slots
+def _normalized(weights: Names, beside: Names) -> Callable[[Any], Slots]:
+    """Of the names of a layer's weight, and of what the wrapper keeps beside it.
+
+    First those of a parametrization (PyTorch 2), then the old ones.
+    """
+
+    def slots_of_wrapper(wrapper: Any) -> Slots:
+        slots: Slots = {}
+        inner, spectral = slots_of(wrapper.layer_instance), isinstance(wrapper, SpectralNorm)
+        kept = wrapper.batch_stats if spectral else wrapper.scales or ()
+        for key in kept:
+            path = key[:-1] if spectral else key
+            for weight in inner.get(dotted_name(path), ()):
+                layout = _FLAT if spectral else _scale(wrapper, weight.layout)
+                names = beside if key[-1] != "sigma" else ()  # σ is computed at each call
+                slots[dotted_name(("layer_instance", *path))] = [
+                    weight._replace(name=name) for name in weights
+                ]
+                place = ("batch_stats" if spectral else "scales", key)
+                slots[dotted_name(place)] = [Slot(name, layout) for name in names]
+        return slots
+
+    return slots_of_wrapper
 
 
-def _widened(layout: Layout, layer: Any, axes: Shape) -> Layout:
-    """Of an array along some axes of a kernel: with axes of size 1 for the others."""
+def _scale(wrapper: Any, layout: Layout) -> Layout:
+    """Of an array along the feature axes of a kernel: with axes of size 1 for the others."""
+    axes = wrapper.feature_axes
+    if axes is None:
+        return _AS_IS
 
     def wide(shape: Shape) -> Shape:
-        sizes = [1] * (2 + len(getattr(layer, "kernel_size", ())))
-        for axis, size in zip(axes, shape):
+        sizes = [1] * (2 + len(getattr(wrapper.layer_instance, "kernel_size", ())))
+        for axis, size in zip(as_tuple(axes), shape):
             sizes[axis] = size
         return tuple(sizes)
 
@@ -166,20 +184,6 @@ def _widened(layout: Layout, layer: Any, axes: Shape) -> Layout:
         lambda x: layout.to_torch(x.reshape(wide(x.shape))),
         lambda y, shape: layout.from_torch(y, wide(shape)).reshape(shape),
     )
-
-
-def _spectral_norm(wrapper: Any) -> Slots:
-    slots: Slots = {}
-    for *path, kept in wrapper.batch_stats:
-        for weight in slots_of(wrapper.layer_instance).get(dotted_name(tuple(path)), ()):
-            names = "parametrizations.weight.original", "weight_orig"
-            u = "parametrizations.weight.0._u", "weight_u"
-            slots[dotted_name(("layer_instance", *path))] = [Slot(n, weight.layout) for n in names]
-            # σ is computed at each call.
-            slots[dotted_name(("batch_stats", (*path, kept)))] = [
-                Slot(n, _FLAT) for n in u if kept == "u"
-            ]
-    return slots
 
 
 _SIDE_BY_SIDE = _recurrent(("dense_i", "dense_h"))
@@ -198,8 +202,14 @@ LAYERS: dict[type, Callable[[Any], Slots]] = {
     OptimizedLSTMCell: _SIDE_BY_SIDE,
     GRUCell: _SIDE_BY_SIDE,
     SimpleCell: _SIDE_BY_SIDE,
-    WeightNorm: _weight_norm,
-    SpectralNorm: _spectral_norm,
+    WeightNorm: _normalized(
+        ("parametrizations.weight.original1", "weight_v"),
+        ("parametrizations.weight.original0", "weight_g"),
+    ),
+    SpectralNorm: _normalized(
+        ("parametrizations.weight.original", "weight_orig"),
+        ("parametrizations.weight.0._u", "weight_u"),
+    ),
 }
 
 
@@ -261,10 +271,8 @@ def _find(root: Any, path: tuple) -> tuple[Any, list[Slot], Shape]:
         own = slots_of(at).get(dotted_name(path[i:]))
         layer = at if layer is None and own is not None else layer
         for keys, number in ways:
-            here, ending = "".join(f"{key}." for key in keys), end.format(number)
-            for slot in own or ():
-                added = slot.added and f"{here}{slot.added}{ending}"
-                slots.append(slot._replace(name=f"{here}{slot.name}{ending}", added=added))
+            start = "".join(f"{key}." for key in keys)
+            slots += [slot.under(start, end.format(number)) for slot in own or ()]
         child = dict(iter_children_of(at))[key]
         if isinstance(at, RNN) and key == "cell":
             end = end or "_l{}"
@@ -276,7 +284,7 @@ def _find(root: Any, path: tuple) -> tuple[Any, list[Slot], Shape]:
             ways = _ways(ways, above, at, key, child)
         at, above = child, at
     if layer is None:
-        slots = [Slot(".".join(map(str, keys))) for keys, _ in ways]
+        slots = [Slot(".".join(map(str, keys)) or "value") for keys, _ in ways]
     return layer, slots, blocks
 
 

@@ -158,6 +158,7 @@ def _matched(
     missing: dict[str, list[str]] = {}
     found: set[str] = set()
     used: set[str] = set()
+    told: set[str] = set()
     for entry in known:
         slots = [s for s in entry.slots if _names(entry, s) & given.keys()] or entry.slots
         if not slots:
@@ -168,7 +169,7 @@ def _matched(
             terms = [n for n in (name, *entry.names(slot.added)[i : i + 1]) if n in given]
             used.update(terms)
             if terms:
-                blocks.append(_block(entry, slot, {n: given[n] for n in terms}, misfits))
+                blocks.append(_block(entry, slot, {n: given[n] for n in terms}, misfits, told))
             elif slot.added and re.sub("bias_.h", "weight_ih", name) in given:
                 blocks.append(np.zeros(shape, entry.place.value.dtype))  # of bias=False
             else:
@@ -194,17 +195,18 @@ def _names(entry: Entry, slot: Slot) -> set[str]:
 
 
 def _block(
-    entry: Entry, slot: Slot, terms: Mapping[str, np.ndarray], misfits: Misfits
+    entry: Entry, slot: Slot, terms: Mapping[str, np.ndarray], misfits: Misfits, told: set[str]
 ) -> np.ndarray | None:
-    """The array, as the object has it; None if it does not fit, which is noted."""
+    """The array, as the object has it; None if it does not fit, which is told once for a name."""
     start, end, rows = slot.rows or (0, None, None)
     shape = slot.layout.to_torch(np.broadcast_to(np.int8(0), entry.shape)).shape
     shape = (rows, *shape[1:]) if rows else shape
     unlike = {name: value for name, value in terms.items() if value.shape != shape}
-    for name, value in unlike.items() if start == 0 else ():  # what is fused is told once
+    for name in sorted(unlike.keys() - told):
         expected = jax.ShapeDtypeStruct(shape, entry.place.value.dtype)
-        what = f"`{name}` (here `{entry.name}`)"
-        misfits.unlike(what, expected, value, "transform=… for another layout in PyTorch")
+        what, cure = f"`{name}` (here `{entry.name}`)", "transform=… for another layout in PyTorch"
+        misfits.unlike(what, expected, unlike[name], cure)
+    told.update(unlike)
     if unlike:
         return None
     value = reduce(np.add, terms.values())
