@@ -112,7 +112,7 @@ for _name in ("SimpleCell", "OptimizedLSTMCell"):
     EXAMPLES[_name] = EXAMPLES["LSTMCell" if "LSTM" in _name else "GRUCell"]
 
 # They take any arguments; a cell or layer of the user's own gets them.
-TAKE_ANYTHING = {"Identity", "RNNCellBase", "Sequential"}
+TAKE_ANYTHING = {"Identity", "RNNCellBase", "Sequential", "ArgumentError"}
 # A pytree of any arrays; what a filter or a layer of the user says; a number that is not checked.
 ANY_VALUE = {"init", "state_axes", "initial_carry", "qkv_dot_general_cls", "out_dot_general_cls"}
 ANY_VALUE |= {"dot_general_cls", "Stack.x", "SpectralNorm.x", "WeightNorm.x"}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
 
 from ..lift import errors
 from ..lift.arguments import named_like, slot_numbers
@@ -21,6 +22,7 @@ from ..lift.faults import tell
 from ..lift.places import inputs_by_place
 from ..lift.prefix import FilterPrefix, Groups, OutputRules
 from ..objects.errors import describe_value
+from ..objects.placing import misfit
 from .jit_options import Options
 
 
@@ -85,15 +87,13 @@ class Layout(NamedTuple):
         """The error for a sharding that does not fit what it is for."""
         args = self.keywords.get("in_shardings", ())[len(self.donated) : -2] or None
         for place, value, sharding in inputs_by_place(call, function, args, _is_sharding):
-            if not isinstance(sharding, jax.sharding.Sharding):
-                continue
-            for array in jax.tree.leaves(value):
-                try:
-                    sharding.shard_shape(jax.numpy.shape(array))
-                except ValueError as error:
+            mesh: Any = getattr(sharding, "mesh", None) or jax.sharding.get_abstract_mesh()
+            spec = getattr(sharding, "spec", sharding)
+            for array in jax.tree.leaves(value) if isinstance(spec, PartitionSpec) else ():
+                if why := misfit(spec, jax.numpy.shape(array), mesh):
                     return ValueError(
                         f"jit: `{place}` ({describe_value(array)}) cannot have the sharding that "
-                        f"in_shardings gives it: {error}.\n"
+                        f"in_shardings gives it, {spec} on the mesh {dict(mesh.shape)}: {why}.\n"
                         "Cure: a spec of no more axes than the array has, whose mesh axes divide "
                         "its sizes; None for an axis that is whole."
                     )
