@@ -232,7 +232,13 @@ def gradients_of_arrays(x: jax.Array) -> None:
 
 def gradients_of_other_arguments(model: Model, x: jax.Array) -> None:
     of = nnx.DiffState(0, nnx.LoRAParam)
-    assert_type(nnx.grad(loss, of)(model, x), Any)
+    assert_type(nnx.grad(loss, of)(model, x), nnx.State)
+    assert_type(nnx.grad(loss, argnums=of)(model, x), nnx.State)
+    assert_type(nnx.value_and_grad(loss, argnums=of)(model, x), tuple[jax.Array, nnx.State])
+    assert_type(
+        nnx.value_and_grad(loss_and_count, argnums=of, has_aux=True)(model, x),
+        tuple[tuple[jax.Array, int], nnx.State],
+    )
     assert_type(nnx.grad(loss, argnums=(0, 1))(model, x), Any)
     assert_type(nnx.value_and_grad(loss, argnums=1)(model, x), tuple[jax.Array, Any])
     nnx.grad(loss, of)(model)  # type: ignore

@@ -15,6 +15,7 @@ import jax
 from ..graph.state import State
 from ..objects.modes import Switch
 from ..objects.type_names import A, O, P, Q, R
+from .prefixes import DiffState
 
 OfObject = TypeVar("OfObject", covariant=True)
 OfArray = TypeVar("OfArray", covariant=True)
@@ -80,6 +81,10 @@ class GradTransform(Protocol):
     ) -> GradientAndAux[P, A]: ...
     @overload
     def __call__(
+        self, f: Callable[P, Any], argnums: DiffState, has_aux: No = False, **more: Unpack[More]
+    ) -> Callable[P, State]: ...
+    @overload
+    def __call__(
         self, f: Callable[P, Any], argnums: Any, has_aux: bool = False, **more: Unpack[More]
     ) -> Callable[P, Any]: ...
     @overload
@@ -103,6 +108,10 @@ class ValueAndGradTransform(Protocol):
     def __call__(
         self, f: Callable[P, R], argnums: First = 0, has_aux: bool = False, **more: Unpack[More]
     ) -> ValueAndGradient[P, R]: ...
+    @overload
+    def __call__(
+        self, f: Callable[P, R], argnums: DiffState, has_aux: bool = False, **more: Unpack[More]
+    ) -> Callable[P, tuple[R, State]]: ...
     @overload
     def __call__(
         self, f: Callable[P, R], argnums: Any, has_aux: bool = False, **more: Unpack[More]
