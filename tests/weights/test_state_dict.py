@@ -220,6 +220,8 @@ def test_names_and_layouts_of_others():
 
     linear = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     assert nnx.load_state_dict(linear, theirs, rename=rename, **options)[:2] == ([], [])
+    dropped = {**table, "^(?!kernel|bias)": None}
+    assert nnx.load_state_dict(linear, theirs, rename=dropped, **options)[:2] == ([], [])
     with pytest.raises(ValueError, match=r"are both renamed to `bias`"):
         nnx.load_state_dict(linear, {"a": np.ones(3), "b": np.zeros(3)}, rename=lambda _: "bias")
 

@@ -172,6 +172,17 @@ def test_attention_whose_keys_and_values_are_of_other_sizes():
     assert arrays_of(model).keys() == theirs.keys()
 
 
+def test_attention_without_a_bias_of_the_keys():
+    model = nnx.MultiHeadAttention(2, 4, rngs=rngs())
+    model.key.bias = None
+    w, b = [random(4, 4) + i for i in range(4)], random(4, 4)
+    theirs = {f"{p}_proj.weight": w[i] for i, p in enumerate(("q", "k", "v", "out"))}
+    theirs |= {f"{p}_proj.bias": b[i] for i, p in enumerate(("q", "k", "v", "out")) if i != 1}
+    b[1] = 0
+    x = random(3, 4)
+    check(model, theirs, x, attention(x, w, b, 2, 2))
+
+
 def test_attention_with_a_projection_of_another_kind():
     class Own(nnx.Module):
         def __init__(self):
@@ -180,8 +191,9 @@ def test_attention_with_a_projection_of_another_kind():
     model = nnx.MultiHeadAttention(2, 4, rngs=rngs())
     model.query = Own()
     out = arrays_of(model)
-    assert out["query.w"].shape == (4, 2, 2) and out["k_proj_weight"].shape == (4, 4)
-    with pytest.raises(ValueError, match=r"`in_proj_bias` \(here `key.bias`\) is float32\[12\]"):
+    assert out["query.w"].shape == (4, 2, 2) and out["k_proj.weight"].shape == (4, 4)
+    assert nnx.from_torch(model, out) == ([], [], {})
+    with pytest.raises(ValueError, match="unexpected: `in_proj_bias`"):
         nnx.from_torch(model, out | {"in_proj_bias": random(8)})
 
 

@@ -21,7 +21,7 @@ from ..layers.attention import MultiHeadAttention
 from ..layers.convolution import Conv, ConvTranspose
 from ..layers.dropout import Dropout
 from ..layers.embed import Embed
-from ..layers.linear import Linear
+from ..layers.linear import Affine, Linear
 from ..layers.linear_general import LinearGeneral
 from ..layers.normalization import Normalization
 from ..layers.recurrent import RNN, Bidirectional
@@ -104,30 +104,32 @@ def _normalization(layer: Any) -> Slots:
 def _attention(layer: Any) -> Slots:
     """Queries, keys and values fused, as in PyTorch, or each by itself."""
     slots: Slots = {}
+    heads = {"query": layer.num_heads, "key": layer.num_kv_heads, "value": layer.num_kv_heads}
+    parts = {part: getattr(layer, part) for part in heads}
+    plain = all(isinstance(part, Affine) for part in parts.values())
+    inputs = [as_tuple(part.in_features) for part in parts.values()] if plain else []
+    biased = plain and len({part.bias is None for part in parts.values()}) == 1
+    fused = {"kernel": plain and inputs == inputs[:1] * 3, "bias": biased}
+    # PyTorch's own names come first. It has neither grouped heads nor a bias for some of the three;
+    # those go by the last ones, as in published models.
+    order = 1 if layer.num_heads == layer.num_kv_heads and biased else -1
     for end in ("kernel", "bias"):
         for slot in slots_of(layer.out).get(end, ()):
             slots[f"out.{end}"] = [slot.under(name) for name in ("out_proj.", "o_proj.")]
-    # The first names are PyTorch's own; it has no grouped heads, which go by the last ones.
-    order = 1 if layer.num_heads == layer.num_kv_heads else -1
-    parts = {"query": layer.num_heads, "key": layer.num_kv_heads, "value": layer.num_kv_heads}
-    inputs = [getattr(getattr(layer, part), "in_features", None) for part in parts]
-    total, start = sum(parts.values()) * layer.head_dim, 0
-    for part, heads in parts.items():
-        rows = (start, start := start + heads * layer.head_dim, total)
-        for end in ("kernel", "bias"):
-            for slot in slots_of(getattr(layer, part)).get(end, ()):
-                fused = slot._replace(name=f"in_proj_{slot.name}", rows=rows)
-                known = [fused, slot.under(f"{part[0]}_proj_"), slot.under(f"{part[0]}_proj.")]
-                if end == "kernel" and inputs != inputs[:1] * 3:  # of other sizes: not fused
-                    known = known[1:]
-                slots[f"{part}.{end}"] = known[::order]
+        start, total = 0, sum(heads.values()) * layer.head_dim
+        for name, part in parts.items():
+            rows = (start, start := start + heads[name] * layer.head_dim, total)
+            for slot in slots_of(part).get(end, ()):
+                apart = [slot.under(f"{name[0]}_proj{mark}") for mark in "_."]
+                joint = [slot.under("in_proj_")._replace(rows=rows)] if fused[end] else []
+                slots[f"{name}.{end}"] = [*joint, *apart][::order]
     return slots
 
 
 def _recurrent(*gates: tuple[str, str]) -> Callable[[Any], Slots]:
     """Of the names of the maps of x and of h: for each gate, as PyTorch orders them, or for all."""
 
-    def slots_of(cell: Any) -> Slots:
+    def slots_of_cell(cell: Any) -> Slots:
         slots: Slots = {}
         size = cell.hidden_features
         for i, names in enumerate(gates):
@@ -140,7 +142,7 @@ def _recurrent(*gates: tuple[str, str]) -> Callable[[Any], Slots]:
                 slots[f"{name}.bias"] = [Slot(f"bias_{of}", _AS_IS, rows, added)]
         return slots
 
-    return slots_of
+    return slots_of_cell
 
 
 def _normalized(weights: Names, beside: Names) -> Callable[[Any], Slots]:

@@ -26,7 +26,6 @@ from ..objects.variable_types import Cache, Intermediate, Param, Perturbation, R
 from ..verbs.errors import Misfits
 from .file_errors import not_concrete
 from .places import Places
-from .stacks import read
 from .state_dict import Loaded, Rename, Transform, add_unmatched, load_into, renamed
 from .torch_layouts import Entry, Slot, entries
 
@@ -226,7 +225,7 @@ def _as_numpy(value: Any) -> np.ndarray:
             return value.numpy()
         except TypeError:  # a dtype that NumPy itself does not know
             value = jnp.from_dlpack(value.contiguous())
-    return np.asarray(read(value))
+    return np.asarray(value)
 
 
 def _as_tensor(array: np.ndarray) -> Any:
