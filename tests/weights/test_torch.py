@@ -399,6 +399,16 @@ def test_stacks_in_a_stack():
     assert all(np.array_equal(out[name], array) for name, array in theirs.items())
 
 
+def test_a_stack_of_no_blocks():
+    model = nnx.Stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 0, rngs=rngs())
+    assert arrays_of(model) == {} and nnx.from_torch(model, {}) == ([], [], {})
+
+
+def test_what_only_looks_like_a_singular_vector_is_unexpected():
+    with pytest.raises(ValueError, match="unexpected: `a_v`"):
+        nnx.from_torch({"a_u": nnx.Param(jnp.ones(2))}, {"a_u": random(2), "a_v": random(2)})
+
+
 def test_sharding_and_dtype_of_the_model_are_kept():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

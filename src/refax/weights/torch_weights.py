@@ -145,7 +145,7 @@ def to_torch(model: Any) -> dict[str, Any]:
     for name, transposed in spectral.items():  # the second singular vector, which we do not keep
         u, weight = arrays[name], arrays[name.replace("weight.0._u", "weight.original")]
         v = u @ (weight.swapaxes(0, 1) if transposed else weight).reshape(len(u), -1)
-        arrays[name.removesuffix("u") + "v"] = v / np.linalg.norm(v)
+        arrays[name.removesuffix("u") + "v"] = (v / np.linalg.norm(v)).astype(u.dtype)
     return {name: _as_tensor(array) for name, array in arrays.items()}
 
 
@@ -160,7 +160,7 @@ def _matched(
     told: set[str] = set()
     for entry in known:
         slots = [s for s in entry.slots if _names(entry, s) & given.keys()] or entry.slots
-        if not slots:
+        if not slots or 0 in entry.blocks:
             continue
         slot, shape = slots[0], entry.shape
         blocks, lacking = [], []
@@ -184,7 +184,7 @@ def _matched(
             arrays[entry.name] = whole
     # What is not missing under another name; and what PyTorch keeps beside an array, and we do not.
     missing = {name: theirs for name, theirs in missing.items() if name not in found}
-    used |= {f"{name[:-1]}v" for name in used if name.endswith("_u")}
+    used |= {f"{name[:-1]}v" for name in used if name.endswith(("weight.0._u", "weight_u"))}
     unexpected = [n for n in given if n not in used and not n.endswith("num_batches_tracked")]
     return arrays, missing, unexpected
 
