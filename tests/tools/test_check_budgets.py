@@ -149,8 +149,10 @@ def test_peers_are_imported_nowhere(tree: Tree, statement: str):
 
 
 def test_flax_is_imported_where_linen_modules_are_made(tree: Tree):
-    tree.write("bridge/to_linen.py", "from flax import linen")
+    tree.write("bridge/to_linen.py", "def f():", "    from flax import linen")
     assert tree.problems() == []
+    tree.write("bridge/to_linen.py", "from flax import linen")
+    assert "to_linen.py:1: imports the peer flax" in only(tree.problems())
     tree.write("bridge/to_nnx.py", "def f():", "    from flax import linen")
     tree.write("bridge/to_linen.py", "import haiku")
     assert ["to_nnx.py:2: imports the peer flax" in p for p in tree.problems()] == [False, True]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
+
+from . import to_linen
 
 _NAMES = ("ToLinen", "to_linen", "NNXMeta", "to_linen_var")
 
@@ -13,7 +14,8 @@ def __getattr__(name: str) -> Any:
     if name not in _NAMES:
         raise AttributeError(f"refax.nnx.bridge has no name {name!r}.\nCure: see dir(nnx.bridge).")
     try:
-        return getattr(importlib.import_module("refax.bridge.to_linen"), name)
+        to_linen.linen_classes()
+        return getattr(to_linen, name)
     except ModuleNotFoundError as error:
         if error.name != "flax":
             raise

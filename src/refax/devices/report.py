@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 
 from ..objects.placing import spec_of
 from ..objects.representation import bytes_text
+from ..objects.watch import is_array
 from ..verbs.names import named_variables
 
 
@@ -44,9 +45,7 @@ def sharding_report(obj: Any, /) -> ShardingReport:
     rows, replicated, used = [], [], dict[Any, int]()
     for name, variable in named_variables(obj):
         annotation = variable._metadata.get("sharding")
-        for array in jax.tree.leaves(variable._value):
-            if not hasattr(array, "shape"):
-                continue
+        for array in filter(is_array, jax.tree.leaves(variable._value)):
             sharding = getattr(array, "sharding", None)
             part = array.shape if sharding is None else sharding.shard_shape(array.shape)
             size = math.prod(part) * array.dtype.itemsize
@@ -77,8 +76,7 @@ def _place(sharding: Any) -> str:
         return "nowhere yet"
     count = len(sharding.device_set)
     if isinstance(sharding, NamedSharding):
-        memory = sharding.memory_kind
-        host = f", {memory}" if memory not in (None, "device") else ""
+        host = "" if sharding.memory_kind in (None, "device") else f", {sharding.memory_kind}"
         return f"{sharding.spec} of {dict(sharding.mesh.shape)}{host}"
     return f"{count} device{'s' if count > 1 else ''}"
 

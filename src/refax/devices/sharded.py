@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..objects.at_once import at_once
 from ..objects.errors import suggest
-from ..objects.placing import Rules, check_fit, logical_axis_rules
-from ..objects.type_names import M
+from ..objects.placing import Rules, check_fit, get_logical_axis_rules, logical_axis_rules
+from ..objects.type_names import M, T
 from ..objects.variable import check_write, metadata_writes, set_raw_value
 from ..transforms.jit import jit
 from ..verbs.names import named_variables
 from ..verbs.spmd import with_sharding_constraint
-
-T = TypeVar("T")
 
 
 def make_sharded(build: Callable[[], T], mesh: Any = None, rules: Rules | None = None) -> T:
@@ -45,16 +42,14 @@ def make_sharded(build: Callable[[], T], mesh: Any = None, rules: Rules | None =
         >>> nnx.make_sharded(build, mesh).kernel.value.sharding.mesh.axis_names
         ('model',)
     """
-    with contextlib.ExitStack() as stack:
-        if mesh is not None:
-            stack.enter_context(jax.set_mesh(mesh))
-        elif jax.sharding.get_abstract_mesh().empty:
-            raise ValueError(
-                "make_sharded: there is no mesh.\n"
-                "Cure: nnx.make_sharded(build, mesh), or call it under `with jax.set_mesh(mesh)`."
-            )
-        if rules is not None:
-            stack.enter_context(logical_axis_rules(rules))
+    if mesh is None and jax.sharding.get_abstract_mesh().empty:
+        raise ValueError(
+            "make_sharded: there is no mesh.\n"
+            "Cure: nnx.make_sharded(build, mesh), or call it under `with jax.set_mesh(mesh)`."
+        )
+    mesh = jax.sharding.get_mesh() if mesh is None else mesh
+    rules = get_logical_axis_rules() if rules is None else rules
+    with jax.set_mesh(mesh), logical_axis_rules(rules):
         return jit(build)()
 
 
@@ -85,14 +80,10 @@ def shard(model: M, mesh: Any, patterns: Mapping[str, Any]) -> M:
         P(None, 'model')
     """
     variables = list(named_variables(model))
-    unused, wanted = dict.fromkeys(patterns), []
-    for name, _ in variables:
-        matching = [pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)]
-        for pattern in matching:
-            unused.pop(pattern, None)
-        wanted.append(PartitionSpec(*patterns[matching[0]]) if matching else None)
-    if unused:
-        name = next(iter(unused))
+    matching = [[p for p in patterns if fnmatch.fnmatchcase(name, p)] for name, _ in variables]
+    wanted = [PartitionSpec(*patterns[first[0]]) if first else None for first in matching]
+    if unused := [p for p in patterns if not any(p in found for found in matching)]:
+        name = unused[0]
         raise ValueError(
             f"shard: {name!r} matches none of the {len(variables)} Variables."
             f"{suggest(name, [n for n, _ in variables])}\n"

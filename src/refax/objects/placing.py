@@ -82,9 +82,8 @@ def placed_by_annotation(
     eager_sharding = using_eager_sharding() if eager_sharding is None else eager_sharding
     if not eager_sharding or not isinstance(value, jax.Array):
         return value
-    annotation, given = metadata["sharding"], metadata.get("mesh")
-    if given is None:
-        given = getattr(annotation, "mesh", None)
+    annotation = metadata["sharding"]
+    given = metadata.get("mesh") or getattr(annotation, "mesh", None)
     around: Any = jax.sharding.get_abstract_mesh()
     mesh = around if given is None else given
     if mesh.empty:

@@ -47,8 +47,7 @@ def kept_places(jitted: Any, inputs: tuple, call: Call, spread: Spread) -> tuple
     for leaf, at in values_out(change, call.graphdef, grouped).items():
         if leaf is None or spread[leaf] is None:
             continue
-        shape = call.values[leaf].shape
-        fits = isinstance(at, int) and jaxpr.outvars[at].aval.shape == shape
+        fits = isinstance(at, int) and jaxpr.outvars[at].aval.shape == call.values[leaf].shape
         if not fits or _is_placed(jaxpr, at):
             kept[leaf + 1] = None
     return None, kept, None
@@ -59,8 +58,8 @@ def _is_placed(jaxpr: Any, number: int) -> bool:
     result = jaxpr.outvars[number]
     for equation in reversed(jaxpr.eqns):
         if result in equation.outvars:
-            inner = equation.params.get("jaxpr") if equation.primitive.name == "jit" else None
-            if inner is not None:
-                return _is_placed(inner.jaxpr, equation.outvars.index(result))
+            if equation.primitive.name == "jit":
+                inner = equation.params["jaxpr"].jaxpr
+                return _is_placed(inner, equation.outvars.index(result))
             return equation.primitive.name in _PLACING
     return False

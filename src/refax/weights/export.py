@@ -68,7 +68,8 @@ def export(
     inner, owner = unbind(function)
     call = inspect.signature(inner).bind(*(args if owner is None else (owner, *args)), **kwargs)
     objects = {name: x for name, x in call.arguments.items() if _is_object(x)}
-    if _objects_in([x for name, x in call.arguments.items() if name not in objects]):
+    others = [x for name, x in call.arguments.items() if name not in objects]
+    if any(map(_is_object, jax.tree.leaves(others, is_leaf=_is_object))):
         raise TypeError(_IN_A_CONTAINER)
     held = next(iter(objects.values())) if len(objects) == 1 else objects
     weights = _without_keys(state_dict(held, filter=beside)) if objects else {}
@@ -98,10 +99,8 @@ def export(
         if not isinstance(polymorphic, str):
             polymorphic = (polymorphic, dict.fromkeys(named))
         plain, named = jax_export.symbolic_args_specs((plain, named), polymorphic)
-    if weights:
-        plain, program = (weights, *plain), of_weights
-    else:
-        program = partial(of_weights, {})
+    program = of_weights if weights else partial(of_weights, {})
+    plain = (weights, *plain) if weights else plain
     exported = jax_export.export(jax.jit(program), platforms=platforms)(*plain, **named)
     try:
         return bytes(exported.serialize(vjp_order=vjp_order))
@@ -111,10 +110,6 @@ def export(
 
 def _is_object(x: Any) -> bool:
     return isinstance(x, (Node, State, Variable))
-
-
-def _objects_in(tree: Any) -> bool:
-    return any(map(_is_object, jax.tree.leaves(tree, is_leaf=_is_object)))
 
 
 def _plain(x: Any) -> Any:
@@ -130,9 +125,10 @@ def _without_keys(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_keys(arrays: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    wrap = jax.random.wrap_key_data
     return {
-        name: wrap(x, impl=jax.random.key_impl(like[name])) if _is_key(like[name]) else x
+        name: jax.random.wrap_key_data(x, impl=jax.random.key_impl(like[name]))
+        if _is_key(like[name])
+        else x
         for name, x in arrays.items()
     }
 
