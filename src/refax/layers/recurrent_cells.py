@@ -63,7 +63,7 @@ class RNNCellBase(Module):
         Returns:
             The new carry, of the same form, and the output.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__().")
 
     def initialize_carry(
         self,
@@ -78,7 +78,7 @@ class RNNCellBase(Module):
             rngs: its stream `carry` gives the keys.
             carry_init: its initializer.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define initialize_carry.")
 
 
 class _DenseCell(RNNCellBase, Layer):

@@ -256,7 +256,7 @@ class Representable(Shown):
     __slots__ = ()
 
     def __nnx_repr__(self) -> Iterator[Object | Attr]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define __nnx_repr__().")
 
     def _refax_form(self) -> Form:
         first, *attributes = self.__nnx_repr__()

@@ -131,7 +131,7 @@ class JitWrapped(Generic[P, R]):
         if self._reads:
             self._warn_of_constants()
         call, program, inputs = self._prepare(args, kwargs)
-        if any(program.layout.donated):  # an interrupt would leave deleted arrays behind
+        if program.layout.given:  # donated: an interrupt would leave deleted arrays behind
             return uninterrupted(self._run, call, program, inputs)
         return self._run(call, program, inputs)
 
