@@ -102,6 +102,24 @@ def test_modes_are_toggled_without_another_compilation():
     assert count.number == 0
 
 
+def test_a_part_that_was_made_elsewhere():
+    """A count that was made before there was a mesh is the first leaf of the model."""
+    count = nnx.Variable(jnp.array(0))
+
+    @nnx.jit
+    def step(model):
+        model["a"].value += 1
+        model["b"].value = model["b"].value.T + 1  # XLA would turn the sharding too
+
+    with jax.set_mesh(mesh_of()):
+        model = nnx.Dict(a=count, b=nnx.Param(jnp.zeros((8, 8)), sharding=("data", "model")))
+    before = model["b"].value.sharding
+    for i in range(1, 4):
+        step(model)
+        assert model["b"].value.sharding == before and int(model["a"].value) == i
+        np.testing.assert_array_equal(model["b"].value, np.full((8, 8), i))
+
+
 def test_a_model_that_moves():
     """Each placement has a program, also on the way back."""
     mesh, step = mesh_of(), nnx.jit(train_step)

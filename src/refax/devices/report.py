@@ -74,11 +74,10 @@ def _is_whole(sharding: Any) -> bool:
 def _place(sharding: Any) -> str:
     if sharding is None:
         return "nowhere yet"
-    count = len(sharding.device_set)
     if isinstance(sharding, NamedSharding):
         host = "" if sharding.memory_kind in (None, "device") else f", {sharding.memory_kind}"
         return f"{sharding.spec} of {dict(sharding.mesh.shape)}{host}"
-    return f"{count} device{'s' if count > 1 else ''}"
+    return "1 device" if len(sharding.device_set) == 1 else f"{len(sharding.device_set)} devices"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -197,7 +197,8 @@ class JitWrapped(Generic[P, R]):
         """The program for values that lie where those of a call do: the last one, mostly."""
         last = self._programs.get(key)
         before = None if last is None else last.spread
-        spread = spread_of(call.values) if before or is_spread(call.values) else None
+        look = last is None or before or is_spread(call.values)
+        spread = spread_of(call.values) if look else None
         if last is not None:
             if before == spread:
                 last.spread = spread  # equal, and from now on the same, which is told faster

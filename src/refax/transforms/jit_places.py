@@ -22,7 +22,7 @@ _PLACING = {"sharding_constraint", "device_put", "reshard"}
 
 
 def is_spread(values: Sequence[Any]) -> bool:
-    """Whether there is something on several devices; the first value stands for all."""
+    """Whether there is something on several devices now; the first value stands for all."""
     return bool(values) and type(getattr(values[0], "sharding", None)) is NamedSharding
 
 
