@@ -74,7 +74,7 @@ def test_nothing_is_ever_whole_on_a_device():
 
 
 def test_no_mesh():
-    with pytest.raises(ValueError, match="there is no mesh.\nCure: nnx.make_sharded"):
+    with pytest.raises(ValueError, match="make_sharded: there is no mesh.\nCure: "):
         nnx.make_sharded(build)
 
 
@@ -107,6 +107,29 @@ def test_rngs_and_several_values_are_placed_too():
     nnx.shard(model, mesh, {})
     for leaf in jax.tree.leaves(nnx.state(model)):
         assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 8
+
+
+@pytest.mark.parametrize("spec", [P("model"), "model", ("model",), ("out",)], ids=str)
+def test_a_spec_by_names_and_the_mesh_that_is_set(spec):
+    mesh = mesh_of()
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(RULES):
+        model = nnx.shard(Tower(names=None), None, {"norm.scale": spec})
+    assert model.norm.scale.value.sharding.spec == P("model")
+    whole = nnx.shard(Tower(names=None), mesh, {"norm.scale": None})
+    assert whole.norm.scale.value.sharding.spec == P()
+    with pytest.raises(ValueError, match="shard: there is no mesh"):
+        nnx.shard(Tower(names=None), None, {})
+
+
+def test_a_model_is_laid_out_inside_of_jit():
+    mesh = mesh_of()
+
+    def make():
+        return nnx.shard(Tower(names=None), mesh, {"*.kernel": P(None, "model")})
+
+    for model in (nnx.jit(make)(), jax.jit(make)()):
+        wanted = NamedSharding(mesh, P(None, "model"))
+        assert model.layers[1].kernel.value.sharding.is_equivalent_to(wanted, 2)
 
 
 def test_a_pattern_that_matches_nothing():

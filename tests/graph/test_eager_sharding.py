@@ -109,6 +109,15 @@ def test_a_mesh_of_its_own(compiled):
         assert lies_as(variable.value, mesh, None, "model")
 
 
+def test_one_name_is_one_axis():
+    mesh = mesh_of()
+    with jax.set_mesh(mesh):
+        assert lies_as(nnx.Param(jnp.ones(8), sharding="model").value, mesh, "model")
+        free = nnx.jit(lambda: nnx.Param(jnp.ones(SHAPE), sharding=(P.UNCONSTRAINED, "model")))()
+        assert free.value.sharding.shard_shape(SHAPE)[1] == 2
+    assert nnx.get_partition_spec(nnx.Param(jnp.ones(8), sharding="model")).value == P("model")
+
+
 def test_without_a_mesh_nothing_happens():
     for make in SPELLINGS.values():
         assert len(make().value.sharding.device_set) == 1
@@ -192,6 +201,7 @@ def test_rules_that_are_set_once():
 # -- errors ----------------------------------------------------------------------------------------
 
 MISFITS = {
+    (1, None): "the mesh has no axis 1, and no rule maps such a name",
     ("in", "model"): "the mesh has no axis 'in', and no rule maps such a name",
     ("model", "model"): "it has the axis 'model' 2 times",
     (("model", "data"), None): "axis 0 of size 4 cannot be divided into 8 equal parts",

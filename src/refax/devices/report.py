@@ -14,6 +14,9 @@ from ..objects.watch import is_array
 from ..verbs.names import named_variables
 
 
+_HEAD = ("name", "shape", "annotation", "on devices", "per device")
+
+
 class ShardingReport(str):
     """A table, as text; the bytes of the fullest device, and what is not as annotated."""
 
@@ -46,29 +49,23 @@ def sharding_report(obj: Any, /) -> ShardingReport:
     for name, variable in named_variables(obj):
         annotation = variable._metadata.get("sharding")
         for array in filter(is_array, jax.tree.leaves(variable._value)):
-            sharding = getattr(array, "sharding", None)
+            sharding: Any = getattr(array, "sharding", None)
             part = array.shape if sharding is None else sharding.shard_shape(array.shape)
             size = math.prod(part) * array.dtype.itemsize
             for device in () if sharding is None else sharding.device_set:
                 used[device] = used.get(device, 0) + size
             place = _place(sharding)
-            if annotation is not None and any(spec_of(variable._metadata)) and _is_whole(sharding):
+            whole = len(getattr(sharding, "device_set", ())) > 1 and sharding.is_fully_replicated
+            if whole and any(spec_of(variable._metadata)):
                 replicated.append(name)
                 place += "  ← annotated, but whole on each"
             shown = "-" if annotation is None else str(annotation)
             rows.append((name, str(array.shape), shown, place, bytes_text(size)))
     total = max(used.values(), default=0)
     rows.append(("total", "", "", "", bytes_text(total)))
-    report = ShardingReport(
-        _table(("name", "shape", "annotation", "on devices", "per device"), rows)
-    )
+    report = ShardingReport(_table(_HEAD, rows))
     report.bytes_per_device, report.replicated = total, replicated
     return report
-
-
-def _is_whole(sharding: Any) -> bool:
-    """Whether an array is on several devices, and whole on each."""
-    return sharding is not None and len(sharding.device_set) > 1 and sharding.is_fully_replicated
 
 
 def _place(sharding: Any) -> str:

@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from ..objects.at_once import at_once
 from ..objects.errors import suggest
-from ..objects.placing import Rules, check_fit, get_logical_axis_rules, logical_axis_rules
+from ..objects.placing import Rules, check_fit, get_logical_axis_rules, logical_axis_rules, spec_of
 from ..objects.type_names import M, T
 from ..objects.variable import check_write, metadata_writes, set_raw_value
 from ..transforms.jit import jit
@@ -42,15 +42,18 @@ def make_sharded(build: Callable[[], T], mesh: Any = None, rules: Rules | None =
         >>> nnx.make_sharded(build, mesh).kernel.value.sharding.mesh.axis_names
         ('model',)
     """
-    if mesh is None and jax.sharding.get_abstract_mesh().empty:
-        raise ValueError(
-            "make_sharded: there is no mesh.\n"
-            "Cure: nnx.make_sharded(build, mesh), or call it under `with jax.set_mesh(mesh)`."
-        )
-    mesh = jax.sharding.get_mesh() if mesh is None else mesh
+    mesh = _mesh_of("make_sharded", mesh)
     rules = get_logical_axis_rules() if rules is None else rules
     with jax.set_mesh(mesh), logical_axis_rules(rules):
         return jit(build)()
+
+
+def _mesh_of(verb: str, mesh: Any) -> Any:
+    """The mesh that is given, or else set."""
+    if mesh is None and jax.sharding.get_abstract_mesh().empty:
+        cure = "pass one, or call it under `with jax.set_mesh(mesh)`"
+        raise ValueError(f"{verb}: there is no mesh.\nCure: {cure}.")
+    return jax.sharding.get_mesh() if mesh is None else mesh
 
 
 def shard(model: M, mesh: Any, patterns: Mapping[str, Any]) -> M:
@@ -58,10 +61,10 @@ def shard(model: M, mesh: Any, patterns: Mapping[str, Any]) -> M:
 
     Args:
         model: any object graph.
-        mesh: the mesh.
-        patterns: a `PartitionSpec` for each pattern of dotted names, with the wildcards of
-            `fnmatch`: `{"*.kernel": P(None, "model")}`. The first one that matches counts; what
-            none matches is on every device.
+        mesh: the mesh; None for the one that is set.
+        patterns: a `PartitionSpec`, or names as in an annotation, for each pattern of dotted names
+            with the wildcards of `fnmatch`: `{"*.kernel": P(None, "model")}`. The first one that
+            matches counts; what none matches is on every device.
 
     Returns:
         The model. An optimizer that is made for it afterwards has its state beside the parameters.
@@ -79,25 +82,26 @@ def shard(model: M, mesh: Any, patterns: Mapping[str, Any]) -> M:
         >>> nnx.shard(model, mesh, {"kernel": P(None, "model")}).kernel.value.sharding.spec
         P(None, 'model')
     """
+    mesh = _mesh_of("shard", mesh)
+    specs = {pattern: spec_of({"sharding": names}) for pattern, names in dict(patterns).items()}
     variables = list(named_variables(model))
-    matching = [[p for p in patterns if fnmatch.fnmatchcase(name, p)] for name, _ in variables]
-    wanted = [PartitionSpec(*patterns[first[0]]) if first else None for first in matching]
-    if unused := [p for p in patterns if not any(p in found for found in matching)]:
-        name = unused[0]
+    matching = [[p for p in specs if fnmatch.fnmatchcase(name, p)] for name, _ in variables]
+    wanted = [specs[found[0]] if found else PartitionSpec() for found in matching]
+    if unused := [p for p in specs if not any(p in found for found in matching)]:
         raise ValueError(
-            f"shard: {name!r} matches none of the {len(variables)} Variables."
-            f"{suggest(name, [n for n, _ in variables])}\n"
+            f"shard: {unused[0]!r} matches none of the {len(variables)} Variables."
+            f"{suggest(unused[0], [name for name, _ in variables])}\n"
             "Cure: a pattern of names as nnx.named_variables tells them, with * for any part."
         )
-    shapes = [jax.tree.map(jax.numpy.shape, variable.value) for _, variable in variables]
-    check_fit([(n, s, shape) for (n, _), s, shape in zip(variables, wanted, shapes) if s], mesh)
+    pairs = list(zip(variables, wanted, strict=True))
+    shape, leaves = jax.numpy.shape, jax.tree.leaves
+    check_fit([(n, spec, shape(x)) for (n, v), spec in pairs for x in leaves(v._value)], mesh)
     writes = []
-    for (_, variable), spec in zip(variables, wanted, strict=True):
+    for (_, variable), spec in pairs:
         check_write(variable, "write the value of")
-        place = NamedSharding(mesh, spec or PartitionSpec())
-        value = jax.tree.map(partial(jax.device_put, device=place), variable._value)
+        value = with_sharding_constraint(variable._value, spec, mesh)
         writes.append(partial(set_raw_value, variable, value))
-        if spec is not None:
+        if spec:
             annotated = variable._metadata.without("sharding").with_items(out_sharding=tuple(spec))
             writes += metadata_writes(variable, annotated)
     at_once(writes)

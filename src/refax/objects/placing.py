@@ -25,6 +25,7 @@ from .modes import Switch, using_eager_sharding
 
 Rules = Sequence[tuple[str, Any]]
 _RULES: Any = jax.make_user_context(())
+_NO_AXIS = (None, PartitionSpec.UNCONSTRAINED)
 
 
 def set_logical_axis_rules(rules: Rules) -> None:
@@ -68,7 +69,7 @@ def spec_of(metadata: Mapping[str, Any]) -> PartitionSpec:
             return tuple(mapped(n) for n in name)
         return rules.get(name, name)
 
-    return PartitionSpec(*map(mapped, annotation))
+    return PartitionSpec(*map(mapped, (annotation,) if isinstance(annotation, str) else annotation))
 
 
 def placed_by_annotation(
@@ -142,4 +143,4 @@ def misfit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> str | None:
 def _axes(spec: Any) -> list[str]:
     """The names of mesh axes in a spec."""
     entries = (names if isinstance(names, tuple) else (names,) for names in spec)
-    return [axis for names in entries for axis in names if isinstance(axis, str)]
+    return [axis for names in entries for axis in names if axis not in _NO_AXIS]
