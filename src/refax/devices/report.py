@@ -13,7 +13,6 @@ from ..objects.representation import bytes_text
 from ..objects.watch import is_array
 from ..verbs.names import named_variables
 
-
 _HEAD = ("name", "shape", "annotation", "on devices", "per device")
 
 
@@ -55,7 +54,7 @@ def sharding_report(obj: Any, /) -> ShardingReport:
             for device in () if sharding is None else sharding.device_set:
                 used[device] = used.get(device, 0) + size
             place = _place(sharding)
-            whole = len(getattr(sharding, "device_set", ())) > 1 and sharding.is_fully_replicated
+            whole = sharding and len(sharding.device_set) > 1 and sharding.is_fully_replicated
             if whole and any(spec_of(variable._metadata)):
                 replicated.append(name)
                 place += "  ← annotated, but whole on each"
