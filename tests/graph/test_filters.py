@@ -67,9 +67,9 @@ def test_a_type_matches_subclasses():
 
 @pytest.mark.parametrize("bad", [1, 1.5, object()])
 def test_what_is_no_filter(bad):
-    with pytest.raises(TypeError, match="is not a filter"):
+    with pytest.raises(TypeError, match="must be a filter"):
         nnx.to_predicate(bad)
-    with pytest.raises(TypeError, match="is not a filter"):
+    with pytest.raises(TypeError, match="must be a filter"):
         nnx.state(Dense(1, 1), (nnx.Param, bad))
 
 

@@ -145,8 +145,8 @@ GOOD = {"layers": {0: {"bias": jnp.ones(2)}}, "offset": jnp.ones(2)}
             r"`layers\[1\]\.kernel` is float32\[2,2\] in the object but float32\[2,5\]",
         ),
         ({"parts": {"norm": {"count": jnp.ones(1)}}}, ValueError, r"`parts\.norm\.count`"),
-        (3, TypeError, "States or nested dicts"),
-        ([jnp.ones(2)], TypeError, "States or nested dicts"),
+        (3, TypeError, "a State or nested dicts"),
+        ([jnp.ones(2)], TypeError, "a State or nested dicts"),
     ],
 )
 def test_errors_name_the_path_and_nothing_is_written(bad, error, pattern):

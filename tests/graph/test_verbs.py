@@ -66,7 +66,7 @@ def test_merge_errors_name_the_path():
     rest["offst"] = rest.raw_mapping.pop("offset")
     with pytest.raises(nnx.StructureError, match=r"`offst`.*Did you mean 'offset'"):
         nnx.merge(graphdef, params, rest)
-    with pytest.raises(TypeError, match="GraphDef first"):
+    with pytest.raises(TypeError, match="merge: graphdef is State, but must be a GraphDef"):
         nnx.merge(params, graphdef)
 
 

@@ -257,11 +257,11 @@ def test_depth_columns_filters_and_rich_options():
         console_kwargs={"width": 60, "force_terminal": True},
     )
     assert "My model" in table and "Total:" not in table and "\x1b[" in table
-    with pytest.raises(ValueError, match=r"no column 'Params'\. Did you mean 'Param'.*\nCure"):
+    with pytest.raises(ValueError, match=r"columns: .* no 'Params'\. Did you mean 'Param'.*\nCure"):
         nnx.tabulate(model, X, columns=("Params",))
     with pytest.raises(TypeError, match=r"Net has no method `forward`\.\nCure"):
         nnx.tabulate(model, X, method="forward")
-    with pytest.raises(TypeError, match=r"dict has no method"):
+    with pytest.raises(TypeError, match="obj={}, but must be of type Module"):
         nnx.tabulate({}, X)
 
 

@@ -156,7 +156,7 @@ def test_sharding_and_donation() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: nnx.EMA(Net(), 1.5), r"decay must lie in \[0, 1\], got 1.5"),
+        (lambda: nnx.EMA(Net(), 1.5), r"decay=1.5, but must be a number between 0 and 1"),
         (lambda: nnx.EMA(Net(), 0.9).update(Cell(1.0)), "the EMA has `encoder.bias`, the model"),
         (lambda: nnx.EMA(Cell(1.0), 0.9).update(Net()), "the EMA has `w`, the model has not"),
         (lambda: nnx.EMA(Net(), 0.9).update(Net(hidden=5)), r"`encoder.bias` is float32\[4\]"),

@@ -165,7 +165,7 @@ def test_one_metric_over_the_members_of_an_axis() -> None:
         (
             lambda a: a.update(values=jnp.ones((2, 3)), mask=jnp.ones(3)),
             ValueError,
-            r"Average: the mask has shape \(3,\), the values have \(2, 3\)",
+            r"Average.update: the mask has shape \(3,\), the values have \(2, 3\)",
         ),
         (
             lambda a: nnx.metrics.Accuracy().update(

@@ -34,7 +34,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "the pair of value_and_grad": (
         lambda m, o, g: o.update(m, nnx.value_and_grad(loss_of)(m)),
         TypeError,
-        r"got tuple.*\n.*\(loss, grads\)",
+        r"grads is tuple.*\n.*\(loss, grads\)",
     ),
     "swapped": (lambda m, o, g: o.update(g, m), TypeError, "the model comes first"),
     "of another model": (
@@ -55,7 +55,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "no transformation": (
         lambda m, o, g: nnx.Optimizer(m, optax.adam, wrt=nnx.Param),
         TypeError,
-        r"got function.*\nCure: .*optax.adam\(1e-3\)",
+        r"tx is function.*\nCure: .*optax.adam\(1e-3\)",
     ),
     "nothing to optimize": (
         lambda m, o, g: nnx.Optimizer(m, optax.adam(0.1), wrt=nnx.LoRAParam),

@@ -349,7 +349,7 @@ def test_argnums_that_do_not_fit(argnums, error, pattern):
 def test_diff_state_is_checked_where_it_is_made():
     with pytest.raises(TypeError, match="argnum"):
         nnx.DiffState("a", nnx.Param)
-    with pytest.raises(TypeError, match="not a filter"):
+    with pytest.raises(TypeError, match="must be a filter"):
         nnx.DiffState(0, 3)
     assert nnx.DiffState(0, nnx.Param) == nnx.DiffState(0) != nnx.DiffState(1)
     assert len({nnx.DiffState(0), nnx.DiffState(0)}) == 1

@@ -282,7 +282,7 @@ def test_a_jitted_function_without_objects():
     f = nnx.jit(lambda *args, **kwargs: (args, kwargs))
     assert f(1, x=2) == ((1,), {"x": 2})
     assert nnx.jit(lambda: 3)() == 3
-    with pytest.raises(TypeError, match="takes a function"):
+    with pytest.raises(TypeError, match="fun=3, but must be callable"):
         nnx.jit(3)
 
 

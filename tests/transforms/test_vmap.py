@@ -323,5 +323,5 @@ def test_left_over_and_wrong_prefixes():
         nnx.vmap(lambda w: None, in_axes=nnx.StateAxes({nnx.Param: 0}))(weights())
     with pytest.raises(nnx.GraphError, match=r"`in_axes` is not a prefix(.|\n)*length 3"):
         nnx.vmap(lambda a, b: None, in_axes=(0, 0, 0))(weights(), X)
-    with pytest.raises(TypeError, match="vmap takes a function, got Node"):
+    with pytest.raises(TypeError, match="vmap: f is Node, but must be callable"):
         nnx.vmap(Node())

@@ -7,20 +7,22 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
+from ..objects.arguments import checked
 from ..objects.errors import describe_value
+from ..objects.type_names import F
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs
 from .linen_variables import collections, into
 
-F = TypeVar("F")
 # The ToNNX modules that have their variables from the `lazy_init` that runs; None if none does.
 _INITIALIZED: ContextVar[list[Any] | None] = ContextVar("refax_lazy_init", default=None)
 
 
+@checked
 def lazy_init(fn: F, *args: Any, **kwargs: Any) -> F:
     """Call a Module, or a method or function of Modules, so that each `ToNNX` gets its variables.
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from ..objects import arguments as fit
 from ..objects.at_once import at_once
 from ..objects.errors import suggest
 from ..objects.placing import Rules, check_fit, get_logical_axis_rules, logical_axis_rules, spec_of
@@ -20,7 +21,10 @@ from ..verbs.names import named_variables
 from ..verbs.spmd import with_sharding_constraint
 
 
-def make_sharded(build: Callable[[], T], mesh: Any = None, rules: Rules | None = None) -> T:
+@fit.checked
+def make_sharded(
+    build: Callable[[], T], mesh: fit.Mesh | None = None, rules: Rules | None = None
+) -> T:
     """What `build()` returns, made by one compiled program: no array is ever whole on a device.
 
     Args:
@@ -56,7 +60,8 @@ def _mesh_of(verb: str, mesh: Any) -> Any:
     return jax.sharding.get_mesh() if mesh is None else mesh
 
 
-def shard(model: M, mesh: Any, patterns: Mapping[str, Any]) -> M:
+@fit.checked
+def shard(model: M, mesh: fit.AnyMesh | None, patterns: Mapping[str, Any]) -> M:
     """Lay out a model that has no annotations, in place, and annotate it so.
 
     Args:
@@ -89,7 +94,7 @@ def shard(model: M, mesh: Any, patterns: Mapping[str, Any]) -> M:
     wanted = [specs[found[0]] if found else PartitionSpec() for found in matching]
     if unused := [p for p in specs if not any(p in found for found in matching)]:
         raise ValueError(
-            f"shard: {unused[0]!r} matches none of the {len(variables)} Variables."
+            f"shard: patterns: {unused[0]!r} matches none of the {len(variables)} Variables."
             f"{suggest(unused[0], [name for name, _ in variables])}\n"
             "Cure: a pattern of names as nnx.named_variables tells them, with * for any part."
         )
@@ -108,7 +113,8 @@ def shard(model: M, mesh: Any, patterns: Mapping[str, Any]) -> M:
     return model
 
 
-def with_logical_constraint(x: T, names: Sequence[Any]) -> T:
+@fit.checked
+def with_logical_constraint(x: T, names: Sequence[fit.AxisNames]) -> T:
     """An activation laid out by names of its axes, as the rules map them to axes of the mesh.
 
     Under `jit` the compiler is told; outside, the array is moved. Without a mesh nothing happens.

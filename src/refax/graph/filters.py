@@ -11,10 +11,18 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import cast
 
+from ..objects.arguments import Fits, taken_by, unfit
+from ..objects.arguments import checked as checked
 from ..objects.node import Node
 from ..objects.variable import Variable
 
-Filter = typing.Any
+_FILTERS = (
+    "give a Variable type, a tag (a string), `...`, True, False, None, a callable (path, value) → "
+    "bool, or a tuple or list of filters."
+)
+Filter = typing.Annotated[
+    typing.Any, Fits("a filter", taken_by(lambda x: to_predicate(x)), _FILTERS)
+]
 FilterLiteral = type | str | bool | None
 Predicate = Callable[[tuple[typing.Any, ...], typing.Any], bool]
 
@@ -78,6 +86,7 @@ class WithTag(_Frozen):
 class PathContains(_Frozen):
     """Matches values with this key in their path (`exact=False`: within a key's text)."""
 
+    @checked
     def __init__(self, key: typing.Any, exact: bool = True):
         super().__init__(key, exact)
 
@@ -89,7 +98,8 @@ class PathContains(_Frozen):
 class PathIn(_Frozen):
     """Matches values at exactly one of these paths."""
 
-    def __init__(self, *paths: tuple[Any, ...]):
+    @checked
+    def __init__(self, *paths: tuple[typing.Any, ...]):
         super().__init__(frozenset(tuple(p) for p in paths))
 
     def __call__(self, path: tuple[Any, ...], x: typing.Any) -> bool:
@@ -160,11 +170,7 @@ def to_predicate(filter: Filter) -> Predicate:
         return Any(*filter)
     if callable(filter):
         return cast(Predicate, filter)
-    raise TypeError(
-        f"{filter!r} is not a filter.\n"
-        "Cure: give a Variable type, a tag (a string), `...`, True, False, None, a callable (path, "
-        "value) → bool, or a tuple or list of filters."
-    )
+    raise unfit(filter, "a filter", _FILTERS)
 
 
 def filters_to_predicates(filters: Iterable[Filter]) -> tuple[Predicate, ...]:

@@ -21,6 +21,7 @@ import jax
 from jax.core import Tracer
 
 from .._jax_compat import hides_a_trace, is_outside_of_traces
+from ..objects.arguments import checked
 from ..objects.errors import left_behind, path_string
 from ..objects.node import Node, set_object_plans, set_object_watch
 from ..objects.snapshots import UNREAD, taken
@@ -35,6 +36,7 @@ _MAX_PLANS_PER_ROOT = 8
 _checking = os.environ.get("REFAX_CHECK_PLANS", "") not in ("", "0")
 
 
+@checked
 def check_plans(enabled: bool = True) -> bool:
     """Debug switch: walk again at every use of a plan and assert that the plan was right.
 

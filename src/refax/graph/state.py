@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import reduce
 from operator import getitem
-from typing import Any, overload
+from typing import Annotated, Any, overload
 
 import jax
 
+from ..objects.arguments import Fits
 from ..objects.entering import entered
 from ..objects.errors import GraphError, path_string, suggest
 from ..objects.mappings import register_mapping, sorted_keys
@@ -22,8 +23,11 @@ from ..objects.snapshots import UNREAD, taken
 from ..objects.type_names import K, Path, V
 from ..objects.variable import Variable, raw
 from .errors import not_exhaustive
-from .filters import Filter, PathIn, first_match, to_predicate
+from .filters import Filter, PathIn, checked, first_match, to_predicate
 from .traversals import as_path, empty_node, iter_pairs, unflatten_mapping
+
+_IS_STATE = Fits("a State, or another mapping", lambda x: isinstance(x, Mapping))
+AnyState = Annotated[Any, _IS_STATE]  # as `nnx.state` gives it, which may be a leaf, for checkers
 
 
 class Epoch:
@@ -40,6 +44,7 @@ def form_changed() -> None:
     Epoch.now += 1
 
 
+@checked
 def to_flat_state(state: Mapping[Any, Any]) -> FlatState:
     """The (path, leaf) pairs of a State, keys sorted at every level."""
     return FlatState(iter_leaves(state))
@@ -55,6 +60,7 @@ def iter_leaves(state: Mapping) -> Iterator[tuple[Path, Any]]:
     return (pair for pair in iter_pairs(tree, sorted_keys) if pair[1] is not empty_node)
 
 
+@checked
 def from_flat_state(
     flat_state: Mapping[Any, Any] | Iterable[tuple[Any, Any]], *, cls: type | None = None
 ) -> Any:
@@ -87,11 +93,13 @@ def one_or_all(states: Iterable[Any]) -> Any:
     return states[0] if len(states) == 1 else states
 
 
-def to_pure_dict(state: Any, extract_fn: Callable[[Any], Any] | None = None) -> dict[Any, Any]:
+@checked
+def to_pure_dict(state: AnyState, extract_fn: Callable[[Any], Any] | None = None) -> dict[Any, Any]:
     """Nested dicts of plain values, with no Variables: what checkpoint libraries like best."""
     return nest((path, (extract_fn or raw)(leaf)) for path, leaf in iter_leaves(state))
 
 
+@checked
 def replace_by_pure_dict(
     state: State, pure_dict: Mapping[Any, Any], replace_fn: Callable[[Any, Any], Any] | None = None
 ) -> None:
@@ -126,6 +134,7 @@ def _replaced(old: Any, new: Any) -> Any:
     return old.replace(new if isinstance(new, Variable) else entered(new, old._value, old))
 
 
+@checked
 def restore_int_paths(pure_dict: Mapping[Any, Any]) -> dict[Any, Any]:
     """Keys like '3' back to 3 at every level: what a checkpoint on disk makes of list indices."""
     restored: dict = {}
@@ -158,6 +167,7 @@ def _partition(state: Mapping, filters: tuple[Filter, ...]) -> list[list[tuple[P
 def split_state(state: Mapping[Any, Any], first: Filter = ..., /) -> State: ...
 @overload
 def split_state(state: Mapping[Any, Any], a: Filter, b: Filter, /, *more: Filter) -> States: ...
+@checked
 def split_state(state: Mapping[Any, Any], first: Filter = ..., /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; they must match every leaf."""
     *groups, rest = _partition(state, (first, *filters))
@@ -170,18 +180,21 @@ def split_state(state: Mapping[Any, Any], first: Filter = ..., /, *filters: Filt
 def filter_state(state: Mapping[Any, Any], first: Filter, /) -> State: ...
 @overload
 def filter_state(state: Mapping[Any, Any], a: Filter, b: Filter, /, *more: Filter) -> States: ...
+@checked
 def filter_state(state: Mapping[Any, Any], first: Filter, /, *filters: Filter) -> Any:
     """One State per filter, each leaf in the first that matches; other leaves are left out."""
     return one_or_all(map(from_flat_state, _partition(state, (first, *filters))[:-1]))
 
 
-def merge_state(state: Any, /, *states: Mapping[Any, Any], cls: type | None = None) -> Any:
+@checked
+def merge_state(state: AnyState, /, *states: Mapping[Any, Any], cls: type | None = None) -> Any:
     """One State of several; where two have the same path, the later one counts."""
     if not states and type(state) is State and cls in (None, State):
         return state
     return from_flat_state([pair for s in (state, *states) for pair in iter_leaves(s)], cls=cls)
 
 
+@checked
 def map_state(f: Callable[[Path, Any], Any], state: Mapping[Any, Any]) -> State:
     """A State of `f(path, leaf)`."""
     return from_flat_state([(path, f(path, leaf)) for path, leaf in iter_leaves(state)])
@@ -204,6 +217,7 @@ class State(MutableMapping[K, V], Shown):
     __slots__ = ("_tree",)
     _tree: dict
 
+    @checked
     def __init__(self, mapping: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = (), /):
         nested = isinstance(mapping, Mapping) and not isinstance(mapping, FlatState)
         pairs = iter_pairs(mapping) if nested else mapping
@@ -341,6 +355,7 @@ class FlatState(Mapping[Path, V]):
 
     __slots__ = ("_leaf_of",)
 
+    @checked
     def __init__(self, items: Iterable[tuple[Any, V]] | Mapping[Any, V], /, *, sort: bool = False):
         pairs: Any = items.items() if type(items) is dict else items
         leaf_of = {as_path(path): leaf for path, leaf in pairs}

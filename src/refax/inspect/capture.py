@@ -9,15 +9,15 @@ as they are, so that what is recorded through a copy of the model is recorded.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from ..graph.filters import Filter
+from ..graph.filters import Filter, checked
 from ..graph.state import State, iter_leaves, nest, state_over
 from ..graph.walk import key_name
 from ..lift.arguments import capturing, is_object, unbind
-from ..objects.errors import describe_value
 from ..objects.metadata import EMPTY, SHARED, Metadata
 from ..objects.variable import Variable, make_variable, raw
 from ..objects.variable_types import Intermediate, Perturbation
@@ -31,8 +31,9 @@ from .hooks import Hook, hooked, modules_of
 _RECORDS = Metadata({SHARED: True})
 
 
+@checked
 def capture(
-    fn: Any,
+    fn: Callable[..., Any],
     *var_types: type[Variable],
     init: State | None = None,
     method_outputs: type[Variable] | None = None,
@@ -77,12 +78,6 @@ def capture(
         return lambda function: capture(function, fn, *var_types, **options)
     outputs = Intermediate if method_outputs is None else method_outputs
     types = var_types or (outputs,)
-    for kind in (*types, outputs):
-        if not (isinstance(kind, type) and issubclass(kind, Variable)):
-            raise TypeError(
-                f"nnx.capture: {describe_value(kind)} is no type of Variables.\n"
-                "Cure: nnx.capture(model, nnx.Intermediate), method_outputs=nnx.Intermediate."
-            )
     function: Any = fn
 
     @functools.wraps(type(function).__call__ if isinstance(fn, Module) else function, updated=())

@@ -20,9 +20,10 @@ import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from ..graph.filters import Filter, to_predicate
+from ..graph.filters import Filter, checked, to_predicate
+from ..objects.arguments import Fits
 from ..objects.node import new_pytree
 from ..verbs.iteration import iter_graph
 from ..verbs.module import Module
@@ -71,18 +72,12 @@ def hooks_of(module: Module) -> tuple[Hook, ...]:
     return vars(module).get(_HOOKS, ())
 
 
-def add_hook(module: Module, hook: Hook) -> HookHandle:
-    """Put a hook on a Module.
+def _can_be_called(module: Any) -> bool:
+    return isinstance(module, Module) and callable(module)
 
-    Raises:
-        TypeError: what is hooked is no Module, or has no `__call__`.
-    """
-    if not (isinstance(module, Module) and callable(module)):
-        raise TypeError(
-            f"A forward hook needs a Module with a `__call__`, got {type(module).__name__}.\n"
-            "Cure: hook the layer that is called."
-        )
-    return _put(module, hook)
+
+_CURE = "hook the layer that is called."
+Called = Annotated[Module, Fits("a Module with a `__call__`", _can_be_called, _CURE)]
 
 
 def _put(module: Module, hook: Hook) -> HookHandle:
@@ -149,7 +144,8 @@ def _new_hooked(cls: type) -> Any:
     return new_pytree(_hooked_class(cls))
 
 
-def add_forward_hook(module: Module, fn: Callable[..., Any]) -> HookHandle:
+@checked
+def add_forward_hook(module: Called, fn: Callable[..., Any]) -> HookHandle:
     """Run `fn(module, args, kwargs, output)` after each call of `module`.
 
     What `fn` returns replaces the output, unless it is None. Inside a transform the hook is part of
@@ -174,10 +170,11 @@ def add_forward_hook(module: Module, fn: Callable[..., Any]) -> HookHandle:
         ...     float(layer(jnp.ones(2)).sum())
         0.0
     """
-    return add_hook(module, Hook(fn, before=False))
+    return _put(module, Hook(fn, before=False))
 
 
-def add_forward_pre_hook(module: Module, fn: Callable[..., Any]) -> HookHandle:
+@checked
+def add_forward_pre_hook(module: Called, fn: Callable[..., Any]) -> HookHandle:
     """Run `fn(module, args, kwargs)` before each call of `module`.
 
     What it returns, unless it is None, is the (args, kwargs) to call with. The rest is as in
@@ -192,9 +189,10 @@ def add_forward_pre_hook(module: Module, fn: Callable[..., Any]) -> HookHandle:
         (2,)
         >>> handle.remove()
     """
-    return add_hook(module, Hook(fn, before=True))
+    return _put(module, Hook(fn, before=True))
 
 
+@checked
 @contextlib.contextmanager
 def forward_hooks(
     model: Any,

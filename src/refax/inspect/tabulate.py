@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..graph.filters import Filter, to_predicate
+from ..objects.arguments import Count, checked
 from ..objects.errors import suggest
 from ..objects.representation import bytes_text, count
 from ..objects.variable import Variable, raw
@@ -50,10 +51,11 @@ def filter_rng_streams(row: Row) -> bool:
     return row.type not in ("Rngs", "RngStream")
 
 
+@checked
 def tabulate(
     obj: Module,
     *input_args: Any,
-    depth: int | None = None,
+    depth: Count | None = None,
     method: str = "__call__",
     row_filter: Callable[[Row], bool] | None = None,
     columns: Sequence[str] | None = None,
@@ -134,7 +136,7 @@ def tabulate(
     for name in columns or ():
         if name not in known:
             raise ValueError(
-                f"nnx.tabulate: there is no column {name!r}.{suggest(name, known)}\n"
+                f"nnx.tabulate: columns: there is no {name!r}.{suggest(name, known)}\n"
                 f"Cure: choose from {', '.join(known)}."
             )
     shown = list(columns) if columns is not None else known

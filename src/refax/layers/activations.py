@@ -32,8 +32,8 @@ from jax.nn import swish as swish
 from jax.numpy import tanh as tanh
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..objects.variable_types import Param
-from . import arguments as fit
 from . import dtypes
 from .options import Layer, keep_options
 

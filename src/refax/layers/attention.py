@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..objects.variable_types import Cache
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
-from . import arguments as fit
 from . import dtypes
 from .dot_product_attention import dot_product_attention
 from .dropout import draw_key, fork_stream

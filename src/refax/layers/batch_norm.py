@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..objects.variable_types import BatchStat
 from ..verbs.rngs import Rngs
-from . import arguments as fit
 from . import dtypes, initializers
 from .contractions import placed
 from .normalization import Normalization, scale_and_shift

@@ -16,8 +16,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..verbs.rngs import Rngs
-from . import arguments as fit
 from . import dtypes
 from .contractions import last_axes, placed
 from .linear import Affine, Options, default_bias_init, default_kernel_init

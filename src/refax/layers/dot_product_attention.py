@@ -18,9 +18,9 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from .._jax_compat import is_outside_of_traces
+from ..objects import arguments as fit
 from ..objects.variable_types import Intermediate
 from ..verbs.module import Module
-from . import arguments as fit
 from . import dtypes
 from .contractions import einsum
 from .dropout import keep_mask

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..objects import arguments as fit
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
-from . import arguments as fit
 from .dtypes import as_array
 from .options import keep_options, positive_axes, resolve_flag
 

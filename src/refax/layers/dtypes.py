@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from . import arguments as fit
+from ..objects import arguments as fit
 
 # Where `promote_dtype` stands beside this module: names only, which stand above the layers.
 ADDRESSES = ("refax.nnx.nn.dtypes", "refax.nnx")

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..verbs.rngs import Rngs
-from . import arguments as fit
 from . import contractions, dtypes
 from .linear import Affine, default_bias_init, default_kernel_init
 from .options import Replaceable, keep_options

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..verbs.rngs import Rngs
-from . import arguments as fit
 from . import dtypes, initializers
 from .contractions import dot
 from .options import Layer, check_last_axis, keep_options, make_parameter

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..verbs.rngs import Rngs
-from . import arguments as fit
 from . import dtypes, initializers
 from .contractions import placed
 from .normalization import Normalization, normalize

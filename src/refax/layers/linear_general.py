@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..objects.metadata import VariableMetadata
 from ..verbs.rngs import Rngs
-from . import arguments as fit
 from . import dtypes
 from .linear import DOT_GENERAL, Affine, default_bias_init, default_kernel_init
 from .options import keep_options

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..objects.errors import describe_value
 from ..objects.variable import Variable
 from ..objects.variable_types import LoRAParam
 from ..verbs.rngs import Rngs
-from . import arguments as fit
 from . import dtypes, initializers
 from .contractions import dot, placed
 from .linear import Linear

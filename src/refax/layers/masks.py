@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from . import arguments as fit
+from ..objects import arguments as fit
 from .dtypes import as_array
 
 

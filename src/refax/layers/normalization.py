@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
-from . import arguments as fit
 from . import dtypes, initializers
 from .contractions import last_axes, placed
 from .options import Layer, check_broadcasts, keep_options, make_parameter, positive_axes, value_of

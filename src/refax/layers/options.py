@@ -11,12 +11,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ..lift.replaced import Replaceable as Replaceable
+from ..objects.arguments import ArgumentError, as_tuple
 from ..objects.errors import describe_value
 from ..objects.type_names import A, Initializer
 from ..objects.variable_types import Param
 from ..verbs.module import Module
 from . import dtypes
-from .arguments import ArgumentError, as_tuple
 
 PROMOTE_DTYPE = Replaceable(dtypes.promote_dtype, dtypes.__name__, *dtypes.ADDRESSES)
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..objects import arguments as fit
 from ..verbs.module import Module
-from . import arguments as fit
 from . import dtypes
 from .windows import Padding, Pads, PerAxis, Window, canonical_padding, per_axis
 

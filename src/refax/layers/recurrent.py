@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ..graph.filters import All, Filter
+from ..objects import arguments as fit
 from ..objects.errors import describe_value
 from ..objects.variable import Variable
 from ..objects.variable_types import Intermediate, RngState
@@ -23,7 +24,6 @@ from ..transforms.scan import scan
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream, iter_streams
 from ..verbs.splitting import variables
-from . import arguments as fit
 from .dropout import fork_stream
 from .dtypes import as_array
 from .options import keep_options
@@ -115,7 +115,7 @@ class RNN(Module):
     keep_order: bool = False
     unroll: fit.Size = 1
     state_axes: StateAxes = _ALL_CARRIED
-    broadcast_rngs: fit.Selector = None
+    broadcast_rngs: Filter = None
 
     @fit.checked
     def __init__(
@@ -128,7 +128,7 @@ class RNN(Module):
         keep_order: bool = False,
         unroll: fit.Size = 1,
         state_axes: StateAxes | Mapping[Filter, Any] | None = None,
-        broadcast_rngs: fit.Selector = None,
+        broadcast_rngs: Filter = None,
         rngs: Streams = True,
     ):
         if not isinstance(state_axes, StateAxes):

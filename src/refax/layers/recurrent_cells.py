@@ -16,9 +16,9 @@ from jax.nn import sigmoid
 from jax.numpy import tanh
 from jax.typing import DTypeLike
 
+from ..objects import arguments as fit
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
-from . import arguments as fit
 from . import dtypes, initializers
 from .dropout import fork_stream
 from .linear import Linear, default_bias_init, default_kernel_init

@@ -9,11 +9,11 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, Self, SupportsIndex, overload
 
+from ..objects import arguments as fit
 from ..objects.errors import describe_value
 from ..objects.type_names import T
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
-from . import arguments as fit
 
 
 class Identity(Module):

@@ -15,6 +15,7 @@ import numpy as np
 from ..lift.arguments import is_object, stops
 from ..lift.axis_names import AxisName
 from ..lift.closures import reads_objects
+from ..objects import arguments as fit
 from ..objects.errors import describe_value
 from ..objects.node import new_pytree
 from ..objects.statics import static_key, static_value
@@ -28,7 +29,6 @@ from ..verbs.module import Module
 from ..verbs.pytree import Pytree
 from ..verbs.rngs import Rngs, RngStream
 from ..verbs.spmd import PARTITION_NAME
-from . import arguments as fit
 from .options import keep_options
 from .sequential import has_rngs
 from .stacking import check_own, put_block, stack_blocks, take_blocks

@@ -17,13 +17,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from ..graph.filters import Filter, PathContains, to_predicate
+from ..objects import arguments as fit
 from ..objects.errors import path_string
 from ..objects.variable import Variable, set_raw_value
 from ..objects.variable_types import BatchStat, Param
 from ..verbs.copying import clone
 from ..verbs.iteration import iter_graph
 from ..verbs.rngs import Rngs
-from . import arguments as fit
 from . import dtypes, initializers
 from .contractions import dot
 from .normalization import scale_and_shift
@@ -104,7 +104,7 @@ class WeightNorm(Layer):
     use_scale: bool = True
     scale_init = staticmethod(initializers.ones)
     epsilon: fit.Epsilon = 1e-12
-    variable_filter: fit.Selector = KERNELS
+    variable_filter: Filter = KERNELS
 
     @fit.checked
     def __init__(
@@ -117,7 +117,7 @@ class WeightNorm(Layer):
         epsilon: fit.Epsilon = 1e-12,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
-        variable_filter: fit.Selector = KERNELS,
+        variable_filter: Filter = KERNELS,
         promote_dtype: fit.PromoteDtype = dtypes.promote_dtype,
         rngs: Rngs,
     ):

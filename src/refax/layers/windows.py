@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from . import arguments as fit
+from ..objects import arguments as fit
 
 PerAxis = fit.Sizes | None
 Pads = tuple[tuple[int, int], ...]

@@ -33,7 +33,7 @@ from ..layers.activations import (
     relu6 as relu6, selu as selu, sigmoid as sigmoid, silu as silu, soft_sign as soft_sign,
     softmax as softmax, softplus as softplus, standardize as standardize, swish as swish,
     tanh as tanh)
-from ..layers.arguments import ArgumentError as ArgumentError
+from ..objects.arguments import ArgumentError as ArgumentError
 from ..layers.attention import MultiHeadAttention as MultiHeadAttention
 from ..layers.batch_norm import BatchNorm as BatchNorm
 from ..layers.convolution import Conv as Conv, ConvTranspose as ConvTranspose

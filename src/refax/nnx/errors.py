@@ -1,6 +1,6 @@
 """`nnx.errors`: what is raised."""
 
-from ..layers.arguments import ArgumentError as ArgumentError
+from ..objects.arguments import ArgumentError as ArgumentError
 from ..lift.errors import AliasError as AliasError, PrefixError as PrefixError
 from ..objects.errors import (
     GraphError as GraphError, StructureError as StructureError,

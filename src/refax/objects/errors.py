@@ -54,7 +54,7 @@ def describe_value(value: Any) -> str:
     if isinstance(value, type):
         return f"the class {value.__name__}"
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is not None and dtype is not None:
+    if isinstance(shape, tuple) and dtype is not None:
         return f"{dtype}[{','.join(map(str, shape))}]"
     name = type(value).__name__
     if isinstance(value, _SHORT) or (isinstance(value, _CONTAINERS) and len(value) <= 4):

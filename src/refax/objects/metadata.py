@@ -12,6 +12,7 @@ from typing import Any, Generic
 
 from jax.core import Tracer
 
+from .arguments import Hooks, checked
 from .modes import without_modes
 from .statics import frozen
 from .type_names import A
@@ -102,18 +103,20 @@ class VariableMetadata(Generic[A]):
 
     __slots__ = ("metadata", "raw_value")
 
+    @checked
     def __init__(self, raw_value: A, metadata: Mapping[str, Any] = _NONE, **hooks: Any):
         self.raw_value = raw_value
         self.metadata = {**metadata, **_chained(hooks)} if hooks else metadata
 
 
+@checked
 def with_metadata(
     initializer: Callable[..., A],
-    on_set_value: Any = (),
-    on_get_value: Any = (),
-    on_create_value: Any = (),
-    on_add_axis: Any = (),
-    on_remove_axis: Any = (),
+    on_set_value: Hooks = (),
+    on_get_value: Hooks = (),
+    on_create_value: Hooks = (),
+    on_add_axis: Hooks = (),
+    on_remove_axis: Hooks = (),
     **metadata: Any,
 ) -> Callable[..., VariableMetadata[A]]:
     """Wrap an initializer so that the Variable made from its value gets this metadata.

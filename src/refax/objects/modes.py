@@ -22,6 +22,9 @@ from typing import Any, TypeAlias
 
 import jax
 
+from .arguments import checked as checked
+from .arguments import unfit
+
 Switch: TypeAlias = bool | None
 
 _FOR_JAX = ("hijax", "is_hijax", "ref", "use_ref", "has_ref")
@@ -66,6 +69,8 @@ class Setting(AbstractContextManager):
     """A switch that was set for all that follows; with `with`, until the end of the block."""
 
     def __init__(self, name: str, value: bool):
+        if not isinstance(value, bool):
+            raise unfit(value, "True or False", "a bool of Python.")
         check_modes(**{name: value})
         self._context = _SETTINGS[name](value)
         self._context.__enter__()
@@ -141,6 +146,7 @@ class VarDefaults(dict[str, bool], AbstractContextManager):
         pass
 
 
+@checked
 def var_defaults(*, hijax: Switch = None, ref: Switch = None) -> VarDefaults:
     """The switches of new Variables; sets them too, of which only False is accepted.
 

@@ -20,14 +20,16 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 from .._jax_compat import is_outside_of_traces
+from .arguments import AxisNames, checked
 from .errors import StructureError
 from .modes import Switch, using_eager_sharding
 
-Rules = Sequence[tuple[str, Any]]
+Rules = Mapping[str, AxisNames] | Sequence[tuple[str, AxisNames]]
 _RULES: Any = jax.make_user_context(())
 _NO_AXIS = (None, PartitionSpec.UNCONSTRAINED)
 
 
+@checked
 def set_logical_axis_rules(rules: Rules) -> None:
     """Map logical axis names to mesh axes, from now on in this thread.
 
@@ -44,6 +46,7 @@ def get_logical_axis_rules() -> Rules:
     return _RULES.value
 
 
+@checked
 def logical_axis_rules(rules: Rules) -> contextlib.AbstractContextManager[None]:
     """The rules for the time of a `with` block."""
     return _RULES(_hashable(rules))

@@ -6,6 +6,7 @@ import copyreg
 from functools import partial
 from typing import Any
 
+from .arguments import checked
 from .errors import suggest
 from .metadata import GET_HOOK, SET_HOOK
 from .variable import A, Variable, VariableType, make_variable
@@ -103,6 +104,7 @@ _TYPE_OF_NAME: dict[str, type[Variable]] = {
 }
 
 
+@checked
 def register_variable_name(
     name: str, typ: type[Variable] | None = None, *, overwrite: bool = False
 ) -> Any:
@@ -122,6 +124,7 @@ def register_variable_name(
 set_variable_name = register_variable_name
 
 
+@checked
 def variable_type_from_name(
     name: str, *, base: type[Variable] = Variable, allow_register: bool = False
 ) -> type[Variable]:
@@ -129,7 +132,7 @@ def variable_type_from_name(
     if name not in _TYPE_OF_NAME:
         if not allow_register:
             raise ValueError(
-                f"No Variable type is registered under {name!r}; known: "
+                f"variable_type_from_name: no Variable type has the name {name!r}; known: "
                 f"{', '.join(_TYPE_OF_NAME)}.{suggest(name, _TYPE_OF_NAME)}\n"
                 "Cure: register one with nnx.register_variable_name, or pass allow_register=True."
             )
@@ -149,6 +152,7 @@ def _pickled_type(cls: type[Variable]) -> Any:
 copyreg.pickle(VariableType, _pickled_type)  # type: ignore[arg-type]
 
 
+@checked
 def variable_name_from_type(typ: type[Variable], *, allow_register: bool = False) -> str:
     names = {known: name for name, known in reversed(_TYPE_OF_NAME.items())}
     if typ not in names:

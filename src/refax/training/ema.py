@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from .._jax_compat import TRACE
 from ..graph.filters import Filter
 from ..graph.state import iter_leaves, map_state
+from ..objects.arguments import Rate, checked
 from ..objects.at_once import set_each
 from ..objects.errors import describe_value, path_string
 from ..objects.modes import Switch
@@ -68,21 +70,17 @@ class EMA(Pytree):
         (0.1, 1.0)
     """
 
+    @checked
     def __init__(
         self,
         params: Any,
-        decay: float | Callable[[jax.Array], Any],
+        decay: Rate | Callable[[jax.Array], Any],
         *,
         only: Filter = is_floating,
         zero_debias: bool = False,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         graph: Switch = None,
     ):
-        if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
-            raise ValueError(
-                f"nnx.EMA: decay must lie in [0, 1], got {decay!r}.\n"
-                "Cure: the share of the average that is kept in an update, such as 0.999."
-            )
 
         def start(path: tuple, leaf: Any) -> Variable:
             if not isinstance(leaf, Variable):

@@ -6,13 +6,14 @@ dict are matched by path, so metadata that has changed since the gradients were 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 
 from ..graph.filters import Filter
 from ..graph.state import State, iter_leaves, map_state
+from ..objects.arguments import Fits, unfit
 from ..objects.errors import describe_value, path_string
 from ..objects.variable import Variable, make_variable, raw
 from ..verbs.pytree import Pytree
@@ -22,6 +23,19 @@ _CURE = (
     "Cure: differentiate with the filter that the optimizer was made with: "
     "nnx.grad(loss, argnums=nnx.DiffState(0, wrt)) and nnx.Optimizer(model, tx, wrt=wrt)."
 )
+
+
+@runtime_checkable
+class _HasUpdate(Protocol):
+    """What optax's transformations and wrappers such as `optax.MultiSteps` have in common."""
+
+    init: Callable
+    update: Callable
+
+
+_TX_CURE = "nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)."
+_IS_ONE = Fits("an optax gradient transformation", lambda x: isinstance(x, _HasUpdate), _TX_CURE)
+Transformation = Annotated[Any, _IS_ONE]
 
 
 def gradients_like(params: State, grads: Any, wrt: Filter, model: Any = None) -> State:
@@ -34,11 +48,8 @@ def gradients_like(params: State, grads: Any, wrt: Filter, model: Any = None) ->
     if isinstance(grads, Pytree):
         grads = state_of(grads, wrt)
     if not isinstance(grads, Mapping):
-        raise TypeError(
-            f"The gradients must be a State, got {describe_value(grads)}.\n"
-            "Cure: pass what nnx.grad(loss)(model) returns; nnx.value_and_grad returns a pair, "
-            "(loss, grads)."
-        )
+        cure = "what nnx.grad(loss)(model) returns; nnx.value_and_grad returns (loss, grads)."
+        raise unfit(grads, "a State", cure)
     if isinstance(grads, State) and jax.tree.structure(grads) == jax.tree.structure(params):
         if all(map(_same_shape, jax.tree.leaves(params), jax.tree.leaves(grads))):
             return grads

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ..graph.filters import Filter
+from ..objects.arguments import Array, checked, misfit
 from ..objects.errors import suggest
 from ..objects.variable import Variable, all_or_none
 from ..verbs.layouts import plan_of
@@ -102,7 +103,7 @@ def _masked(
         weights = jnp.broadcast_to(leading, values.shape)
     except ValueError:
         raise ValueError(
-            f"{type(metric).__name__}: the mask has shape {mask.shape}, the values have "
+            f"{type(metric).__name__}.update: the mask has shape {mask.shape}, the values have "
             f"{values.shape}.\nCure: the axes of a mask are the leading axes of the values, such "
             "as the batch."
         ) from None
@@ -144,6 +145,7 @@ class Average(Metric):
         3.0
     """
 
+    @checked
     def __init__(self, argname: str = "values"):
         self.argname = argname
         self.total, self._total_low, self.count, self._count_low = _zeros(4)
@@ -153,7 +155,8 @@ class Average(Metric):
         _reset(self.total, self._total_low, self.count, self._count_low)
 
     @_at_once
-    def update(self, *, mask: Any = None, **values: Any) -> None:
+    @checked
+    def update(self, *, mask: Array | None = None, **values: Any) -> None:
         """Take in `values[argname]`.
 
         Args:
@@ -186,10 +189,9 @@ class Accuracy(Average):
         0.5
     """
 
+    @checked
     def __init__(self, threshold: float | None = None, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if threshold is not None and not isinstance(threshold, (float, int)):
-            raise TypeError(f"Accuracy: threshold must be a float, got {threshold!r}.")
         self.threshold = threshold
 
     @_at_once
@@ -229,6 +231,7 @@ class Welford(Metric):
         2.5
     """
 
+    @checked
     def __init__(self, argname: str = "values"):
         self.argname = argname
         self.count, self._count_low, self.mean, self.m2, self._m2_low = _zeros(5)
@@ -238,7 +241,8 @@ class Welford(Metric):
         _reset(self.count, self._count_low, self.mean, self.m2, self._m2_low)
 
     @_at_once
-    def update(self, *, mask: Any = None, **values: Any) -> None:
+    @checked
+    def update(self, *, mask: Array | None = None, **values: Any) -> None:
         """Take in `values[argname]`, with a `mask` as in `Average.update`."""
         given, weights = _masked(self, self.argname, values, mask)
         weights = jnp.ones_like(given) if weights is None else weights
@@ -281,8 +285,13 @@ class MultiMetric(Metric):
     def __init__(self, **metrics: Metric):
         reserved = {"reset", "update", "compute", "split"} & set(metrics)
         if reserved:
-            raise ValueError(f"MultiMetric: {sorted(reserved)} are names of methods, not metrics.")
+            raise ValueError(
+                f"MultiMetric: {sorted(reserved)} are names of methods, not of metrics.\n"
+                "Cure: other names."
+            )
         for name, metric in metrics.items():
+            if not isinstance(metric, Metric):
+                raise misfit("MultiMetric", f"metrics: {name}", metric, "an nnx.Metric")
             setattr(self, name, metric)
 
     def _metrics(self) -> dict[str, Metric]:

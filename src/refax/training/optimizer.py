@@ -10,18 +10,17 @@ optax works on values as they are stored: the hooks of a Variable do not run in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import repeat
 from operator import is_
-from typing import Any, Generic, Protocol, runtime_checkable
+from typing import Any, Generic
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from .._jax_compat import TRACE
-from ..graph.filters import Filter
+from ..graph.filters import Filter, checked
 from ..graph.state import State
 from ..lift.borders import tracer_in
 from ..objects.entering import entered, placed
@@ -36,18 +35,10 @@ from ..verbs.pytree import Pytree
 from ..verbs.splitting import state as state_of
 from ..verbs.updating import update_with
 from . import optimizer_errors as errors
-from .gradients import gradients_like, with_value
+from .gradients import Transformation, gradients_like, with_value
 from .placement import annotated_like, beside, map_beside
 
 _REQUIRED: Any = object()
-
-
-@runtime_checkable
-class _Transformation(Protocol):
-    """What optax's transformations and wrappers such as `optax.MultiSteps` have in common."""
-
-    init: Callable
-    update: Callable
 
 
 class _MultiSteps:
@@ -192,11 +183,12 @@ class Optimizer(Pytree, Generic[M]):
         1
     """
 
-    def __init__(self, model: M, tx: Any, *, wrt: Filter = _REQUIRED, graph: Switch = None):
+    @checked
+    def __init__(
+        self, model: M, tx: Transformation, *, wrt: Filter = _REQUIRED, graph: Switch = None
+    ):
         if wrt is _REQUIRED:
             raise TypeError(errors.WRT_IS_REQUIRED)
-        if not isinstance(tx, _Transformation):
-            raise errors.no_transformation(tx)
         tx = _MultiSteps(tx) if isinstance(tx, optax.MultiSteps) else tx
         self.wrt = tuple(wrt) if isinstance(wrt, list) else wrt
         _, params = _parameters(model, self.wrt)
@@ -288,7 +280,8 @@ class ModelAndOptimizer(Optimizer[M]):
         1
     """
 
-    def __init__(self, model: M, tx: Any, *, wrt: Filter = Param, graph: Switch = None):
+    @checked
+    def __init__(self, model: M, tx: Transformation, *, wrt: Filter = Param, graph: Switch = None):
         super().__init__(model, tx, wrt=wrt)
         self.model = model
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ..graph.state import State, iter_leaves
-from ..objects.errors import describe_value, path_string
+from ..objects.errors import path_string
 from ..objects.variable import Variable, raw
 from ..verbs.splitting import state as state_of
 
@@ -34,13 +34,6 @@ SWAPPED = (
     "Optimizer.update got a State as the model and a Module as the gradients.\n"
     "Cure: the model comes first: optimizer.update(model, grads)."
 )
-
-
-def no_transformation(tx: Any) -> TypeError:
-    return TypeError(
-        f"nnx.Optimizer takes an optax gradient transformation as tx, got {describe_value(tx)}.\n"
-        "Cure: nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)."
-    )
 
 
 def init_was_traced(params: Any) -> Any:

@@ -12,11 +12,13 @@ from typing_extensions import dataclass_transform
 
 from ..graph.graphdef import GraphDef
 from ..graph.state import State, merge_state
+from ..objects.arguments import Count, checked, unfit
+from ..objects.errors import suggest
 from ..objects.marks import dataclass as pytree_dataclass
 from ..objects.type_names import M
 from ..verbs.merging import call
 from ..verbs.pytree import Pytree
-from .gradients import gradients_like
+from .gradients import Transformation, gradients_like
 from .placement import beside
 
 
@@ -62,8 +64,15 @@ class TrainState(Pytree, Generic[M]):
         pytree_dataclass(cls)
 
     @classmethod
+    @checked
     def create(
-        cls, graphdef: GraphDef[M], *, params: State, tx: Any, step: int = 0, **fields: Any
+        cls,
+        graphdef: GraphDef[M],
+        *,
+        params: State,
+        tx: Transformation,
+        step: Count = 0,
+        **fields: Any,
     ) -> Self:
         """A new state with `opt_state = tx.init(params)`; `fields` are those of a subclass."""
         opt_state, count = beside(params, (tx.init(params), jnp.asarray(step)))
@@ -71,12 +80,16 @@ class TrainState(Pytree, Generic[M]):
             graphdef=graphdef, params=params, opt_state=opt_state, step=count, tx=tx, **fields
         )
 
+    @checked
     def apply(self, state: State | str, *states: State | str) -> Any:
         """Call the model: `y, (graphdef, state) = train_state.apply("params", batch_stats)(x)`.
 
         Args:
             state, *states: together the State of the model: States, or names of fields.
         """
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in (x for x in (state, *states) if isinstance(x, str) and x not in names):
+            raise unfit(name, f"a State, or the name of a field: {names}", suggest(name, names))
         given = [getattr(self, s) if isinstance(s, str) else s for s in (state, *states)]
         return call((self.graphdef, merge_state(*given)))
 

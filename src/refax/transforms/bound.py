@@ -11,7 +11,7 @@ from typing import Any, Concatenate, cast
 from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.array_prefix import by_path
 from ..lift.call import Call, enter, pure_function
-from ..objects.modes import without_modes
+from ..objects.modes import checked, without_modes
 from ..objects.type_names import O
 from ..verbs.pytree import Pytree
 from .signatures import KeepingTransform
@@ -23,16 +23,13 @@ def decorator_or_function(transform: Callable[Concatenate[Any, O], Any]) -> Keep
     The switches of `objects/modes.py` stop here.
     """
 
+    transform = checked(transform)
+
     @functools.wraps(transform)
     def wrapper(fun: Any = None, /, *args: Any, **keywords: Any) -> Any:
         kwargs = dict(without_modes(keywords))
         fun = kwargs.pop("fun", kwargs.pop("f", fun))
-        if fun is None or not callable(fun):
-            if fun is not None:
-                raise TypeError(
-                    f"nnx.{transform.__name__} takes a function, got {type(fun).__name__}.\n"
-                    f"Cure: nnx.{transform.__name__}(function)(arguments)."
-                )
+        if fun is None:
             return lambda f: transform(f, *args, **kwargs)
         return transform(fun, *args, **kwargs)
 

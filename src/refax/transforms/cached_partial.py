@@ -14,7 +14,7 @@ from ..lift.errors import argument_names
 from ..lift.places import outline
 from ..objects.at_once import set_each
 from ..objects.errors import StructureError, path_string
-from ..objects.modes import Switch
+from ..objects.modes import Switch, checked
 from ..objects.node import new_pytree
 from ..objects.type_names import R
 from ..objects.variable import replace_metadata, set_raw_value
@@ -24,6 +24,7 @@ from ..verbs.pytree import Pytree
 from .differences import differences_between
 
 
+@checked
 def cached_partial(
     f: Callable[..., R], *cached_args: Any, graph: Switch = None, graph_updates: Switch = None
 ) -> Callable[..., R]:

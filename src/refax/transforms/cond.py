@@ -17,7 +17,7 @@ from ..lift.call import enter, leave, pure_function
 from ..lift.faults import execute
 from ..lift.inside import Change
 from ..lift.programs import eager_program
-from ..objects.modes import Switch
+from ..objects.modes import Switch, checked
 from ..objects.type_names import R
 from ..objects.variable import Variable
 from .bound import Together
@@ -26,6 +26,7 @@ from .branch_errors import Look, check_structures, check_values
 _NO_OPERAND = object()
 
 
+@checked
 def cond(
     pred: Any,
     true_fun: Callable[..., R],
@@ -63,6 +64,7 @@ def cond(
     return _branch("cond", choose, pred, branches, operands, operand)
 
 
+@checked
 def switch(
     index: Any,
     branches: Sequence[Callable[..., R]],

@@ -23,7 +23,7 @@ from .branch_errors import Look, check_structures
 from .differentiation import gradient_builder, group_by_argument, join, separate
 from .given_derivatives import Given, zeros
 from .jit_options import as_tuple, resolved
-from .prefixes import DiffState
+from .prefixes import Argnums, DiffState
 
 
 class _Maker(Protocol):
@@ -36,7 +36,7 @@ class _Maker(Protocol):
 @cast(Callable[[Any], _Maker], decorator_or_function)
 def custom_vjp(
     fun: Callable[..., Any],
-    nondiff_argnums: int | DiffState | Sequence[int | DiffState] = (),
+    nondiff_argnums: Argnums = (),
     nondiff_argnames: str | Sequence[str] = (),
 ) -> CustomVjp:
     """`jax.custom_vjp` for functions of objects.
@@ -91,8 +91,8 @@ class CustomVjp(Generic[A]):
         given = nondiff_argnums if isinstance(nondiff_argnums, Sequence) else [nondiff_argnums]
         self._filters = {d.argnum: d.filter for d in given if isinstance(d, DiffState)}
         self._nondiff = [d for d in given if not isinstance(d, DiffState)]
-        if nondiff_argnames:
-            self._nondiff += resolved(fun, None, as_tuple(nondiff_argnames), "custom_vjp")[0]
+        resolved(fun, tuple(self._nondiff), None)  # which says if there is no such position
+        self._nondiff += resolved(fun, None, as_tuple(nondiff_argnames))[0]
         self._options: dict[str, Any] = {}
         self._rules: tuple[Callable, Callable] | None = None
         if self._bound is not None:

@@ -25,14 +25,9 @@ def normalize_argnums(argnums: Any) -> list[tuple[int, Any]]:
     """The (position, filter) of each."""
     several = isinstance(argnums, Sequence) and not isinstance(argnums, str)
     result = []
+    entry: Any
     for entry in argnums if several else [argnums]:
-        if isinstance(entry, int):
-            entry = DiffState(entry)
-        if not isinstance(entry, DiffState):
-            raise TypeError(
-                f"argnums takes ints and nnx.DiffState, got {describe_value(entry)}.\n"
-                "Cure: give the position of the argument."
-            )
+        entry = entry if isinstance(entry, DiffState) else DiffState(entry)
         result.append((entry.argnum, entry.filter))
     return result
 

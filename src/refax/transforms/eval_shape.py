@@ -15,6 +15,7 @@ from ..lift.call import Call
 from ..lift.faults import execute
 from ..lift.inside import Change
 from ..lift.write_back import write_back
+from ..objects import arguments as fit
 from ..objects.modes import Switch
 from ..verbs.splitting import split
 from ..verbs.spmd import get_named_sharding
@@ -23,6 +24,7 @@ from .bound import enter_unbound
 A = TypeVar("A")
 
 
+@fit.checked
 def eval_shape(
     f: Callable[..., A],
     *args: Any,
@@ -65,8 +67,9 @@ def _abstract(values: list[Any]) -> list[Any]:
     )
 
 
+@fit.checked
 def get_abstract_model(
-    init_fn: Callable[[], Any], mesh: Any = None, *, graph: Switch = None
+    init_fn: Callable[[], Any], mesh: fit.Mesh | None = None, *, graph: Switch = None
 ) -> tuple[Any, Any]:
     """(graphdef, abstract state) of the model that `init_fn()` would make, sharded over `mesh`.
 

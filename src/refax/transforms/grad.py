@@ -16,14 +16,14 @@ from ..lift.call import leave
 from ..lift.faults import execute
 from .bound import decorator_or_function, lifted
 from .differentiation import gradient_builder, normalize_argnums, prepare
-from .prefixes import DiffState
+from .prefixes import Argnums
 from .signatures import GradTransform, ValueAndGradTransform
 
 
 @cast(Callable[[Any], ValueAndGradTransform], decorator_or_function)
 def value_and_grad(
     f: Callable[..., Any],
-    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    argnums: Argnums = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,
@@ -69,7 +69,7 @@ def _runner(
 @cast(Callable[[Any], GradTransform], decorator_or_function)
 def grad(
     f: Callable[..., Any],
-    argnums: int | DiffState | Sequence[int | DiffState] = 0,
+    argnums: Argnums = 0,
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,

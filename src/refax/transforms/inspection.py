@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -11,12 +11,13 @@ from ..lift.call import leave
 from ..lift.faults import execute
 from .bound import decorator_or_function, enter_unbound, lifted
 from .eval_shape import leave_abstract
+from .jit_options import as_tuple, resolved
 
 
 @cast(Callable[[Any], Callable[..., Any]], decorator_or_function)
 def make_jaxpr(
     f: Callable[..., Any],
-    static_argnums: Any = (),
+    static_argnums: int | Sequence[int] = (),
     axis_env: Any = None,
     return_shape: bool = False,
     **options: Any,
@@ -42,8 +43,10 @@ def make_jaxpr(
         True
     """
 
+    static, _ = resolved(f, as_tuple(static_argnums), None)
+
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        call, pure = enter_unbound(f, args, kwargs, static_argnums, captured=True)
+        call, pure = enter_unbound(f, args, kwargs, static, captured=True)
         program = jax.make_jaxpr(pure, axis_env=axis_env, return_shape=True, **options)
         jaxpr, out = execute(call, f, program, call.grouped, call.tree)
         return (jaxpr, leave_abstract(call, out)) if return_shape else jaxpr

@@ -27,6 +27,7 @@ from ..lift.faults import execute
 from ..lift.inside import Change, Inside
 from ..lift.places import inputs_of
 from ..lift.programs import programs_of, proxy, remember
+from ..objects.arguments import checked
 from ..objects.at_once import uninterrupted
 from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import O, P, Q, R
@@ -35,6 +36,7 @@ from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, layout_of
 from .jit_options import Options, StaticArguments
 from .jit_places import Spread, is_spread, kept_places, spread_of
+from .prefixes import Shardings
 from .retrace import StaleConstantWarning, TraceRecord, Traces, stale_constant, users_level
 
 _NOTHING = Donated()
@@ -59,8 +61,8 @@ def _as_jit(transform: Callable[Concatenate[Any, O], Any]) -> _Jit[O]:
 def jit(
     fun: Callable[..., Any],
     *,
-    in_shardings: Any = None,
-    out_shardings: Any = None,
+    in_shardings: Shardings = None,
+    out_shardings: Shardings = None,
     static_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
@@ -360,6 +362,7 @@ class Compiled(_Stage):
         return leave(call, execute(call, self._wrapped._function, self._stage, *inputs))
 
 
+@checked
 def jit_partial(fun: Callable[..., R], *partial_args: Any, **options: Any) -> JitWrapped[..., R]:
     """`nnx.jit` of a function whose first arguments are fixed: a training step on its model.
 

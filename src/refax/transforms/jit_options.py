@@ -10,6 +10,7 @@ import jax
 
 from ..lift import errors
 from ..lift.prefix import FilterPrefix
+from ..objects.arguments import unfit
 from ..objects.errors import suggest
 from ..objects.node import Node
 from ..objects.statics import static_key
@@ -60,29 +61,32 @@ def _by_path(shardings: Any) -> Any:
 
 
 def resolved(
-    f: Callable, numbers: tuple[int, ...] | None, names: tuple[str, ...] | None, by: str = "jit"
+    f: Callable, numbers: tuple[int, ...] | None, names: tuple[str, ...] | None
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Positions and names from what was given of either; JAX infers the other in the same way."""
-    if (numbers is None) == (names is None):
-        return numbers or (), names or ()
     try:
-        parameters = list(inspect.signature(f).parameters.values())
+        parameters = inspect.signature(f).parameters if numbers or names else {}
     except (TypeError, ValueError):
+        parameters = {}
+    if not parameters:
         return numbers or (), names or ()
+    kinds = {p.kind for p in parameters.values()}
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    positional = [p.name for p in parameters if p.kind in by_position]
-    if names is not None:
-        known = {p.name for p in parameters}
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        unknown = [n for n in names if n not in known]
-        if unknown and not open_ended:
-            raise ValueError(
-                f"{by}: {f.__name__} has no parameter {unknown[0]!r}; it has {sorted(known)}."
-                f"{suggest(unknown[0], known)}\nCure: name parameters of the function."
-            )
-        return tuple(i for i, n in enumerate(positional) if n in names), names
-    assert numbers is not None
-    return numbers, tuple(positional[i] for i in numbers if -len(positional) <= i < len(positional))
+    positional = [p.name for p in parameters.values() if p.kind in by_position]
+    for name in names or ():
+        if name not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+            what = f"the name of a parameter of {f.__name__}, which has {sorted(parameters)}"
+            raise unfit(name, what, f"name one of them.{suggest(name, parameters)}")
+    count = len(positional)
+    for number in numbers or ():
+        if not -count <= number < count and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            what = f"the position of a parameter of {f.__name__}, which has {count}"
+            raise unfit(number, what, "count from 0; what is keyword-only goes by its name.")
+    if names is None:
+        return numbers or (), tuple(positional[i] for i in numbers or () if -count <= i < count)
+    if numbers is None:
+        numbers = tuple(i for i, name in enumerate(positional) if name in names)
+    return numbers, names
 
 
 class StaticArguments:

@@ -16,6 +16,7 @@ from ..lift.inside import Change
 from ..lift.places import place_of_leaf
 from ..lift.prefix import OutputRules
 from ..lift.programs import eager_program
+from ..objects.arguments import Count, checked
 from ..objects.modes import Switch
 from ..objects.statics import static_key
 from .bound import Together
@@ -25,6 +26,7 @@ from .scan import input_slots
 T = TypeVar("T")
 
 
+@checked
 def while_loop(
     cond_fun: Callable[[T], Any],
     body_fun: Callable[[T], T],
@@ -59,13 +61,14 @@ def while_loop(
     return _run("while_loop", body_fun, functions, init_val, loop)
 
 
+@checked
 def fori_loop(
     lower: Any,
     upper: Any,
     body_fun: Callable[[Any, T], T],
     init_val: T,
     *,
-    unroll: int | bool | None = None,
+    unroll: Count | bool | None = None,
     graph: Switch = None,
     graph_updates: Switch = None,
 ) -> T:

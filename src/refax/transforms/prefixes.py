@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any
 
 import jax
+from jax.sharding import PartitionSpec
 
 from ..graph.filters import Filter, to_predicate
 from ..graph.kinds import jax_to_nnx_path
 from ..graph.state import State, iter_leaves, map_state
 from ..lift.arguments import is_object, stops
 from ..lift.prefix import FilterPrefix, position
+from ..objects.arguments import Fits, checked, is_axis
 from ..objects.modes import Switch
+from ..objects.type_names import Path
 from ..objects.variable_types import Param
 from ..verbs.splitting import state
+
+Entries = Mapping[Filter, Any] | Iterable[tuple[Filter, Any]] | Callable[[Path, Any], Any]
+
+
+def _all(what: str, test: Callable[[Any], bool]) -> Fits:
+    """What fits a prefix, every entry of which passes a test or is a lift type."""
+
+    def are(prefix: Any) -> bool:
+        entries = jax.tree.leaves(prefix, is_leaf=lambda x: isinstance(x, FilterPrefix))
+        return all(isinstance(x, FilterPrefix) or test(x) for x in entries)
+
+    return Fits(f"{what}, or containers of them", are)
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
+
+
+def _is_sharding(x: Any) -> bool:
+    return type(x).__module__.startswith("jax")  # there are many, and marks such as AUTO
+
+
+_COUNTED = "the position of an argument, 0 for the first; of an object, nnx.DiffState(0, filter)."
+Position = Annotated[int, Fits("an int", is_axis, _COUNTED)]
+Axes = Annotated[Any, _all("an int, None, nnx.StateAxes", is_axis)]
+Specs = Annotated[Any, _all("a PartitionSpec, None, nnx.StateSharding", _is_spec)]
+Shardings = Annotated[Any, _all("a sharding, None, nnx.StateSharding", _is_sharding)]
 
 
 class StateAxes(FilterPrefix):
@@ -26,6 +56,7 @@ class StateAxes(FilterPrefix):
 
     __slots__ = ()
 
+    @checked
     def __init__(self, axes: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
         super().__init__(axes)
 
@@ -37,6 +68,7 @@ class StateSharding(FilterPrefix):
 
     __slots__ = ()
 
+    @checked
     def __init__(self, shardings: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
         super().__init__(shardings)
 
@@ -62,13 +94,8 @@ class DiffState:
 
     __slots__ = ("argnum", "filter")
 
-    def __init__(self, argnum: int, filter: Filter = Param):
-        if not isinstance(argnum, int):
-            raise TypeError(
-                f"DiffState: argnum must be an int, got {argnum!r}.\n"
-                "Cure: nnx.DiffState(argnum, filter), with the position of the argument first."
-            )
-        to_predicate(filter)  # an error here rather than at the first call
+    @checked
+    def __init__(self, argnum: Position, filter: Filter = Param):
         self.argnum = argnum
         self.filter = filter
 
@@ -90,6 +117,9 @@ class DiffState:
         return f"DiffState({self.argnum}, {self.filter!r})"
 
 
+Argnums = Position | DiffState | Sequence[Position | DiffState]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Gives:
     """The filter of the leaves to which a function of (path, leaf) gives an entry."""
@@ -101,7 +131,8 @@ class _Gives:
         return position([self.entry], self.function(path, leaf)) == 0
 
 
-def prefix(node: Any, filter_map: Any, *, graph: Switch = None) -> Any:
+@checked
+def prefix(node: Any, filter_map: Entries, *, graph: Switch = None) -> Any:
     """A prefix for `node`: which axis, sharding or spec each of its leaves takes.
 
     Args:

@@ -49,7 +49,7 @@ def remat(
     """
 
     numbers, names = as_tuple(static_argnums) or None, as_tuple(static_argnames) or None
-    static = resolved(f, numbers, names, "remat")
+    static = resolved(f, numbers, names)
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs, *static)

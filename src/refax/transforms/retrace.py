@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..lift.places import Fact, said
+from ..objects.arguments import Count, checked
 from ..objects.errors import describe_value
 from ..objects.stack import Stack
 from ..objects.trace_errors import known_name, where
@@ -159,8 +160,9 @@ def _cure(difference: Difference) -> str:
 _ACTIVE = Stack()  # of {traces: count}, one for each `assert_max_traces`
 
 
+@checked
 @contextlib.contextmanager
-def assert_max_traces(n: int, function: Callable[..., Any] | None = None) -> Iterator[None]:
+def assert_max_traces(n: Count, function: Callable[..., Any] | None = None) -> Iterator[None]:
     """Raise AssertionError if an `nnx.jit` function is traced more than `n` times in the block.
 
     Args:

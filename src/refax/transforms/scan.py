@@ -22,6 +22,7 @@ from ..lift.call import Call, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import leaves_out
 from ..lift.prefix import FilterPrefix, OutputRules
+from ..objects.arguments import Count
 from ..objects.errors import describe_value
 from ..objects.modes import Switch
 from ..objects.statics import static_key
@@ -35,9 +36,9 @@ from .mapped import check_sizes, leaf_entries, mapped_call
 def scan(
     f: Callable[..., Any],
     *,
-    length: int | None = None,
+    length: Count | None = None,
     reverse: bool = False,
-    unroll: int | bool = 1,
+    unroll: Count | bool = 1,
     _split_transpose: bool = False,
     in_axes: Any = (Carry, 0),
     out_axes: Any = (Carry, 0),

@@ -14,19 +14,26 @@ from ..lift.arguments import is_object, named_like, unbind
 from ..lift.array_prefix import for_arrays, without_objects
 from ..lift.call import Call, pure_function
 from ..lift.prefix import FilterPrefix, OutputRules
+from ..objects import arguments as fit
 from ..objects.statics import static_key
 from ..objects.variable import Variable, raw
 from ..verbs.splitting import state
 from .bound import by_position, decorator_or_function, lifted, with_self, with_static
 from .broadcast_counts import BroadcastCounts
 from .mapped import check_replicated, check_specs, leaf_entries, mapped_call
+from .prefixes import Specs
 
 _INFER = object()
 
 
 @decorator_or_function
 def shard_map(
-    f: Callable, *, mesh: Any = None, in_specs: Any = _INFER, out_specs: Any, **options: Any
+    f: Callable,
+    *,
+    mesh: fit.AnyMesh | None = None,
+    in_specs: Specs = _INFER,
+    out_specs: Specs,
+    **options: Any,
 ) -> Callable[..., Any]:
     """`jax.shard_map` for functions of objects.
 

@@ -11,17 +11,18 @@ import jax
 from ..lift.arguments import unbind
 from ..lift.call import leave
 from ..lift.faults import execute
-from ..objects.modes import Switch
+from ..objects.modes import Switch, checked
 from .bound import lifted
 from .differentiation import gradient_builder, normalize_argnums, prepare
 from .given_derivatives import Given
-from .prefixes import DiffState
+from .prefixes import Argnums
 
 
+@checked
 def vjp(
     f: Callable[..., Any] | None = None,
     *primals: Any,
-    argnums: int | DiffState | Sequence[int | DiffState] | None = None,
+    argnums: Argnums | None = None,
     has_aux: bool = False,
     reduce_axes: Sequence[Any] = (),
     graph: Switch = None,
@@ -71,6 +72,7 @@ def vjp(
     return run(f, primals, {}) if primals else lifted(f, run)
 
 
+@checked
 def jvp(
     f: Callable[..., Any] | None = None,
     primals: Sequence[Any] | None = None,

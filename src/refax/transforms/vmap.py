@@ -13,20 +13,23 @@ from ..lift.array_prefix import for_arrays, without_objects
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, pure_function
 from ..lift.prefix import OutputRules
+from ..objects.arguments import Count
 from ..objects.modes import Switch
 from ..objects.statics import static_key
 from ..verbs.spmd import PARTITION_NAME
 from .bound import decorator_or_function, lifted, with_self, with_static, without_static
+from .jit_options import as_tuple, resolved
 from .mapped import check_broadcast, check_sizes, mapped_call
+from .prefixes import Axes
 
 
 @decorator_or_function
 def vmap(
     f: Callable[..., Any],
-    in_axes: Any = 0,
-    out_axes: Any = 0,
+    in_axes: Axes = 0,
+    out_axes: Axes = 0,
     axis_name: Any = None,
-    axis_size: int | None = None,
+    axis_size: Count | None = None,
     spmd_axis_name: Any = None,
     *,
     transform_metadata: Mapping[str, Any] | None = None,
@@ -67,12 +70,12 @@ def pmap(
     f: Callable[..., Any],
     axis_name: Any = None,
     *,
-    in_axes: Any = 0,
-    out_axes: Any = 0,
-    static_broadcasted_argnums: Any = (),
+    in_axes: Axes = 0,
+    out_axes: Axes = 0,
+    static_broadcasted_argnums: int | Sequence[int] = (),
     devices: Any = None,
     backend: str | None = None,
-    axis_size: int | None = None,
+    axis_size: Count | None = None,
     donate_argnums: Any = (),
     transform_metadata: Mapping[str, Any] | None = None,
     graph: Switch = None,
@@ -87,13 +90,13 @@ def pmap(
     devices = None if devices is None else tuple(devices)
     options = dict(axis_name=axis_name, devices=devices, backend=backend, axis_size=axis_size)
     transform, named = functools.partial(jax.pmap, **options), AxisName.of(transform_metadata)
-    static = static_broadcasted_argnums
+    static, _ = resolved(f, as_tuple(static_broadcasted_argnums), None)
     return _mapped(f, in_axes, out_axes, named, transform, "pmap", static, options)
 
 
 @decorator_or_function
 def transform_metadata(
-    f: Callable[..., Any], *, in_axes: Any = 0, out_axes: Any = 0, partition: str | None
+    f: Callable[..., Any], *, in_axes: Axes = 0, out_axes: Axes = 0, partition: str | None
 ) -> Callable[..., Any]:
     """A function that sees objects without a mapped axis, for a transform that takes it away.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..graph.filters import Filter
+from ..graph.filters import Filter, checked
 from ..graph.graphdef import VARIABLE, WITH_IDENTITY, record_children
 from ..graph.rebuild import mapping_of, rebuild
 from ..graph.walk import walk
@@ -18,6 +18,7 @@ from ..objects.variable import Variable, set_raw_value
 from .layouts import N, copies_of, plan_of
 
 
+@checked
 def clone(node: N, variables: bool = True, *, arrays: bool = False, graph: Switch = None) -> N:
     """A copy of an object graph with its sharing and cycles; the arrays themselves are shared.
 
@@ -71,6 +72,7 @@ def deep_copy(node: N, memo: dict) -> N:
     return objects[0]
 
 
+@checked
 def vars_as(
     node: N,
     /,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ..graph.filters import Filter
+from ..graph.filters import Filter, checked
 from ..objects.errors import describe_value
 from ..objects.marks import class_marks
 from ..objects.node import Node, check_static, is_data
@@ -19,6 +19,7 @@ C = TypeVar("C", bound=type)
 is_data_type = is_data
 
 
+@checked
 def register_data_type(type_: C, /) -> C:
     """Make the values of a type data in attributes: leaves of their own, as arrays are.
 
@@ -57,6 +58,7 @@ def check_pytree(pytree: Any) -> None:
             check_static(type(pytree), name, value)
 
 
+@checked
 def set_metadata(node: Any, /, *, only: Filter = Variable, **metadata: Any) -> None:
     """Set metadata on every Variable of an object that the filter matches, in place.
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..graph.filters import to_predicate
+from ..graph.filters import checked, to_predicate
 from ..graph.state import State
 from ..graph.walk import key_name, one_level_with_keys
 from ..objects.mappings import sorted_keys
@@ -128,6 +128,7 @@ def _has_identity(value: Any) -> bool:
     return isinstance(value, (Node, Variable, State)) or type(value) in _MUTABLE
 
 
+@checked
 def find_duplicates(node: Any, /, *, only: Any = ...) -> list[list[tuple[Any, ...]]]:
     """The paths of every node or Variable that is reached more than one way, grouped by object."""
     matches = to_predicate(only)

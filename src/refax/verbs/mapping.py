@@ -9,7 +9,7 @@ import jax
 
 from ..graph.state import Path, State, map_state
 from ..objects.errors import describe_value
-from ..objects.modes import Switch
+from ..objects.modes import Switch, checked
 from ..objects.node import Node
 from ..objects.variable import Variable, raw
 from .copying import clone
@@ -52,6 +52,7 @@ def as_pure(tree: Any) -> Any:
     return map_leaves(tree, raw, lambda node: recursive_map(lambda _, value: raw(value), node))
 
 
+@checked
 def map(
     f: Callable[[tuple[Any, ...], Any], Any],
     node: Any,
@@ -94,6 +95,7 @@ def map(
     return merge(graphdef, new, copy=False)
 
 
+@checked
 def recursive_map(f: Callable[[Path, Any], Any], node: Any, *, graph: Switch = None) -> Any:
     """A copy of an object graph with `f(path, value)` in the place of every node and leaf.
 

@@ -10,8 +10,8 @@ from ..graph.graph_state import GraphState
 from ..graph.graphdef import VERBS, GraphDef
 from ..graph.rebuild import rebuild
 from ..graph.state import State
+from ..objects.arguments import checked, unfit
 from ..objects.entering import ARRAYS, entered
-from ..objects.errors import describe_value
 from ..objects.type_names import M
 from ..objects.variable import Variable, copies, make_variable, own_cell, set_raw_value
 from . import errors
@@ -23,6 +23,7 @@ _MISSING = object()
 PureState = tuple[GraphDef, State]  # what `nnx.split` gives without filters
 
 
+@checked
 def unflatten(
     graphdef: GraphDef[M],
     state: Any,
@@ -69,10 +70,8 @@ def merge(
     if isinstance(graphdef, GraphState):
         graphdef, states = graphdef.graphdef, (graphdef, *states)
     if not isinstance(graphdef, GraphDef):
-        raise TypeError(
-            f"nnx.merge takes a GraphDef first, got {describe_value(graphdef)}.\n"
-            "Cure: nnx.merge(graphdef, state, ...), in the order in which nnx.split returned them."
-        )
+        cure = "nnx.merge(graphdef, state, ...), in the order in which nnx.split returned them."
+        raise unfit(graphdef, "a GraphDef", cure)
     paths = graphdef.paths.leaves
     found: list[Any] = [_MISSING] * len(paths)
     misfits = errors.Misfits("merge")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from ..graph.filters import Filter, to_predicate
+from ..graph.filters import Filter, checked, to_predicate
 from ..objects.errors import StructureError, describe_value, path_string, suggest
 from ..objects.variable import Variable
 from ..objects.variable_types import Param
@@ -113,7 +113,8 @@ def resolve(node: Any, path: Any, verb: str) -> tuple[tuple, list[Any]]:
     return found, values
 
 
-def get_path(node: Any, path: str | tuple[Any, ...]) -> Any:
+@checked
+def get_path(node: Any, path: str | Sequence[Any]) -> Any:
     """What stands at a path below `node`: a module, a Variable, a container, any attribute.
 
     Args:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ..graph.filters import All, Filter, Not, WithTag, first_match, to_predicate
 from ..graph.filters import Any as Any_
+from ..objects.arguments import KNOWN, Fits, checked, is_array, unfit
 from ..objects.errors import path_string, suggest
 from ..objects.modes import without_modes
 from ..objects.type_names import P
@@ -33,18 +34,16 @@ def as_key(seed: Any) -> jax.Array:
         seed = seed.value
     if isinstance(seed, int):
         return jax.random.key(seed)
-    array = jnp.asarray(seed)
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return array
-    if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer):
-        return jax.random.key(array)
-    if array.dtype == jnp.uint32 and array.ndim >= 1 and array.shape[-1] in (2, 4):
-        return jax.random.wrap_key_data(array)
-    raise ValueError(
-        f"A seed is an int, an integer scalar, a random key or an array of keys; got an array of "
-        f"shape {array.shape} and dtype {array.dtype}.\n"
-        "Cure: for several streams at once, pass keys: jax.random.split(jax.random.key(0), n)."
-    )
+    if isinstance(seed, jax.Array) or is_array(seed):
+        array = jnp.asarray(seed)
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return array
+        if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer):
+            return jax.random.key(array)
+        if array.dtype == jnp.uint32 and array.ndim >= 1 and array.shape[-1] in (2, 4):
+            return jax.random.wrap_key_data(array)
+    cure = "for several streams at once, pass keys: jax.random.split(jax.random.key(0), n)."
+    raise unfit(seed, "a seed: an int, an integer scalar, a random key or an array of keys", cure)
 
 
 def _sampler(draw: Callable[Concatenate[Any, P], Any]) -> Callable[Concatenate[Any, P], jax.Array]:
@@ -192,6 +191,7 @@ class RngStream(Pytree, _Draws):
         tag: the name of the stream, found by filters: `nnx.state(model, 'dropout')`.
     """
 
+    @checked
     def __init__(self, key: Any, *, tag: str = "default"):
         key = as_key(key)
         self.tag = tag
@@ -355,3 +355,8 @@ def _no_stream(name: str, streams: Mapping[str, Any]) -> AttributeError:
         f"Rngs has no stream {name!r} and no 'default' to stand in for it; it has: {known}.\n"
         f"Cure: make it with one, nnx.Rngs({name}=0) or nnx.Rngs(0)."
     )
+
+
+KNOWN.append(
+    (Rngs, Fits("nnx.Rngs", lambda x: isinstance(x, Rngs), "nnx.Rngs(0), or nnx.Rngs(key)."))
+)

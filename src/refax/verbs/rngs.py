@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Concatenate, Protocol, overload
+from typing import Any, Concatenate, Literal, Protocol, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..graph.filters import All, Filter, to_predicate
+from ..objects.arguments import Size, checked
 from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
 from ..objects.type_names import F, O, Path
@@ -24,6 +25,11 @@ from .iteration import BEFORE, children_as_made, iter_graph, visit
 from .random_streams import Rngs as Rngs
 from .random_streams import RngStream as RngStream
 from .random_streams import as_key, check_names, splits_of
+
+Policy = (
+    Literal["match_shape", "scalars_only"] | Callable[[Path, jax.Array, tuple[int, ...]], jax.Array]
+)
+Splits = Size | Sequence[Size] | Mapping[Filter, Size | Sequence[Size] | None] | None
 
 
 def iter_streams(node: Any, only: Filter = ...) -> list[tuple[tuple, RngStream]]:
@@ -50,6 +56,7 @@ class SplitBackups(list):
         restore_rngs(self)
 
 
+@checked
 def backup_keys(node: Any, /, *, only: Filter = ..., graph: Switch = None) -> SplitBackups:
     """The keys and counts of all streams below `node`, for `restore_rngs`."""
     return SplitBackups(
@@ -57,6 +64,7 @@ def backup_keys(node: Any, /, *, only: Filter = ..., graph: Switch = None) -> Sp
     )
 
 
+@checked
 def restore_rngs(backups: Sequence[tuple[RngStream, Any, Any]], /) -> None:
     """Put the streams back to where `backup_keys`, `split_rngs` or `fork_rngs` found them."""
     with all_or_none(_cells(stream for stream, *_ in backups)):
@@ -69,13 +77,9 @@ def _cells(streams: Iterable[RngStream]) -> list[Variable]:
     return [cell for stream in streams for cell in (stream.key, stream.count)]
 
 
+@checked
 def reseed(
-    node: Any,
-    /,
-    *,
-    policy: str | Callable[[Path, jax.Array, tuple[int, ...]], jax.Array] = "match_shape",
-    graph: Switch = None,
-    **stream_keys: Any,
+    node: Any, /, *, policy: Policy = "match_shape", graph: Switch = None, **stream_keys: Any
 ) -> None:
     """Put the streams of these names below `node` to where a model made with these seeds has them.
 
@@ -188,8 +192,8 @@ class _Verb(Protocol[O]):
 
 
 def _with_decorator(verb: Callable[Concatenate[Any, O], Any]) -> _Verb[O]:
-    """For checkers: without `node` it gives a decorator."""
-    return verb  # type: ignore[return-value]
+    """The verb, its arguments checked; for checkers: without `node` it gives a decorator."""
+    return checked(verb)  # type: ignore[return-value]
 
 
 @_with_decorator
@@ -197,7 +201,7 @@ def split_rngs(
     node: Any = ...,
     /,
     *,
-    splits: int | tuple[int, ...],
+    splits: Size | Sequence[Size],
     only: Filter = ...,
     squeeze: bool = False,
     graph: Switch = None,
@@ -240,7 +244,7 @@ def fork_rngs(
     /,
     *,
     only: Filter = ...,
-    split: Any = None,
+    split: Splits = None,
     graph: Switch = None,
     graph_updates: Switch = None,
 ) -> Any:
@@ -285,9 +289,9 @@ def with_rngs(
     node: Any = ...,
     /,
     *,
-    split: Any = None,
-    fork: Any = None,
-    broadcast: Any = None,
+    split: Splits = None,
+    fork: Filter = None,
+    broadcast: Splits = None,
     only: Filter = ...,
     graph: Switch = None,
     graph_updates: Switch = None,

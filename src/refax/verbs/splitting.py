@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, overload
 
 from ..graph import errors
-from ..graph.filters import Filter
+from ..graph.filters import Filter, checked
 from ..graph.graph_state import GraphState
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
@@ -135,6 +135,7 @@ def graphdef(node: M, *, graph: Switch = None) -> GraphDef[M]:
     return plan_of(node).graphdef
 
 
+@checked
 def flatten(node: M, *, with_paths: bool = True, graph: Switch = None) -> tuple[GraphDef[M], Any]:
     """(graphdef, leaves): the Variables (copies) and bare arrays, sorted by path.
 

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..graph.rebuild import rebuild
 from ..graph.walk import key_name
+from ..objects import arguments as fit
 from ..objects.errors import path_string
 from ..objects.metadata import with_metadata
 from ..objects.modes import Switch
@@ -29,8 +30,9 @@ PARTITION_NAME = "partition_name"
 """The key of `transform_metadata` that says which axis name a transform adds or removes."""
 
 
+@fit.checked
 def with_partitioning(
-    initializer: Callable[..., Any], sharding: Any, mesh: Any = None, **metadata: Any
+    initializer: Callable[..., Any], sharding: Any, mesh: fit.AnyMesh | None = None, **metadata: Any
 ) -> Callable[..., Any]:
     """An initializer whose Variable is annotated with these axis names, a spec or a sharding."""
     if mesh is not None:
@@ -45,7 +47,8 @@ def get_var_pspec(v: Any) -> PartitionSpec:
     return spec_of(v._metadata) if isinstance(v, Variable) else PartitionSpec()
 
 
-def with_sharding_constraint(x: T, axis_resources: Any, mesh: Any = None) -> T:
+@fit.checked
+def with_sharding_constraint(x: T, axis_resources: Any, mesh: fit.AnyMesh | None = None) -> T:
     """`x` placed on the mesh that is set, by names; without a mesh, `x` as it is.
 
     Args:
@@ -140,7 +143,8 @@ def get_partition_spec(tree: Any) -> Any:
     return _map_variables(tree, get_var_pspec)
 
 
-def get_named_sharding(tree: Any, mesh: Any) -> Any:
+@fit.checked
+def get_named_sharding(tree: Any, mesh: fit.AnyMesh) -> Any:
     """The same object, State or tree with a `NamedSharding` on `mesh` in the place of each value.
 
     It says where things belong to `jax.device_put`, and to `jax.jit` as `out_shardings`.

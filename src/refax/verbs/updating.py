@@ -15,9 +15,10 @@ from ..graph.plan import Plan
 from ..graph.rebuild import write_leaves
 from ..graph.state import State
 from ..graph.walk import key_name
+from ..objects.arguments import checked, unfit
 from ..objects.at_once import Write
 from ..objects.entering import conformed
-from ..objects.errors import StructureError, describe_value, path_string, suggest
+from ..objects.errors import StructureError, path_string, suggest
 from ..objects.node import Node, attribute_write
 from ..objects.trace_errors import mutation_error
 from ..objects.variable import Variable, check_write, make_variable, metadata_writes
@@ -65,10 +66,8 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
     for tree in states:
         of_variable = bool(variables) and node is variables[0]
         if not isinstance(tree, (Mapping, Variable, Node)) and not of_variable:
-            raise TypeError(
-                f"nnx.update takes States or nested dicts, got {describe_value(tree)}.\n"
-                "Cure: nnx.update(object, state), with a State as nnx.state(object) returns it."
-            )
+            cure = "nnx.update(object, state), with a State as nnx.state(object) returns it."
+            raise unfit(tree, "a State or nested dicts", cure)
         matched, unknown = match(graphdef, tree, misfits)
         pending += matched
         new = [(_holder_of_new(node, x, plan, matched), x) for x in unknown]
@@ -200,7 +199,8 @@ def _by_text(tree: Any) -> dict[tuple[str, ...], Any]:
     return {tuple(str(key_name(key)) for key in path): leaf for path, leaf in pairs}
 
 
-def set_path(node: Any, path: str | tuple[Any, ...], value: Any) -> None:
+@checked
+def set_path(node: Any, path: str | Sequence[Any], value: Any) -> None:
     """Put `value` in the place of what stands at a path: the assignment, by name.
 
     `nnx.set_path(model, 'blocks.3.attn', new)` is `model.blocks[3].attn = new`. Shared modules are

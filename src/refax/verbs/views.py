@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..graph.filters import All, Filter, Predicate, matches_any
+from ..graph.filters import All, Filter, Predicate, checked, matches_any
 from ..objects.at_once import Write, at_once
 from ..objects.errors import path_string
 from ..objects.modes import Switch, without_modes
@@ -28,6 +28,7 @@ from .layouts import N
 _OPEN = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
+@checked
 def view(
     node: N,
     /,
@@ -74,6 +75,7 @@ def view(
     return copy
 
 
+@checked
 def view_info(node: Any, /, *filters: Filter, only: Filter = ..., graph: Switch = None) -> str:
     """Which modes the layers below `node` have for `nnx.view`, with types, defaults and help.
 
@@ -106,6 +108,7 @@ def view_info(node: Any, /, *filters: Filter, only: Filter = ..., graph: Switch 
     return "\n".join(lines)
 
 
+@checked
 def with_attributes(
     node: N,
     /,

@@ -17,20 +17,6 @@ __all__ = ["WeightsFileError", "newer"]
 _FULL = ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large")
 
 
-def keep_nothing(keep: int) -> ValueError:
-    return ValueError(
-        f"nnx.Checkpoints: keep is {keep}, so that no step would stay.\n"
-        "Cure: at least 1; None keeps all."
-    )
-
-
-def neither_min_nor_max(which: str) -> ValueError:
-    return ValueError(
-        f"nnx.Checkpoints: best says {which!r} after the name of the note.\n"
-        "Cure: best='loss' for the lowest, best=('accuracy', 'max') for the highest."
-    )
-
-
 def check_notes(notes: Mapping[str, Any], best: str) -> None:
     for name, value in notes.items():
         try:
@@ -39,7 +25,7 @@ def check_notes(notes: Mapping[str, Any], best: str) -> None:
                 raise TypeError("the name is taken")
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"nnx.Checkpoints.save: the note {name!r} is no JSON ({error}).\n"
+                f"nnx.Checkpoints.save: notes[{name!r}] is no JSON ({error}).\n"
                 "Cure: numbers, texts, lists and dicts: float(loss), array.tolist()."
             ) from None
     if best and best not in notes:

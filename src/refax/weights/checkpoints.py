@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import numpy as np
 
 from ..graph.state import nest
 from ..graph.walk import key_name
+from ..objects.arguments import Count, Size, checked
 from ..verbs.names import dotted_name
 from . import checkpoint_errors as errors
 from .fingerprints import fingerprint
@@ -55,22 +56,19 @@ class Checkpoints:
         [10] {'epoch': 1} True
     """
 
+    @checked
     def __init__(
         self,
         folder: str | os.PathLike[str],
         *,
-        keep: int | None = 3,
-        best: str | tuple[str, str] | None = None,
+        keep: Size | None = 3,
+        best: str | tuple[str, Literal["min", "max"]] | None = None,
         asynchronous: bool = True,
     ):
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers
 
-        if keep is not None and keep < 1:
-            raise errors.keep_nothing(keep)
         name, which = (best, "min") if isinstance(best, str) else best or ("", "min")
-        if which not in ("min", "max"):
-            raise errors.neither_min_nor_max(which)
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if name:
             of, lowest = itemgetter(name), which == "min"
@@ -118,7 +116,8 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def save(self, step: int, objects: Any, notes: Mapping[str, Any] | None = None) -> None:
+    @checked
+    def save(self, step: Count, objects: Any, notes: Mapping[str, Any] | None = None) -> None:
         """Save a step: all of it or, on an error, nothing.
 
         Args:
@@ -156,7 +155,8 @@ class Checkpoints:
         with errors.writing(self.folder):
             self._manager.save(step, args=parts, metrics=metrics)
 
-    def restore(self, objects: Any, step: int | None = None) -> dict[str, Any]:
+    @checked
+    def restore(self, objects: Any, step: Count | None = None) -> dict[str, Any]:
         """Write a saved step into objects, in place: all of it or, on an error, nothing.
 
         Each array goes where the one is that it replaces, on any layout of devices.

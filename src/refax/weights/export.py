@@ -8,7 +8,7 @@ of the files of `nnx.save`; so a decode cache goes in, and comes back with what 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from ..graph.filters import Filter
 from ..graph.state import State, to_pure_dict
 from ..lift.arguments import unbind
+from ..objects.arguments import Count, checked
 from ..objects.node import Node
 from ..objects.variable import Variable, raw
 from ..verbs.copying import clone
@@ -25,14 +26,15 @@ from ..verbs.updating import update
 from .state_dict import state_dict
 
 
+@checked
 def export(
     function: Callable[..., Any],
     /,
     *args: Any,
     beside: Filter = False,
     polymorphic: Any = None,
-    platforms: Any = None,
-    vjp_order: int = 0,
+    platforms: Sequence[str] | None = None,
+    vjp_order: Count = 0,
     **kwargs: Any,
 ) -> bytes:
     """Serialize a function of objects: `jax.export.deserialize(...).call` runs it anywhere.

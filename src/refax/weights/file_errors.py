@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +70,3 @@ def no_size(size: Any) -> ValueError:
         f"nnx.save: max_file_size is {size!r}, which is no size.\n"
         "Cure: bytes, or a text like '500MB'."
     )
-
-
-def checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    for key, value in (metadata or {}).items():
-        if not isinstance(key, str) or not isinstance(value, str) or key.startswith("refax."):
-            raise TypeError(
-                f"nnx.save: the metadata entry {key!r}: {value!r} is not of texts (the format "
-                "knows nothing else), or its name begins with 'refax.', which is taken.\n"
-                "Cure: json.dumps(value), under another name."
-            )
-    return dict(metadata or {})

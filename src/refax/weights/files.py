@@ -21,7 +21,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,22 @@ import numpy as np
 from jax.core import Tracer
 
 from ..graph.filters import Filter
+from ..objects import arguments as fit
+from ..objects.arguments import Fits
 from ..objects.representation import bytes_text
 from . import file_errors as errors
 from .file_format import Reader, new_file, open_file, write_file
 from .places import Places
-from .state_dict import Loaded, Rename, Transform, load_into
+from .state_dict import LoadDtype, Loaded, Rename, Transform, load_into
+
+
+def _are_texts(x: Any) -> bool:
+    texts = isinstance(x, Mapping) and all(isinstance(text, str) for text in (*x, *x.values()))
+    return texts and not any(name.startswith("refax.") for name in x)
+
+
+_TEXTS = "texts (the format knows nothing else) by names that do not begin with 'refax.'"
+Texts = Annotated[Mapping[str, str], Fits(_TEXTS, _are_texts, "json.dumps(value).")]
 
 
 class FileInfo(NamedTuple):
@@ -61,12 +72,13 @@ class FileInfo(NamedTuple):
         return "\n".join(lines)
 
 
+@fit.checked
 def save(
     path: str | os.PathLike[str],
     obj: Any,
     *,
     filter: Filter = ...,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Texts | None = None,
     max_file_size: int | str = "5GB",
     overwrite: bool = False,
 ) -> None:
@@ -112,7 +124,7 @@ def save(
             raise errors.not_concrete(name, array)
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             raise errors.not_here(name)
-    texts = errors.checked_metadata(metadata)
+    texts = dict(metadata or {})
     if path.is_dir():
         raise errors.folder(path, "save")
     if not overwrite and (path.exists() or _index_of(path).exists()):
@@ -143,15 +155,16 @@ def save(
         file.unlink(missing_ok=True)
 
 
+@fit.checked
 def load(
     path: str | os.PathLike[str],
     obj: Any,
     *,
-    mesh: Any = None,
+    mesh: fit.AnyMesh | None = None,
     strict: bool = True,
     rename: Rename | None = None,
     transform: Transform | None = None,
-    dtype: Any = "model",
+    dtype: LoadDtype = "model",
     filter: Filter = ...,
 ) -> Loaded:
     """Read a file that `nnx.save`, or another writer of safetensors, has written into an object.
@@ -181,6 +194,7 @@ def load(
         return load_into(places, mapping, strict, rename, transform, dtype, mesh)
 
 
+@fit.checked
 def inspect_file(path: str | os.PathLike[str]) -> FileInfo:
     """Names, shapes, dtypes and metadata of a safetensors file, without reading its tensors.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice, zip_longest
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,9 @@ import numpy as np
 
 from ..graph.filters import Filter
 from ..graph.rebuild import write_leaves
+from ..objects.arguments import Fits, checked, is_dtype, taken_by
 from ..objects.entering import castable
-from ..objects.errors import describe_value, suggest
+from ..objects.errors import suggest
 from ..objects.variable import raw
 from ..verbs.errors import Misfits
 from ..verbs.matching import same_values
@@ -32,7 +33,14 @@ from ..verbs.updating import check_writable
 from .places import Place, Places
 from .stacks import read, with_stacks
 
-Rename = Mapping[str, str] | Mapping[str, str | None] | Callable[[str], str | None]
+
+def _says_dtype(x: Any) -> bool:
+    return x is not None and (x in ("model", "file") or is_dtype(x))
+
+
+LoadDtype = Annotated[Any, Fits("'model', 'file', or a dtype", _says_dtype)]
+_Pattern = Annotated[str, Fits("a regular expression", taken_by(re.compile))]
+Rename = Mapping[_Pattern, str] | Mapping[_Pattern, str | None] | Callable[[str], str | None]
 Transform = Callable[[str, Any], Any]
 _OTHER_NAMES = (
     "rename={…} for other names; strict=False for what is missing, or is not of the object"
@@ -50,6 +58,7 @@ class Loaded(NamedTuple):
     """Names whose dtype was changed: (of the mapping, of the object)."""
 
 
+@checked
 def state_dict(obj: Any, *, filter: Filter = ..., aliases: bool = False) -> dict[str, jax.Array]:
     """The arrays of an object by dotted names, in the order of `nnx.state`.
 
@@ -70,6 +79,7 @@ def state_dict(obj: Any, *, filter: Filter = ..., aliases: bool = False) -> dict
     return found | {name: place.value for name, place in places.all_names()} if aliases else found
 
 
+@checked
 def load_state_dict(
     obj: Any,
     mapping: Mapping[str, Any],
@@ -77,7 +87,7 @@ def load_state_dict(
     strict: bool = True,
     rename: Rename | None = None,
     transform: Transform | None = None,
-    dtype: Any = "model",
+    dtype: LoadDtype = "model",
     filter: Filter = ...,
 ) -> Loaded:
     """Write arrays by dotted names into an object: all of them or, on an error, nothing.
@@ -204,13 +214,6 @@ def add_unmatched(
 
 
 def renamed(mapping: Mapping[str, Any], rename: Rename | None, misfits: Misfits) -> dict[str, Any]:
-    if not isinstance(mapping, Mapping):
-        raise TypeError(
-            f"nnx.{misfits.verb} takes a mapping from dotted names to arrays, got "
-            f"{describe_value(mapping)}.\n"
-            "Cure: the result of nnx.state_dict(object), or what another library gives, "
-            "`dict(torch_model.state_dict())`."
-        )
     renamed: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, value in mapping.items():

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..layers.activations import PReLU
-from ..layers.arguments import as_tuple
 from ..layers.attention import MultiHeadAttention
 from ..layers.convolution import Conv, ConvTranspose
 from ..layers.dropout import Dropout
@@ -29,6 +28,7 @@ from ..layers.recurrent_cells import GRUCell, LSTMCell, OptimizedLSTMCell, Simpl
 from ..layers.sequential import Sequential
 from ..layers.stack import Stack
 from ..layers.weight_norm import SpectralNorm, WeightNorm
+from ..objects.arguments import as_tuple
 from ..objects.variable import Variable
 from ..verbs.containers import List
 from ..verbs.iteration import iter_children_of

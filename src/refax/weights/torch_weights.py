@@ -21,18 +21,20 @@ from ..graph.filters import Any as AnyOf
 from ..layers.convolution import ConvTranspose
 from ..layers.recurrent_cells import GRUCell
 from ..layers.weight_norm import SpectralNorm
+from ..objects.arguments import checked
 from ..objects.variable import Variable
 from ..objects.variable_types import Cache, Intermediate, Param, Perturbation, RngState
 from ..verbs.errors import Misfits
 from .file_errors import not_concrete
 from .places import Places
-from .state_dict import Loaded, Rename, Transform, add_unmatched, load_into, renamed
+from .state_dict import LoadDtype, Loaded, Rename, Transform, add_unmatched, load_into, renamed
 from .torch_layouts import Entry, Slot, entries
 
 # Random streams, caches and records have no counterpart; PyTorch's attributes are not saved.
 _STORED = All(Variable, Not(AnyOf(RngState, Cache, Intermediate, Perturbation)))
 
 
+@checked
 def from_torch(
     model: Any,
     state_dict: Mapping[str, Any],
@@ -40,7 +42,7 @@ def from_torch(
     strict: bool = True,
     *,
     transform: Transform | None = None,
-    dtype: Any = "model",
+    dtype: LoadDtype = "model",
 ) -> Loaded:
     """Write the weights of a PyTorch model into this one: all of them or, on an error, nothing.
 

@@ -8,9 +8,12 @@ do not name, before it does anything. What depends on several arguments it check
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
+import re
+import sys
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, NamedTuple
@@ -20,18 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from ..graph.filters import to_predicate
-from ..objects.errors import describe_value
-from ..objects.type_names import F, PromoteDtypeFn
-from ..objects.type_names import Initializer as Initializer
-from ..verbs.rngs import Rngs, RngStream
+from .errors import describe_value
+from .type_names import F, PromoteDtypeFn
+from .type_names import Initializer as Initializer
 
 
 class ArgumentError(TypeError, ValueError):
-    """An argument of a layer, or of a function of layers, that does not fit."""
+    """An argument that does not fit."""
+
+    of_caller = False  # whether it is said of the public callable already
 
 
 class Fits(NamedTuple):
@@ -54,61 +57,91 @@ def misfit(owner: str, name: str, value: Any, what: str, cure: str = "") -> Argu
     return ArgumentError(f"{owner}: {shown}, but must be {what}.{cure}")
 
 
+def unfit(value: Any, what: str, cure: str = "") -> ArgumentError:
+    """The error about a value deep in a call: of the public callable, and its argument, it came by.
+
+    What is called most often looks at its arguments only where it uses them; the call stack says
+    whose they were.
+    """
+    frame, owner, name = sys._getframe(1), "", "it"
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("refax."):
+        code = frame.f_code
+        starred = bool(code.co_flags & inspect.CO_VARARGS)
+        for argument in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]:
+            if "<locals>" not in code.co_qualname and _holds(frame.f_locals.get(argument), value):
+                owner, name = code.co_qualname.removesuffix(".__init__"), argument
+        frame = frame.f_back
+    error = misfit(owner, name, value, what, cure)
+    error.of_caller = True
+    return error
+
+
+def _holds(given: Any, value: Any) -> bool:
+    return given is value or (
+        isinstance(given, (tuple, list, dict)) and any(_holds(part, value) for part in given)
+    )
+
+
 def checked(function: F) -> F:
     """`function`, but an argument that does not fit its annotation raises an `ArgumentError`."""
-    code, name = function.__code__, function.__name__
+    code, name = inspect.unwrap(function).__code__, function.__name__
+    count = code.co_argcount + code.co_kwonlyargcount
     positional = code.co_varnames[: code.co_argcount]
+    starred = code.co_varnames[count] if code.co_flags & inspect.CO_VARARGS else ""
     tests: list[Any] = []  # of the positional arguments
     fits: dict[str, Fits] = {}
 
     def owner_of(args: tuple) -> str:
-        if positional[:1] != ("self",):
+        if positional[:1] not in (("self",), ("cls",)):
             return name
-        return type(args[0]).__name__ + ("" if name.startswith("__") else f".{name}")
+        cls = args[0] if positional[0] == "cls" else type(args[0])
+        return cls.__name__ + ("" if name.startswith("__") else f".{name}")
 
     def error(args: tuple, **given: Any) -> ArgumentError:
-        named = {**dict(zip(positional, args)), **given}
-        argument = next(key for key in named if key in fits and not fits[key].test(named[key]))
+        named = [*zip(positional, args), *given.items()]
+        named += [(starred, value) for value in args[len(positional) :]]
+        argument, value = next(x for x in named if x[0] in fits and not fits[x[0]].test(x[1]))
         what, _, cure = fits[argument]
-        return misfit(owner_of(args), argument, named[argument], what, cure)
+        return misfit(owner_of(args), argument, value, what, cure)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not tests:  # annotations are read at the first call, when all modules are there
-            fits.update(_annotated(function))
+            hints = typing.get_type_hints(inspect.unwrap(function), include_extras=True)
+            found = {
+                key: _fits(hints[key]) for key in code.co_varnames[: count + 1] if key in hints
+            }
+            fits.update((key, each) for key, each in found.items() if each is not None)
             tests.extend(fits[key].test if key in fits else None for key in positional)
+            tests.append(fits[starred].test if starred in fits else None)
         for test, value in zip(tests, args):
             if test is not None and not test(value):
                 raise error(args)
-        if kwargs and not all(fits[key].test(kwargs[key]) for key in kwargs if key in fits):
+        rest_fits = tests[-1] is None or all(map(tests[-1], args[len(positional) :]))
+        named_fit = not kwargs or all(fits[key].test(kwargs[key]) for key in kwargs if key in fits)
+        if not (rest_fits and named_fit):
             raise error(args, **kwargs)
         try:
             return function(*args, **kwargs)
         except ArgumentError as inner:  # of a layer inside this one
             owner = owner_of(args)
-            if str(inner).startswith(owner):
+            if inner.of_caller or str(inner).startswith(owner):
                 raise
             raise ArgumentError(f"{owner}: {inner}") from inner
 
     return typing.cast(F, call)
 
 
-def _anything(value: Any) -> bool:
-    return True
-
-
-def _annotated(function: Callable[..., Any]) -> dict[str, Fits]:
-    code, hints = function.__code__, typing.get_type_hints(function, include_extras=True)
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    fits = {name: _fits(hints[name]) for name in names if name in hints}
-    return {name: found for name, found in fits.items() if found is not None}
+_ANYTHING = Fits("anything", lambda x: True)
 
 
 def _fits(hint: Any) -> Fits | None:
     """What fits an annotation; None if anything does."""
+    if isinstance(hint, typing.TypeVar):
+        hint = hint.__bound__ or Any
     if hint is Any:
         return None
-    known = next((fits for kind, fits in _KNOWN if kind == hint), None)
+    known = next((fits for kind, fits in KNOWN if kind == hint), None)
     if known is not None:
         return known
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
@@ -119,10 +152,21 @@ def _fits(hint: Any) -> Fits | None:
         if len(rest) < len(parts):  # beside None there may be a union that is known as a whole
             rest = [functools.reduce(operator.or_, rest), NoneType]
         return _either([_fits(part) for part in rest])
-    if origin is Sequence:
-        return _sequence_of(_fits(parts[0]))
-    if origin is Callable:
-        return Fits("callable", callable)
+    if origin is tuple and parts[-1] is not ...:
+        return _tuple_of([_fits(part) for part in parts])
+    if origin in (Sequence, Iterable, tuple):
+        several = _sequence_of(_fits(parts[0]))
+        once = Iterator if origin is Iterable else ()  # which cannot be looked at
+        return several._replace(test=lambda x: isinstance(x, once) or several.test(x))
+    if origin is Mapping and parts[0] is not Any:
+        return _mapping_of(_fits(parts[0]), _fits(parts[1]))
+    if origin is typing.Literal:
+        return Fits(", or ".join(map(repr, parts)), lambda x: isinstance(x, str) and x in parts)
+    if Callable in (origin, hint):
+        return Fits("callable", callable, "pass the function itself, not what it returns.")
+    if origin is type and isinstance(parts[0], type):
+        what = f"a class of {parts[0].__name__}s"
+        return Fits(what, lambda x: isinstance(x, type) and issubclass(x, parts[0]))
     kind = origin or hint
     return Fits(f"of type {kind.__name__}", lambda x: isinstance(x, kind))
 
@@ -137,7 +181,7 @@ def _either(kinds: list[Fits | None]) -> Fits | None:
 
 
 def _sequence_of(entry: Fits | None) -> Fits:
-    what, test = entry[:2] if entry else ("anything", _anything)
+    what, test, _ = entry or _ANYTHING
 
     def are(x: Any) -> bool:
         if isinstance(x, (jax.Array, np.ndarray)):
@@ -149,6 +193,26 @@ def _sequence_of(entry: Fits | None) -> Fits:
         )
 
     return Fits(f"[{what}, …]", are)
+
+
+def _tuple_of(entries: list[Fits | None]) -> Fits:
+    fits = [entry or _ANYTHING for entry in entries]
+
+    def are(x: Any) -> bool:
+        if not isinstance(x, (tuple, list)) or len(x) != len(fits):
+            return False
+        return all(entry.test(part) for entry, part in zip(fits, x))
+
+    return Fits(f"({', '.join(entry.what for entry in fits)})", are)
+
+
+def _mapping_of(key: Fits | None, entry: Fits | None) -> Fits:
+    (key_is, fits_key, cure), (entry_is, fits_entry, _) = key or _ANYTHING, entry or _ANYTHING
+
+    def is_mapping(x: Any) -> bool:
+        return isinstance(x, Mapping) and all(fits_key(k) and fits_entry(x[k]) for k in x)
+
+    return Fits(f"{{{key_is}: {entry_is}, …}}", is_mapping, cure)
 
 
 _NO_INTS = (bool, np.bool_, jax.Array, np.ndarray)  # though Python would take them for one
@@ -198,8 +262,8 @@ def _is_number(dtype: Any) -> bool:
 
 
 def is_array(x: Any) -> bool:
-    if isinstance(x, (jax.Array, np.ndarray)):
-        return _is_number(x.dtype)
+    if isinstance(x, (jax.Array, np.ndarray, str)):
+        return not isinstance(x, str) and _is_number(x.dtype)
     try:
         return _is_number(jnp.asarray(x).dtype)
     except (TypeError, ValueError, OverflowError):
@@ -216,7 +280,7 @@ def _is_key(x: Any) -> bool:
     return x.ndim == (0 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else 1)
 
 
-def _is_dtype(x: Any) -> bool:
+def is_dtype(x: Any) -> bool:
     try:
         return _is_number(jnp.dtype(x))
     except TypeError:
@@ -229,13 +293,13 @@ def _dot_of_precision(x: Any) -> Any:
     return jax.eval_shape(functools.partial(jnp.dot, precision=x), one, one)
 
 
-def _taken_by(function: Callable[[Any], Any]) -> Callable[[Any], bool]:
+def taken_by(function: Callable[[Any], Any]) -> Callable[[Any], bool]:
     """Whether a function takes a value, and does not raise."""
 
     def test(x: Any) -> bool:
         try:
             function(x)
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, re.error):
             return False
         return True
 
@@ -252,12 +316,14 @@ _FLAG = Fits(
     "a bool of Python; where JAX compiles a function, a static argument of it.",
 )
 
-is_size = _at_least(1)
+is_size, is_axis = _at_least(1), _at_least(-np.inf)
 Size = Annotated[int, Fits("an int of at least 1", is_size)]
 Count = Annotated[int, Fits("an int of at least 0", _at_least(0))]
-Axis = Annotated[int, Fits("an int", _at_least(-np.inf))]
+Axis = Annotated[int, Fits("an int", is_axis)]
 Axes = Axis | Sequence[Axis]
 Sizes = Size | Sequence[Size]
+AnyMesh = Mesh | AbstractMesh
+Hooks = Callable[..., Any] | Sequence[Callable[..., Any]]
 Rate = Annotated[float, Fits("a number between 0 and 1", _between(0, 1))]
 Epsilon = Annotated[float, Fits("a number of at least 0", _between(0, np.inf))]
 Number = Annotated[float, Fits("a number", _between(-np.inf, np.inf))]
@@ -268,7 +334,6 @@ Wrapped = Annotated[
     Callable[..., Any],
     Fits("a layer", lambda x: callable(x) and not isinstance(x, type), "an object, not its class."),
 ]
-Selector = Annotated[Any, Fits("a filter", _taken_by(to_predicate))]
 Metadata = Annotated[
     Mapping[str, Any], Fits("a mapping with names as keys", _is_metadata, "{'sharding': (…)}.")
 ]
@@ -280,15 +345,15 @@ NO_METADATA: Metadata = MappingProxyType({})
 OutSharding = NamedSharding | PartitionSpec | None
 
 # What stands for an annotation that is neither of these nor a class.
-_KNOWN: list[tuple[Any, Fits]] = [
+KNOWN: list[tuple[Any, Fits]] = [
     (bool, _FLAG),
+    (int, Fits("an int", is_axis)),
+    (float, Fits("a number", _between(-np.inf, np.inf))),
     (str, Fits("a string", lambda x: isinstance(x, str))),
     (NoneType, Fits("None", lambda x: x is None)),
-    (DTypeLike, Fits("a dtype of numbers", _is_dtype, "jnp.float32, 'bfloat16', ….")),
+    (DTypeLike, Fits("a dtype of numbers", is_dtype, "jnp.float32, 'bfloat16', ….")),
     (
         lax.PrecisionLike,
-        Fits("a precision of jax.lax", _taken_by(_dot_of_precision), "None, 'high', …."),
+        Fits("a precision of jax.lax", taken_by(_dot_of_precision), "None, 'high', …."),
     ),
-    (Rngs, Fits("nnx.Rngs", lambda x: isinstance(x, Rngs), "nnx.Rngs(0), or nnx.Rngs(key).")),
-    (RngStream, Fits("a stream of it", lambda x: isinstance(x, RngStream))),
 ]
