@@ -5,6 +5,7 @@ puts them back; what plain JAX has left in one is told where the object is used 
 """
 
 import collections
+import functools
 import operator
 import re
 from typing import Any
@@ -51,6 +52,8 @@ PLACES = {
     "v": lambda m: m.v.raw_value,
     "w": lambda m: m.w.raw_value,
     "child.items[0]": lambda m: m.child.items[0],
+    "new": vars,
+    "child.new": lambda m: vars(m.child),
 }
 WHAT = {
     "a tracer": lambda x: x,
@@ -220,3 +223,37 @@ def test_a_model_of_a_trace_where_what_is_computed_is_known():
         return x
 
     f(X)
+
+
+@pytest.mark.parametrize("case", TRACING, ids=str)
+def test_a_cached_property_of_a_captured_object(case):
+    class Scaled(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones(3))
+
+        @functools.cached_property
+        def scale(self):
+            return self.w.sum() * 2
+
+    model = Scaled()
+    with pytest.raises(nnx.TraceContextError, match=r"`Scaled.scale`, an attribute of"):
+        case.make(lambda m, x: (vars(model).update(scale=x * m.w.sum()), x)[1])(argument(), X)
+    assert "scale" not in vars(model) and tracers_in(model) == []
+
+    assert float(model.scale) == 6.0
+    assert "scale" in vars(model)
+    case.make(lambda m, x: (m.w.sum() * model.scale, x)[1])(argument(), X)
+
+
+def test_a_cached_property_of_an_argument_comes_back():
+    class Scaled(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones(3))
+
+        @functools.cached_property
+        def scale(self):
+            return self.w.sum() * 2
+
+    model = Scaled()
+    assert float(nnx.jit(lambda m: m.scale + 1)(model)) == 7.0
+    assert float(model.scale) == 6.0 and tracers_in(model) == []

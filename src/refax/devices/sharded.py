@@ -61,7 +61,11 @@ def _mesh_of(verb: str, mesh: Any) -> Any:
 
 
 @fit.checked
-def shard(model: M, mesh: fit.AnyMesh | None, patterns: Mapping[str, Any]) -> M:
+def shard(
+    model: M,
+    mesh: fit.AnyMesh | None,
+    patterns: Mapping[str, PartitionSpec | Sequence[Any] | str | None],
+) -> M:
     """Lay out a model that has no annotations, in place, and annotate it so.
 
     Args:

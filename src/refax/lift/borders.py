@@ -79,7 +79,8 @@ def is_of_another_trace(obj: Any) -> bool:
 def containers_kept(function: Callable) -> Iterator[None]:
     """Raise if the block leaves something of this trace in containers that `function` captured.
 
-    Lists and dicts have no hook that could refuse a write. They are put back as they were.
+    Lists and dicts have no hook that could refuse a write, nor has `vars(obj)`, which a
+    `functools.cached_property` writes to. They are put back as they were.
     """
     function = inspect.unwrap(function)
     captured = _captured_by(function)
@@ -116,11 +117,11 @@ def _below(objects: Sequence[Any]) -> list[Any]:
             continue
         seen.add(id(value))
         if isinstance(value, Node):
-            found += [x for x in vars(value).values() if type(x) not in PLAIN]
+            found.append(vars(value))
         elif isinstance(value, (Variable, State)):
             found.append(value._value if isinstance(value, Variable) else value._tree)
         elif isinstance(value, (tuple, *_CONTAINERS)):
-            found += _items(value)
+            found += [x for x in _items(value) if type(x) not in PLAIN]
     return found
 
 
@@ -135,14 +136,17 @@ def _is_of_this_trace(value: Any) -> bool:
 
 
 def _left(function: Callable, captured: list[Any], container: Any) -> TraceContextError:
-    paths = (p for p, x in iter_graph(captured) if getattr(raw(x), "_tree", raw(x)) is container)
-    number, *below = next(paths, (0,))
-    place = path_string(below, type(captured[number]).__name__)
+    found = ((p, vars(x) if isinstance(x, Node) else raw(x)) for p, x in iter_graph(captured))
+    path = next((p for p, x in found if getattr(x, "_tree", x) is container), (0,))
+    owner, kind = captured[path[0]], f"a {type(container).__name__}"
+    if any(isinstance(x, Node) and vars(x) is container for x in _below(captured)):
+        kind = "an attribute"
+        path += tuple(name for name, x in container.items() if _is_of_this_trace(x))[:1]
+    place = path_string(path[1:], type(owner).__name__)
     return TraceContextError(
-        f"{where(function)} leaves a value of its trace in `{place}`, a "
-        f"{type(container).__name__} of an object that it got from the surrounding code, not as an "
-        "argument: outside, the value is a tracer that stands for nothing. "
-        "The container is as it was before.\n"
+        f"{where(function)} leaves a value of its trace in `{place}`, {kind} of an object that it "
+        "got from the surrounding code, not as an argument: outside, the value is a tracer that "
+        "stands for nothing. What held it is as it was before.\n"
         "Cure: pass the object as an argument; what is put into it then comes back."
     )
 
