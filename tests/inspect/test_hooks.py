@@ -219,5 +219,5 @@ def test_what_cannot_be_called_cannot_be_hooked():
         pass
 
     for value in (Silent(), nnx.Rngs(0), 3):
-        with pytest.raises(TypeError, match="_hook: module.* must be a Module with a `__call__`"):
+        with pytest.raises(TypeError, match=r"add_forward_hook.*(no public method|Module)"):
             nnx.add_forward_hook(value, double)

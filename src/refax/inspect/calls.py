@@ -56,8 +56,8 @@ class _Recorder:
 
     def hooks(self, path: tuple) -> list[Hook]:
         return [
-            Hook(functools.partial(self.before, path), before=True, every_method=True),
-            Hook(self.after, before=False, every_method=True),
+            Hook(functools.partial(self.before, path), before=True, method=...),
+            Hook(self.after, before=False, method=...),
         ]
 
 

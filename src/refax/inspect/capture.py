@@ -44,7 +44,9 @@ def capture(
     Each State has, by path, what `sow` and `perturb` recorded with exactly one type during the
     call; what they record with another is dropped, and `sow` returns False. Nothing of it stays on
     the Modules, and what was sown before is put aside for the call; so Modules are afterwards as
-    they were. Works inside and around every transform, and inside another `capture`.
+    they were. Works inside and around every transform, and inside another `capture`: what a `vmap`
+    or `scan` records is stacked along axis 0, whatever axis the Module has, unless
+    `nnx.StateAxes` gives its type another one.
     `@nnx.capture(nnx.Intermediate)` decorates.
 
     Args:
@@ -217,4 +219,4 @@ def _sow_outputs(kind: type[Variable]) -> Hook:
         if leaves and all(is_array(x) or isinstance(x, (int, float, complex)) for x in leaves):
             module.sow(kind, method, output)
 
-    return Hook(sow, before=False, every_method=True)
+    return Hook(sow, before=False, method=...)

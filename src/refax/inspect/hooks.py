@@ -10,7 +10,8 @@ last hook that is removed takes the attribute and the class along.
 Hooks are compared by identity, not by what they do: two recorders that append to two lists are two
 hooks, also while both lists are empty.
 
-A hook on every method runs for each public method, `__call__` among them, and gets its name.
+A hook is for one method, `__call__` if no other is named. One for every method runs for each public
+method, `__call__` among them, and gets its name.
 """
 
 from __future__ import annotations
@@ -20,30 +21,31 @@ import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from types import EllipsisType
+from typing import Any
 
 from ..graph.filters import Filter, checked, to_predicate
-from ..objects.arguments import Fits
 from ..objects.node import new_pytree
 from ..verbs.iteration import iter_graph
 from ..verbs.module import Module
 
 _HOOKS = "_refax_hooks"
+Method = str | EllipsisType
 
 
 @dataclass(eq=False, slots=True, repr=False)
 class Hook:
-    """A function, whether it runs before the call, and whether it does for every method."""
+    """A function, whether it runs before the call, and of which method; `...` for every one."""
 
     function: Callable
     before: bool
-    every_method: bool = False
+    method: Method = "__call__"
 
     def run(self, method: str, *call: Any) -> Any:
         """What the function says of a call: (module, args, kwargs[, output])."""
-        if self.every_method:
+        if self.method is ...:
             return self.function(method, *call)
-        return self.function(*call) if method == "__call__" else None
+        return self.function(*call) if method == self.method else None
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", repr(self.function))
@@ -72,12 +74,20 @@ def hooks_of(module: Module) -> tuple[Hook, ...]:
     return vars(module).get(_HOOKS, ())
 
 
-def _can_be_called(module: Any) -> bool:
-    return isinstance(module, Module) and callable(module)
+def _has(module: Any, method: Method) -> bool:
+    return isinstance(module, Module) and (method is ... or method in methods_of(type(module)))
 
 
-_CURE = "hook the layer that is called."
-Called = Annotated[Module, Fits("a Module with a `__call__`", _can_be_called, _CURE)]
+def _with_method(verb: str, modules: list[Module], method: Method) -> list[Module]:
+    """Those of the Modules that have the method; there must be one."""
+    found = [m for m in modules if _has(m, method)]
+    if modules and not found:
+        known = ", ".join(sorted({name for m in modules for name in methods_of(type(m))})) or "none"
+        raise TypeError(
+            f"{verb}: {type(modules[0]).__name__} has no public method `{method}`; it has: {known}."
+            "\nCure: hook the layer that is called, or name one of these with method=…"
+        )
+    return found
 
 
 def _put(module: Module, hook: Hook) -> HookHandle:
@@ -145,7 +155,9 @@ def _new_hooked(cls: type) -> Any:
 
 
 @checked
-def add_forward_hook(module: Called, fn: Callable[..., Any]) -> HookHandle:
+def add_forward_hook(
+    module: Module, fn: Callable[..., Any], *, method: Method = "__call__"
+) -> HookHandle:
     """Run `fn(module, args, kwargs, output)` after each call of `module`.
 
     What `fn` returns replaces the output, unless it is None. Inside a transform the hook is part of
@@ -155,12 +167,14 @@ def add_forward_hook(module: Called, fn: Callable[..., Any]) -> HookHandle:
     Args:
         module: the object; other objects of its class are not concerned.
         fn: the hook.
+        method: the public method of whose calls it runs after; `...` for every one, whose name
+            `fn` then gets first.
 
     Returns:
         A handle with `remove()`, which is a context manager, too.
 
     Raises:
-        TypeError: `module` cannot be called.
+        TypeError: `module` has no such method.
 
     Example:
         >>> from refax import nnx
@@ -170,11 +184,14 @@ def add_forward_hook(module: Called, fn: Callable[..., Any]) -> HookHandle:
         ...     float(layer(jnp.ones(2)).sum())
         0.0
     """
-    return _put(module, Hook(fn, before=False))
+    _with_method("nnx.add_forward_hook", [module], method)
+    return _put(module, Hook(fn, False, method))
 
 
 @checked
-def add_forward_pre_hook(module: Called, fn: Callable[..., Any]) -> HookHandle:
+def add_forward_pre_hook(
+    module: Module, fn: Callable[..., Any], *, method: Method = "__call__"
+) -> HookHandle:
     """Run `fn(module, args, kwargs)` before each call of `module`.
 
     What it returns, unless it is None, is the (args, kwargs) to call with. The rest is as in
@@ -189,7 +206,8 @@ def add_forward_pre_hook(module: Called, fn: Callable[..., Any]) -> HookHandle:
         (2,)
         >>> handle.remove()
     """
-    return _put(module, Hook(fn, before=True))
+    _with_method("nnx.add_forward_pre_hook", [module], method)
+    return _put(module, Hook(fn, True, method))
 
 
 @checked
@@ -200,14 +218,16 @@ def forward_hooks(
     *,
     pre: Callable[..., Any] | None = None,
     filter: Filter = ...,
+    method: Method = "__call__",
 ) -> Iterator[None]:
-    """Hooks on every Module below that can be called, for the length of a `with` block.
+    """Hooks on every Module below that has the method, for the length of a `with` block.
 
     Args:
         model: a Module, or a container of them; itself included.
         fn: runs after each call, see `nnx.add_forward_hook`.
         pre: runs before each call, see `nnx.add_forward_pre_hook`.
         filter: which Modules: a type, `nnx.PathContains`, a function (path, module) → bool ….
+        method: which method, or `...` for every public one; see `nnx.add_forward_hook`.
 
     Example:
         >>> from refax import nnx
@@ -220,8 +240,9 @@ def forward_hooks(
         Linear (3,)
         Sequential (3,)
     """
-    hooks = [Hook(f, before) for f, before in ((pre, True), (fn, False)) if f is not None]
-    modules = [m for _, m in modules_of(model, filter) if callable(m)]
+    hooks = [Hook(f, before, method) for f, before in ((pre, True), (fn, False)) if f is not None]
+    modules = [m for _, m in modules_of(model, filter)]
+    modules = _with_method("nnx.forward_hooks", modules, method)
     with hooked((m, hook) for m in modules for hook in hooks):
         yield
 

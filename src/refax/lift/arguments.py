@@ -65,6 +65,11 @@ def capturing() -> Iterator[None]:
             _LEAF_TYPES.add(State)
 
 
+def is_captured() -> bool:
+    """Whether there are captures."""
+    return bool(_CAPTURING)
+
+
 def _records(state: State) -> bool:
     variables = jax.tree.leaves(state, is_leaf=is_object)
     return any(isinstance(x, Variable) and SHARED in x.raw_metadata for x in variables)

@@ -21,6 +21,8 @@ from ..graph.plan import Plan
 from ..graph.state import State, create_path_filters
 from ..graph.walk import Walk
 from ..objects.errors import path_string
+from ..objects.metadata import SHARED
+from ..objects.variable import Variable
 from . import errors
 from .arguments import is_object, stops
 
@@ -230,7 +232,7 @@ def _groups_by_place(
         for path, leaf in graphdef.all_paths(graphdef.roots[occurrence.number]):
             place = path_string(path, occurrence.place)
             known = came_in.get(leaf)
-            if is_input and known is not None:
+            if known is not None and (is_input or is_record(leaves[leaf])):
                 entry = entries[known]
             elif is_input and leaf in groups:
                 continue
@@ -246,6 +248,11 @@ def _groups_by_place(
 
 def leaf_entry(prefix: Any, path: tuple, value: Any, place: str) -> Any:
     return prefix.entry(path, value, place) if isinstance(prefix, FilterPrefix) else prefix
+
+
+def is_record(leaf: Any) -> bool:
+    """Whether `nnx.capture` records in it."""
+    return isinstance(leaf, Variable) and SHARED in leaf.raw_metadata
 
 
 def position(entries: list[Any], entry: Any) -> int:

@@ -15,6 +15,7 @@ from ..lift.inside import Change, NewGraph
 from ..lift.places import place_of_leaf, place_of_output, type_of_record
 from ..lift.prefix import OutputRules
 from ..objects.errors import path_string
+from ..verbs.module import CAPTURES
 from .forms import same_form, shown
 
 
@@ -69,7 +70,8 @@ def check_carry(
         ):
             if not same_form(old, new):
                 place = place_of_leaf(graphdef, rules.arguments, leaf)
-                raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}")
+                cure = _RECORDED if CAPTURES in place else _SAME_FORM
+                raise _changed(loop, place, f"was {shown(old)} and becomes {shown(new)}", cure)
     if change.graph is not None:
         _check_structure(form, rules, loop, change.graph)
 
@@ -131,6 +133,10 @@ def _told(child: Any) -> str:
 
 
 _SAME_FORM = "make it so before the loop (with the final shape and dtype), or do not carry it."
+_RECORDED = (
+    "nnx.capture records there at each step: use nnx.scan, which stacks the steps; or leave the "
+    "Module out with nnx.capture(…, filter=…)."
+)
 _SAME_OBJECT = "change the object in place (assign to its Variables) instead of making another one."
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 
-from ..lift.arguments import Slot, named_like, put_back
+from ..lift.arguments import Slot, is_captured, named_like, put_back
 from ..lift.call import CallForm, enter, group_by_prefix, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
@@ -21,7 +22,7 @@ from ..objects.modes import Switch
 from ..objects.statics import static_key
 from .bound import Together
 from .carry import Carry, check_carry, is_carry
-from .scan import input_slots
+from .scan import input_slots, scan
 
 T = TypeVar("T")
 
@@ -94,6 +95,10 @@ def fori_loop(
     of_value = named_like(body_fun, functools.partial(body_fun, 0))
     bounds = (lower, upper)
     static = isinstance(lower, int) and isinstance(upper, int)
+    if static and is_captured():  # what the steps record is stacked
+        step = named_like(body_fun, lambda value, i: body_fun(i, value))
+        over = scan(step, in_axes=(Carry, 0), out_axes=Carry)
+        return over(init_val, jnp.arange(lower, upper))
 
     def loop(carried: _Carried, functions: Sequence[Callable], start: Any, given: Any) -> Any:
         (body,), (low, high) = functions, given or bounds

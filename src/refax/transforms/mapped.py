@@ -22,6 +22,7 @@ from ..lift.faults import execute
 from ..lift.places import check_outputs, inputs_by_place
 from ..lift.prefix import OutputRules, is_entry
 from ..lift.programs import eager_program
+from ..lift.records import recorded_apart, records_of, with_axis
 from ..objects.errors import describe_value
 
 
@@ -55,20 +56,25 @@ def mapped_call(
     rules = group_by_prefix(
         call, function, prefix, out_prefix, name, keywords=keywords, is_leaf=is_leaf
     )
-    try:
-        if key is None:
-            program = make(call, rules, function)
-        else:
-            key = (call.graphdef, call.groups.of_leaf, rules.entries,
-                   hashable((prefixes, keywords), is_leaf), *key)  # fmt: skip
-            program = eager_program((function,), key, lambda f: make(call, rules, *f), compile)
-        out = execute(call, function, program, call.grouped, call.tree)
-    except PrefixError:
-        raise
-    except (ValueError, IndexError):
-        explain(inputs_by_place(call, function, prefix, is_leaf, keywords))
-        raise
-    return leave(call, out)
+    records = records_of(call.plan.leaves()) if name == "in_axes" else {}
+    with recorded_apart(records):
+        if records:
+            call.values, call.groups = call.plan.gather(), with_axis(call.groups, records)
+            rules = rules._replace(entries=call.groups.entries)
+        try:
+            if key is None:
+                program = make(call, rules, function)
+            else:
+                key = (call.graphdef, call.groups.of_leaf, rules.entries,
+                       hashable((prefixes, keywords), is_leaf), *key)  # fmt: skip
+                program = eager_program((function,), key, lambda f: make(call, rules, *f), compile)
+            out = execute(call, function, program, call.grouped, call.tree)
+        except PrefixError:
+            raise
+        except (ValueError, IndexError):
+            explain(inputs_by_place(call, function, prefix, is_leaf, keywords))
+            raise
+        return leave(call, out)
 
 
 def leaf_entries(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..graph.filters import matches_any
+from ..objects.errors import TraceContextError
 from ..objects.modes import Switch
 from ..objects.variable import Variable
 from ..objects.variable_types import Perturbation, variable_type_from_name
@@ -191,6 +192,15 @@ class Module(Pytree):
 CAPTURES = "__captures__"  # the attribute in which `nnx.capture` puts Variables to record in
 
 
+def _outside(verb: str, module: Module, name: str) -> TraceContextError:
+    return TraceContextError(
+        f"{verb}: `{type(module).__name__}` records {name!r} for nnx.capture inside of a transform "
+        "whose function takes the Module from its surroundings, so that it cannot come out.\n"
+        "Cure: pass the Module to the transform of nnx, as in nnx.remat(lambda m, x: m(x))(m, x); "
+        "or leave it out with nnx.capture(…, filter=…)."
+    )
+
+
 def _record(
     verb: str,
     module: Module,
@@ -209,7 +219,10 @@ def _record(
             if type(cell) is variable_type:
                 known = cell.value
                 new = reduce_fn(known[name] if name in known else init_fn(), value)
-                cell.value = {**known, name: new}
+                try:
+                    cell.value = {**known, name: new}
+                except TraceContextError:
+                    raise _outside(verb, module, name) from None
                 return new
         return None
     attribute = sown_attribute(module, name)
