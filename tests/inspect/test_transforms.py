@@ -210,11 +210,12 @@ def test_hooks_of_each_method(name: str, method: Any) -> None:
     assert [e for e in every if e in seen] == expected and set(seen) == set(expected)
     assert type(model) is Outer and type(model.inner) is Inner
 
+    if method == "features":  # of the other class
+        return
     with nnx.forward_hooks(model, lambda *a: 0 * a[-1], method=method, filter=Inner):
         _, state = nnx.capture(kind.run, method_outputs=Intermediate)(model, X)
-    if method != "features":
-        close(state["inner"]["__call__"].value[0], 0 * X)
-        close(state["__call__"].value[0], X)
+    close(state["inner"]["__call__"].value[0], 0 * X)
+    close(state["__call__"].value[0], X)
 
 
 def test_a_while_loop_says_what_to_use() -> None:
@@ -235,7 +236,7 @@ def test_hooks_before_a_method_and_methods_that_are_not_there() -> None:
         close(model(X), 0 * X)
     for add in (nnx.add_forward_hook, nnx.add_forward_pre_hook):
         with pytest.raises(
-            TypeError, match=r"Inner has no public method `whole`; it has: half, __"
+            TypeError, match=r"Inner has no public method `whole`; it has: __call__, half"
         ):
             add(model.inner, print, method="whole")
 
