@@ -37,17 +37,17 @@ except ImportError:  # pragma: no cover - depends on the JAX release
     TRACE = _OpaqueTrace()
 
 
-_TOP = TRACE.value
+OUTSIDE = TRACE.value  # what it is outside of every trace
 
 
 def is_outside_of_traces() -> bool:
     """Whether operations run at once, as they are called: no transform is at work."""
-    return TRACE.value is _TOP
+    return TRACE.value is OUTSIDE
 
 
 def is_top(trace: Any) -> bool:
     """Whether what `TRACE.value` was stands for being outside of every trace."""
-    return trace is _TOP
+    return trace is OUTSIDE
 
 
 def _current_trace() -> Any:
@@ -76,6 +76,29 @@ def describe_current_trace() -> str:
     if innermost == "EvalTrace":
         return "no function"
     return f"a function under {names.get(innermost, innermost)}"
+
+
+def name_scope(name: str, within: str) -> Any:
+    """`jax.named_scope(name)`, but in the place of the scope `within` if it is right inside that.
+
+    Scopes are otherwise only ever added, and each would repeat the path of the one around it, which
+    is what happens if the private names go away.
+    """
+    try:
+        from jax._src import source_info_util as source
+
+        scopes = source.current_name_stack()
+        if (
+            len(scopes)
+            and getattr(scopes.stack[-1], "wrap", None)
+            and scopes.stack[-1] == (within,)
+        ):
+            return source.set_name_stack(scopes[:-1].extend(name))
+    except (ImportError, AttributeError):  # pragma: no cover - depends on the JAX release
+        pass
+    import jax
+
+    return jax.named_scope(name)
 
 
 def rebuilds_arguments() -> bool:

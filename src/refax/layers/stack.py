@@ -28,6 +28,7 @@ from ..transforms.vmap import vmap
 from ..verbs.module import Module
 from ..verbs.pytree import Pytree
 from ..verbs.rngs import Rngs, RngStream
+from ..verbs.scopes import rename_stacked
 from ..verbs.spmd import PARTITION_NAME
 from .options import keep_options
 from .sequential import has_rngs
@@ -210,6 +211,7 @@ class Stack(Module):
             out_axes=(Carry, 0) if self.outputs else Carry,
             transform_metadata=self._metadata,
         )
+        rename_stacked(self.blocks)
         return run(self.blocks, x, arguments, options)
 
     def vmap(self, f: Callable[[Any], Any]) -> Any:
@@ -226,6 +228,7 @@ class Stack(Module):
             >>> stack.blocks.cached_key.shape
             (3, 1, 16, 2, 4)
         """
+        rename_stacked(self.blocks)
         return vmap(f, axis_size=self.n, transform_metadata=self._metadata)(self.blocks)
 
     def __len__(self) -> int:

@@ -27,6 +27,7 @@ from ..graph.state import State
 from ..objects.metadata import SHARED
 from ..objects.variable import Variable
 from ..verbs.pytree import Pytree
+from ..verbs.scopes import unscoped
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,15 +163,15 @@ def unbind(f: Callable) -> tuple[Callable, Any]:
     The object then travels as an argument, so that what the method changes comes back.
     """
     if isinstance(f, types.MethodType) and isinstance(f.__self__, Pytree):
-        return f.__func__, f.__self__
+        return unscoped(f.__func__), f.__self__
     if isinstance(f, Pytree):
-        return type(f).__call__, f
+        return unscoped(type(f).__call__), f
     if isinstance(f, functools.partial):
         function, bound = unbind(f.func)
         return (f, None) if bound is None else (_of_partial(f, function), bound)
     owner, function, bound = getattr(f, "_refax_unbound", (None, f, None))
     # (A wrapper of the user's own, made with functools.wraps, has the attribute of what it wraps.)
-    return (function, bound) if owner == id(f) else (f, None)
+    return (function, bound) if owner == id(f) else (unscoped(f), None)
 
 
 def _of_partial(f: functools.partial, function: Callable) -> Callable:

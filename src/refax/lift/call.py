@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from .._jax_compat import is_outside_of_traces
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan, plan_for
-from ..graph.walk import Walk, walk
+from ..graph.walk import Walk, key_name, walk
+from ..objects.node import Node, set_object_path
 from ..objects.trace_errors import tracing
+from ..verbs.scopes import Path, call_scoped, path_of
 from . import errors
 from .arguments import named_like, put_back, slot_places, take_apart
 from .axis_names import AxisName
@@ -55,6 +58,13 @@ class Call:
         total = len(self.values)
         return self.graphdef.remembered(("one group", total), lambda: Groups((None,), (0,) * total))
 
+    @functools.cached_property
+    def paths(self) -> Sequence[Path | None]:
+        """What the roots are called in the trace that the call is made in."""
+        if is_outside_of_traces():
+            return [None] * len(self.roots)
+        return [path_of(x) if isinstance(x, Node) else None for x in self.roots]
+
     @property
     def grouped(self) -> list[list[Any]]:
         return self.groups.take(self.values)
@@ -71,6 +81,7 @@ class Call:
             root_places(self.tree, function),
             [type(root).__name__ for root in self.roots],
             [jax.tree.map(jax.typeof, value) for value in self.values],
+            self.paths,
         )
 
 
@@ -82,6 +93,7 @@ class CallForm(NamedTuple):
     places: Sequence[str]  # of the roots among the arguments
     kinds: Sequence[str]  # the names of the roots' types
     types: Sequence[Any]  # of the leaves' values
+    paths: Sequence[Path | None]  # of the roots
 
 
 def root_places(tree: Any, function: Callable) -> list[str]:
@@ -94,6 +106,34 @@ def root_places(tree: Any, function: Callable) -> list[str]:
     labels = errors.argument_names(function, len(tree[0]))
     places = slot_places(tree, lambda path: errors.argument_place(path, labels))
     return [places[i] for i in range(len(places))]
+
+
+def _name_objects(
+    inside: Inside, paths: Sequence[Path | None], tree: Any, function: Callable
+) -> None:
+    """Tell the objects of a trace what they are called, for `verbs/scopes.py`.
+
+    Args:
+        paths: of the roots; those without one are called as the arguments of `function` are.
+    """
+    roots = [x if isinstance(x, Node) else None for x in inside.roots]
+    if not any(roots):
+        return
+    if None in [path for path, root in zip(paths, roots, strict=True) if root is not None]:
+        labels = errors.argument_names(function, len(tree[0]))
+        if labels[:1] == ["self"]:
+            labels[0] = type(roots[0]).__name__
+
+        def place(path: Any) -> Any:
+            kind, first, *below = path
+            return (labels[first.idx] if kind.idx == 0 else first.key, *map(key_name, below))
+
+        places: Any = slot_places(tree, place)
+        paths = [path or places[i] for i, path in enumerate(paths)]
+    several = len(roots) > 1
+    for obj, at in zip(inside.objects, inside.graphdef.paths.nodes, strict=True):
+        if isinstance(obj, Node):
+            set_object_path(obj, (*paths[at[0]], *at[1:]) if several else (*paths[0], *at))
 
 
 def enter(args: tuple, kwargs: dict[str, Any]) -> Call:
@@ -171,17 +211,17 @@ def pure_function(
         returned: how to arrange (result, values by group, change); as that tuple by default.
         captured: whether objects that the function captured may be returned, as copies.
     """
-    graphdef, groups = call.graphdef, call.groups
-
+    graphdef, groups, paths = call.graphdef, call.groups, call.paths
     how = Leaving(always, force, explicit, rules)
 
     def pure(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         inside = Inside(graphdef, groups, grouped, axis_name)
         if observe is not None:
             observe(inside, tree)
+        _name_objects(inside, paths, tree, function)
         args, kwargs = put_back(tree, inside.roots)
         with tracing(function), containers_kept(function):
-            result = function(*args, **kwargs)
+            result = call_scoped(function, args, kwargs)
 
         def check(result: Any, now: Walk) -> None:
             names = root_places(tree, function)

@@ -75,8 +75,9 @@ from ..objects.modes import (
     set_graph_mode as set_graph_mode, set_graph_updates as set_graph_updates,
     use_eager_sharding as use_eager_sharding, use_hijax as use_hijax,
     use_mutable_arrays as use_mutable_arrays, use_refs as use_refs,
-    using_eager_sharding as using_eager_sharding, using_hijax as using_hijax,
-    using_refs as using_refs, var_defaults as var_defaults)
+    use_scopes as use_scopes, using_eager_sharding as using_eager_sharding,
+    using_hijax as using_hijax, using_refs as using_refs, using_scopes as using_scopes,
+    var_defaults as var_defaults)
 from ..objects.node import has_data as has_data, is_data as is_data
 from ..objects.placing import (
     get_logical_axis_rules as get_logical_axis_rules, logical_axis_rules as logical_axis_rules,

@@ -43,14 +43,15 @@ _IMMUTABLE = (
 )
 # Of these, refax's semantics gives the default only. All others are accepted.
 _REFUSED = dict.fromkeys(_FOR_JAX, _WRITTEN_BACK) | dict.fromkeys(_MUTABLE, _IMMUTABLE)
+_WITH_SCOPES = {**DEFAULTS, "scopes": True}  # which is no keyword of anything
 # Contexts of JAX, of each thread: a function that was traced under another value is traced again.
-_SETTINGS = {name: jax.make_user_context(value) for name, value in DEFAULTS.items()}
+_SETTINGS = {name: jax.make_user_context(value) for name, value in _WITH_SCOPES.items()}
 
 
 def check_modes(**switches: Switch) -> None:
     """Raise for a switch that is refused."""
     for name, value in switches.items():
-        if value is not None and value != DEFAULTS[name] and name in _REFUSED:
+        if name in _REFUSED and value is not None and value != DEFAULTS[name]:
             raise ValueError(f"{name}={value} {_REFUSED[name]}")
 
 
@@ -111,6 +112,32 @@ def use_eager_sharding(value: bool, /) -> Setting:
 def using_eager_sharding() -> bool:
     """Whether annotated Variables are placed when they are made, where a mesh is set."""
     return _SETTINGS["eager_sharding"].value
+
+
+def use_scopes(value: bool, /) -> Setting:
+    """Whether operations are named by the path of their Module, for all that follows or a block.
+
+    They are unless this says otherwise: `model.blocks.3.attention.query/dot_general` in profiles,
+    HLO dumps and messages of XLA. What was traced under the other value is traced again.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> step = nnx.jit(lambda model, x: model(x))
+        >>> "model/dot_general" in step.lower(model, jnp.ones(2)).as_text(debug_info=True)
+        True
+        >>> with nnx.use_scopes(False):
+        ...     text = step.lower(model, jnp.ones(2)).as_text(debug_info=True)
+        >>> "model/dot_general" in text
+        False
+    """
+    return Setting("scopes", value)
+
+
+def using_scopes() -> bool:
+    """Whether operations are named by the path of the Module that made them."""
+    return _SETTINGS["scopes"].value
 
 
 def use_hijax(value: bool, /) -> Setting:

@@ -36,6 +36,7 @@ class Node(Shown):
         "__dict__",
         "__weakref__",
         "_refax_marks",
+        "_refax_path",
         "_refax_plans",
         "_refax_trace",
         "_refax_watch",
@@ -193,7 +194,17 @@ def check_static(cls: type, name: Any, value: Any) -> None:
 set_object_marks = Node.__dict__["_refax_marks"].__set__
 set_object_plans = Node.__dict__["_refax_plans"].__set__
 set_object_watch = Node.__dict__["_refax_watch"].__set__
+set_object_path = Node.__dict__["_refax_path"].__set__
+_object_path = Node.__dict__["_refax_path"].__get__
 _set_trace = Node.__dict__["_refax_trace"].__set__
+
+
+def object_path(obj: Node) -> tuple[Any, ...] | None:
+    """The path that the lift gave to an object which it made inside of a trace."""
+    try:
+        return _object_path(obj)
+    except AttributeError:  # it has none; (an own `__getattr__` is not asked)
+        return None
 
 
 def new_pytree(cls: type[Any]) -> Any:

@@ -70,6 +70,8 @@ class EMA(Pytree):
         (0.1, 1.0)
     """
 
+    _refax_scoped = True
+
     @checked
     def __init__(
         self,

@@ -33,6 +33,8 @@ class MetricState(Variable):
 class Metric(Pytree):
     """Base of metrics: `reset()`, `update(**values)`, `compute()`."""
 
+    _refax_scoped = True
+
     def reset(self) -> None:
         """Start anew."""
         raise NotImplementedError(f"{type(self).__name__} does not define reset().")

@@ -183,6 +183,8 @@ class Optimizer(Pytree, Generic[M]):
         1
     """
 
+    _refax_scoped = True
+
     @checked
     def __init__(
         self, model: M, tx: Transformation, *, wrt: Filter = _REQUIRED, graph: Switch = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Generic, Self
+from typing import Any, ClassVar, Generic, Self
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ class TrainState(Pytree, Generic[M]):
         1
     """
 
+    _refax_scoped: ClassVar[bool] = True
     graphdef: GraphDef[M]
     params: State
     opt_state: Any

@@ -245,6 +245,7 @@ class JitWrapped(Generic[P, R]):
         static_at = tuple(statics.by_position)
         layout = layout_of(self._function, call, options, self._shift, static_at, given, apart)
         call.groups = layout.groups
+        call.paths = [None] * len(call.roots)  # a program is for all objects of this structure
 
         def function(*args: Any, **kwargs: Any) -> Any:
             with collecting(reads, user):

@@ -189,6 +189,8 @@ class Module(Pytree):
         return value if zero is None else jax.tree.map(jnp.add, value, zero)
 
 
+Module._refax_scoped = True  # of its subclasses: its own methods compute nothing
+
 CAPTURES = "__captures__"  # the attribute in which `nnx.capture` puts Variables to record in
 
 

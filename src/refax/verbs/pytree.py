@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ..graph.jax_pytree import register
 from ..objects.node import Node
 from .copying import deep_copy
+from .scopes import scope_methods
 
 
 class Pytree(Node):
@@ -17,11 +18,14 @@ class Pytree(Node):
     """
 
     __slots__ = ()
+    _refax_scoped: ClassVar[bool] = False  # whether operations are named by the public methods
 
     def __init_subclass__(cls, pytree: bool | str = True, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if pytree:
             register(cls)
+        if cls._refax_scoped:
+            scope_methods(cls)
 
     def __deepcopy__(self, memo: dict) -> Any:
         return deep_copy(self, memo)

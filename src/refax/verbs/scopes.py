@@ -1,0 +1,185 @@
+"""Scopes: which method of which Module runs, under which path; operations are named by it.
+
+While JAX traces, a public method of a Module runs in a scope of JAX's that is named by the path of
+the Module, from the arguments of the transformed function on: `model.blocks.3.attention.query`,
+and `model.encoder.encode` for the method `encode`. XLA keeps the name with each operation, also on
+the way back (`transpose(jvp(model.blocks.3))`). A scope stands in for the one that it is directly
+in, so a name says a path once; what it runs in besides (a loop, the user's own `jax.named_scope`)
+is before it.
+
+The lift tells the objects that it makes inside of a trace what they are called. An object that it
+did not make (one from the surrounding code, or made in the trace) is called by its class, and all
+below it from there on: `GPT.blocks.3`.
+
+A class gets its methods wrapped when it is made. Outside of traces a wrapped method asks one
+question (60 ns) and calls the method. Whoever wants to know of all calls, `watching` tells them,
+outside of traces too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from .._jax_compat import OUTSIDE, TRACE, name_scope
+from ..objects.modes import using_scopes
+from ..objects.node import Node, object_path
+from ..objects.stack import Stack
+from .iteration import iter_graph
+
+Path = tuple[Any, ...]
+Below = Mapping[int, tuple[Any, Path]]
+
+
+class Running(NamedTuple):
+    """A public method of a Module that runs: at the path `path`, whose first key is the root."""
+
+    module: Any
+    method: str
+    path: Path
+    below: Below  # by id: what has no path of its own, and its path here
+
+    @property
+    def name(self) -> str:
+        """`model.blocks.3`; `model.encoder.encode` for another method than `__call__`."""
+        keys = self.path if self.method.startswith("_") else (*self.path, self.method)
+        return ".".join(map(str, keys))
+
+
+Before = Callable[[Running, tuple[Any, ...], dict[str, Any]], None]
+After = Callable[[Running, Any], None]
+
+_RUNNING = Stack()
+_WATCHERS = Stack()
+
+
+def running() -> tuple[Running, ...]:
+    """The methods that run in this thread, the innermost last: of traces, or while watched."""
+    return tuple(_RUNNING.items)
+
+
+@contextlib.contextmanager
+def watching(before: Before | None = None, after: After | None = None) -> Iterator[None]:
+    """Tell of each public method of a Module that runs in the block, in this thread.
+
+    Inside of transforms it tells of what is traced, with tracers, each time that JAX traces it. A
+    method that calls the one of its base class (or itself) is told of once.
+
+    Args:
+        before: gets (running, args, kwargs) before the method runs.
+        after: gets (running, output) after it, not if it raised.
+    """
+    with _WATCHERS.during((before, after)):
+        yield
+
+
+def scope_methods(cls: type) -> None:
+    """Wrap the public methods that a class has of its own, or of bases that are no Nodes."""
+    for base in cls.__mro__:
+        if base is not cls and (issubclass(base, Node) or base.__module__ in _LANGUAGE):
+            continue
+        for name, method in list(vars(base).items()):
+            public = name == "__call__" or not name.startswith("_")
+            if public and type(method) is types.FunctionType and unscoped(method) is method:
+                if base is cls:
+                    setattr(cls, name, _scoped(method, name))
+                elif next(b for b in cls.__mro__ if name in vars(b)) is base:
+                    setattr(cls, name, _scoped(_inherited(cls, name, method), name))
+
+
+_LANGUAGE = ("builtins", "abc", "typing", "typing_extensions")
+
+
+def _inherited(cls: type, name: str, method: Callable) -> Callable:
+    """What a class inherits: looked up at each call, since a subclass may have more bases."""
+
+    @functools.wraps(method)
+    def inherited(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return getattr(super(cls, self), name)(*args, **kwargs)
+
+    return inherited
+
+
+def _scoped(method: Callable, name: str) -> Callable:
+    @functools.wraps(method)
+    def scoped(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if TRACE.value is OUTSIDE and not _WATCHERS.items:
+            return method(self, *args, **kwargs)
+        return _run(method, name, self, args, kwargs)
+
+    return scoped
+
+
+_CODE = _scoped(_scoped, "").__code__
+
+
+def unscoped(function: Any) -> Any:
+    """The method itself, of one that was wrapped here."""
+    return function.__wrapped__ if getattr(function, "__code__", None) is _CODE else function
+
+
+def call_scoped(function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`function(*args, **kwargs)`, in the scope of its first argument if it is a method of it."""
+    first, name = args[0] if args else None, getattr(function, "__name__", "")
+    if isinstance(first, Node) and getattr(first, "_refax_scoped", False):
+        place = getattr(function, "__qualname__", "")
+        if any(place == f"{base.__qualname__}.{name}" for base in type(first).__mro__):
+            return _run(function, name, first, args[1:], kwargs)
+    return function(*args, **kwargs)
+
+
+def _run(
+    method: Callable, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    last = _RUNNING.items[-1] if _RUNNING.items else None
+    if last is not None and last.module is module and last.method == name:
+        return method(module, *args, **kwargs)
+    named, watchers = using_scopes(), tuple(_WATCHERS.items)
+    if not (named or watchers):
+        return method(module, *args, **kwargs)
+    now = Running(module, name, *_place(module, last.below if last is not None else {}))
+    for before, _ in watchers:
+        if before is not None:
+            before(now, args, kwargs)
+    with _RUNNING.during(now):
+        if named:
+            with name_scope(now.name, "" if last is None else last.name):
+                output = method(module, *args, **kwargs)
+        else:
+            output = method(module, *args, **kwargs)
+    for _, after in watchers:
+        if after is not None:
+            after(now, output)
+    return output
+
+
+def path_of(obj: Any) -> Path | None:
+    """The path of an object in what is traced now; None if nothing is known of it."""
+    return _known(obj, _RUNNING.items[-1].below if _RUNNING.items else {})
+
+
+def rename_stacked(obj: Any) -> None:
+    """`blocks` is `blocks[*]` in what the running method passes it on to: one for them all."""
+    path = path_of(obj)
+    if path is not None and _RUNNING.items:
+        last: Running = _RUNNING.items[-1]
+        entry = obj, (*path[:-1], f"{path[-1]}[*]")
+        _RUNNING.items[-1] = last._replace(below={**last.below, id(obj): entry})
+
+
+def _known(obj: Any, below: Below) -> Path | None:
+    found = below.get(id(obj))
+    return found[1] if found is not None else object_path(obj)
+
+
+def _place(module: Any, below: Below) -> tuple[Path, Below]:
+    """The path of a Module whose method is called; what is known of the objects below."""
+    path = _known(module, below)
+    if path is not None:
+        return path, below
+    root = (type(module).__name__,)
+    found = {id(x): (x, (*root, *at)) for at, x in iter_graph(module) if isinstance(x, Node)}
+    return root, {**below, **found}
