@@ -66,7 +66,7 @@ def found(function, *args):
     """By operation, the innermost scopes in which a program has it, transforms stripped."""
     scopes = {}
     for name, scope in scopes_of(nnx.jit(function).trace(*args).jaxpr.jaxpr):
-        last = scope.rpartition("/")[2]
+        last = scope.rstrip("/").rpartition("/")[2]
         while call := re.fullmatch(r"\w+\((.*)\)", last):
             last = call[1]
         scopes.setdefault(name, set()).add(last)

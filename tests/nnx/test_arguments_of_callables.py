@@ -233,7 +233,7 @@ for _name in ("register_variable_name", "set_variable_name"):
 example("variable_name_from_type", {"typ": nnx.Param})
 example("variable_type_from_name", {"name": "params"})
 example("register_data_type", {"type_": Thing})
-for _name in ("set_graph_mode", "set_graph_updates", "use_eager_sharding"):
+for _name in ("set_graph_mode", "set_graph_updates", "use_eager_sharding", "use_scopes"):
     example(_name, {"value": True}, entered)
 for _name in ("use_hijax", "use_refs", "use_mutable_arrays"):
     example(_name, {"value": False}, entered)

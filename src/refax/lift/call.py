@@ -133,7 +133,8 @@ def _name_objects(
     several = len(roots) > 1
     for obj, at in zip(inside.objects, inside.graphdef.paths.nodes, strict=True):
         if isinstance(obj, Node):
-            set_object_path(obj, (*paths[at[0]], *at[1:]) if several else (*paths[0], *at))
+            root, *below = at if several else (0, *at)
+            set_object_path(obj, (*(paths[root] or ()), *below))
 
 
 def enter(args: tuple, kwargs: dict[str, Any]) -> Call:
