@@ -27,7 +27,7 @@ def type_of(collection: str) -> type[Variable]:
 
 
 def collection_of(variable: Variable) -> str:
-    return variable_name_from_type(type(variable), allow_register=True)
+    return variable_name_from_type(variable.type, allow_register=True)
 
 
 def to_variable(collection: str, leaf: Any) -> Variable:
@@ -59,7 +59,7 @@ def into(old: Any, collection: str, new: Any, keep: bool) -> Any:
     """
     if not isinstance(new, Mapping):
         variable = to_variable(collection, new)
-        if type(old) is not type(variable):
+        if not isinstance(old, Variable) or old.type is not variable.type:
             return variable
         if not keep and old.raw_value is not variable.raw_value:
             old.value = variable.raw_value

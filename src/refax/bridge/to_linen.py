@@ -37,7 +37,7 @@ ARRAYS = "arrays"
 def to_linen_var(variable: Variable) -> Any:
     """What Linen gets for a Variable: its value, boxed if there is metadata to keep."""
     value, metadata = variable.raw_value, variable.raw_metadata
-    return linen_classes()["NNXMeta"](type(variable), value, metadata) if metadata else value
+    return linen_classes()["NNXMeta"](variable.type, value, metadata) if metadata else value
 
 
 @functools.cache

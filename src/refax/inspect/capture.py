@@ -152,7 +152,7 @@ class _Recording:
                     f"nnx.capture: `init` has the path {path}, but no Module is at {path[:-1]}.\n"
                     "Cure: give a State that nnx.capture returned for the same model."
                 )
-            kind = type(leaf) if isinstance(leaf, Variable) else Perturbation
+            kind = leaf.type if isinstance(leaf, Variable) else Perturbation
             given.setdefault(path[:-1], {}).setdefault(kind, {})[path[-1]] = raw(leaf)
         kinds = dict.fromkeys((*self.types, *(kind for of in given.values() for kind in of)))
         for path, module in modules.items():
@@ -194,7 +194,7 @@ class _Recording:
     def state(self, kind: type[Variable]) -> State:
         found: dict[tuple, Variable] = {}
         for path, node, variable in self.found:
-            if type(variable) is kind:
+            if variable.type is kind:
                 if path in found:
                     raise ValueError(
                         f"nnx.capture: two arguments sow {kind.__name__} under the path {path}; "

@@ -29,6 +29,7 @@ import numpy as np
 from .._jax_compat import TRACE
 from .at_once import Write, at_once, set_each
 from .entering import ARRAYS, entered, kept_in_place
+from .hooked_types import has_hooks, plain_type, register_variable_type, type_with
 from .metadata import EMPTY, GET_HOOK, SET_HOOK, SHARED, A, Metadata, VariableMetadata
 from .modes import OF_VARIABLES as MODES
 from .operators import LikeArray, add_operators
@@ -53,7 +54,7 @@ class VariableType(type):
             if isinstance(kind, VariableType):  # a `VariableState(type, value)`
                 named = {k: v for k, v in kwargs.items() if k != "type"}
                 return kind(*[x for x in args if x is not kind], **named)
-            return super().__call__(*args, **kwargs)
+            return type.__call__(plain_type(cls), *args, **kwargs)
 
 
 class Variable(LikeArray, Generic[A], metaclass=VariableType):
@@ -81,6 +82,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
     _value: A
     _metadata: Metadata
     _class_hooked = _own_get = _own_set = False  # whether a subclass has hooks, overrides the two
+    _plain: Any = None  # of a type that JAX flattens past its hooks: what it stands for
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -88,7 +90,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
         cls._own_set = cls.set_value is not Variable.set_value
         hooks = hasattr(cls, GET_HOOK) or hasattr(cls, SET_HOOK)
         cls._class_hooked = hooks or cls._own_get or cls._own_set
-        jax.tree_util.register_dataclass(cls, data_fields=["value"], meta_fields=["raw_metadata"])
+        register_variable_type(cls)
 
     if not TYPE_CHECKING:  # as in the metaclass
 
@@ -107,8 +109,8 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
             metadata = {**value.metadata, **metadata}
             value = value.raw_value
         if metadata:
-            _set_metadata(self, Metadata(metadata))
-            _set_hooked(self, _has_hooks(type(self), self._metadata))
+            for write in metadata_writes(self, Metadata(metadata)):
+                write()
         value = entered(self.create_value(value))
         if "sharding" in self._metadata:
             eager = metadata.get("eager_sharding")
@@ -291,7 +293,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
 
     @property
     def type(self) -> type:
-        return type(self)
+        return plain_type(type(self))
 
     @classmethod
     def from_metadata(cls, value: Any, attributes: Mapping[str, Any]) -> Self:
@@ -305,7 +307,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
     def replace(self, value: Any = ..., **metadata: Any) -> Self:
         """A copy with another value and/or other metadata entries; a changed shape is fine."""
         if isinstance(value, Variable):
-            if type(value) is not type(self):
+            if plain_type(type(value)) is not self.type:
                 raise ValueError(
                     f"Cannot replace the value of a {type(self).__name__} by a "
                     f"{type(value).__name__}.\nCure: pass its `.value`."
@@ -318,7 +320,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
 
     def copy_from(self, other: Variable[A]) -> None:
         """Take over value and metadata of a Variable of the same type."""
-        if type(other) is not type(self):
+        if plain_type(type(other)) is not self.type:
             raise ValueError(
                 f"Cannot copy a {type(other).__name__} into a {type(self).__name__}.\n"
                 "Cure: copy the value alone: `variable.value = other.value`."
@@ -345,7 +347,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
         return new
 
     def __reduce__(self) -> Any:
-        return (make_variable, (type(self), jax.tree.map(pack_leaf, _take(self)), self._metadata))
+        return (make_variable, (self.type, jax.tree.map(pack_leaf, _take(self)), self._metadata))
 
     # -- standing in for an array --------------------------------------------------------------
 
@@ -369,21 +371,18 @@ set_watch: Callable[[Variable, Any], None] = Variable.__dict__["_watch"].__set__
 _set_hooked = Variable.__dict__["_hooked"].__set__
 
 add_operators(Variable)
-jax.tree_util.register_dataclass(Variable, data_fields=["value"], meta_fields=["raw_metadata"])
-
-
-def _has_hooks(cls: type[Variable], metadata: Metadata) -> bool:
-    return cls._class_hooked or any(name in metadata for name in (GET_HOOK, SET_HOOK, SHARED))
+register_variable_type(Variable)
 
 
 def make_variable(cls: type[Any], value: Any, metadata: Metadata) -> Any:
     """A Variable with this raw value, made in the current trace, with no `__init__` and no hook."""
+    cls = type_with(cls, metadata)
     self = object.__new__(cls)
     set_raw_value(self, value)
     _set_metadata(self, metadata)
     set_trace(self, TRACE.value)
     set_watch(self, None)
-    _set_hooked(self, cls._class_hooked or (metadata is not EMPTY and _has_hooks(cls, metadata)))
+    _set_hooked(self, cls._class_hooked or (metadata is not EMPTY and has_hooks(cls, metadata)))
     return self
 
 
@@ -399,7 +398,7 @@ def copies(variables: list[Any], snapshot: Snapshot | None = None) -> list[Any]:
     set_each(set_watch, cells, repeat(None))
     hooked = list(map(_hooked_of, variables))
     if any(hooked):  # or its reads are watched
-        hooked = [_has_hooks(type(cell), cell._metadata) for cell in cells]
+        hooked = [has_hooks(type(cell), cell._metadata) for cell in cells]
         for i, variable in enumerate(variables):
             if SHARED in variable._metadata and variable._trace is TRACE.value:
                 cells[i], hooked[i] = variable, True
@@ -438,7 +437,7 @@ def check_write(self: Variable, action: str) -> None:
 def _was_read(self: Any) -> None:
     if (write := UNREAD.pop(id(self), None)) is not None:
         set_trace(self, write.snapshot)  # the next write is noted again
-        _set_hooked(self, _has_hooks(type(self), self._metadata))
+        _set_hooked(self, has_hooks(type(self), self._metadata))
 
 
 def _take(self: Variable) -> Any:
@@ -468,7 +467,7 @@ def watch_reads(self: Variable, watched: bool) -> None:
 
 def _hooked_by(self: Variable, metadata: Metadata) -> bool:
     """Whether its values take the way of Variables with hooks, with this metadata."""
-    return _has_hooks(type(self), metadata) or (bool(UNREAD) and id(self) in UNREAD)
+    return has_hooks(type(self), metadata) or (bool(UNREAD) and id(self) in UNREAD)
 
 
 def metadata_writes(self: Variable, metadata: Metadata) -> list[Write]:
@@ -479,6 +478,7 @@ def metadata_writes(self: Variable, metadata: Metadata) -> list[Write]:
     return [
         partial(_set_metadata, self, metadata),
         partial(_set_hooked, self, hooked),
+        partial(object.__setattr__, self, "__class__", type_with(type(self), metadata)),
         partial(set_watch, self, None),
     ]
 

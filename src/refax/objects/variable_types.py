@@ -8,6 +8,7 @@ from typing import Any
 
 from .arguments import checked
 from .errors import suggest
+from .hooked_types import plain_type
 from .metadata import GET_HOOK, SET_HOOK
 from .variable import A, Variable, VariableType, make_variable
 
@@ -154,6 +155,7 @@ copyreg.pickle(VariableType, _pickled_type)  # type: ignore[arg-type]
 
 @checked
 def variable_name_from_type(typ: type[Variable], *, allow_register: bool = False) -> str:
+    typ = plain_type(typ)
     names = {known: name for name, known in reversed(_TYPE_OF_NAME.items())}
     if typ not in names:
         if not allow_register:

@@ -218,7 +218,7 @@ def _record(
     captures = vars(module).get(CAPTURES)
     if captures is not None:
         for cell in captures:
-            if type(cell) is variable_type:
+            if cell.type is variable_type:
                 known = cell.value
                 new = reduce_fn(known[name] if name in known else init_fn(), value)
                 try:
