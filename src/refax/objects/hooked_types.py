@@ -25,7 +25,7 @@ def register_variable_type(cls: Any) -> None:
     jax.tree_util.register_pytree_with_keys(
         cls,
         lambda cell: (((key, cell.raw_value),), cell._metadata),
-        lambda metadata, values: cls(value=values[0], raw_metadata=metadata),
+        lambda metadata, values: cls(value=[*values][0], raw_metadata=metadata),
         lambda cell: ((cell.raw_value,), cell._metadata),
     )
 
