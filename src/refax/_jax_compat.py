@@ -250,3 +250,10 @@ def _equation_depends(equation: Any, on: list[bool]) -> list[bool]:
 def _more_axes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
     pairs = zip(outside, inside, strict=True)
     return sum(len(a.aval.shape) > len(b.aval.shape) for a, b in pairs)
+
+
+def gathered(array: Any) -> Any:
+    """The arrays of all processes, stacked, for which JAX has no public function."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(array)

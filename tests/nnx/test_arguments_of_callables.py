@@ -244,6 +244,7 @@ example("check_plans", {"enabled": False})
 example("VariableMetadata", {"raw_value": X, "metadata": {"tag": "a"}})
 # -- devices, inspect, training, weights -----------------------------------------------------------
 example("make_sharded", lambda _: {"build": model, "mesh": mesh()})
+example("fail_together", {"what": "reading"}, entered)
 example("shard", lambda _: {"model": model(), "mesh": mesh(), "patterns": {"kernel": P()}})
 example("with_logical_constraint", {"x": X, "names": (None, None)})
 example("tabulate", lambda _: {"obj": model(), "input_args": [X]})
@@ -297,7 +298,7 @@ NO_ARGUMENTS_THAT_MAY_NOT_FIT = {
     # any object, pytree or leaf of one, a user's own arguments, or a value of a Variable
     **dict.fromkeys(
         """to_torch as_pure pure display sharding_report has_data is_data is_data_type check_pytree
-        iter_graph
+        iter_graph assert_equal_on_hosts
         iter_children iter_module_children iter_modules named_modules named_parameters as_abstract
         abstract_with_sharding get_partition_spec as_array_vars as_hijax_vars as_immutable_vars
         as_mutable_vars as_pytree_vars as_ref_vars freeze immutable mutable to_arrays to_refs
@@ -446,7 +447,7 @@ KIND = {
     "number": "threshold",
     "dtype": "EMA.dtype",
     "dtype of a file": "dtype",
-    "string": "tag argname partition register_variable_name.name set_variable_name.name",
+    "string": "tag what argname partition register_variable_name.name set_variable_name.name",
     "name of a type": "variable_type_from_name.name",
     "strings by name": "save.metadata",
     "file": "save.path load.path inspect_file.path folder",

@@ -45,9 +45,11 @@ def test_titles_are_unique():
 
 # -- none is left out ----------------------------------------------------------------------------
 
-# Not for the page: abstract methods, the attribute protocol, and the debug switch for plans.
+# Not for the page: abstract methods, the attribute protocol, the debug switch for plans, and what
+# takes several processes (docs/devices.md tells of it).
 EXEMPT = ("raise NotImplementedError", "raise TypeError(\"it cannot be compared\")",
           "raise AttributeError(name)", "raise KeyError(part)",
+          "raise own", 'raise RuntimeError(f"{what}: {count}',
           "raise AssertionError(\n"
           '            "refax: a cached plan')  # fmt: skip
 

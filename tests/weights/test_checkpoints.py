@@ -16,7 +16,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from refax import nnx
-from refax.weights.fingerprints import fingerprint
+from refax.verbs.fingerprints import fingerprint
 
 
 class Net(nnx.Module):

@@ -17,6 +17,7 @@ from ..objects.placing import Rules, check_fit, get_logical_axis_rules, logical_
 from ..objects.type_names import M, T
 from ..objects.variable import check_write, metadata_writes, set_raw_value
 from ..transforms.jit import jit
+from ..verbs.hosts import fail_together
 from ..verbs.names import named_variables
 from ..verbs.spmd import with_sharding_constraint
 
@@ -49,7 +50,11 @@ def make_sharded(
     mesh = _mesh_of("make_sharded", mesh)
     rules = get_logical_axis_rules() if rules is None else rules
     with jax.set_mesh(mesh), logical_axis_rules(rules):
-        return jit(build)()
+        make = jit(build)
+        if jax.process_count() > 1:  # what only one of them cannot build, none begins to make
+            with fail_together("make_sharded"):
+                make.lower()
+        return make()
 
 
 def _mesh_of(verb: str, mesh: Any) -> Any:

@@ -15,6 +15,7 @@ from ..graph.state import (
     replace_by_pure_dict as replace_by_pure_dict, restore_int_paths as restore_int_paths,
     split_state as split_state, State as State, to_flat_state as to_flat_state,
     to_pure_dict as to_pure_dict)
+from ..devices.hosts import assert_equal_on_hosts as assert_equal_on_hosts
 from ..devices.report import sharding_report as sharding_report, ShardingReport as ShardingReport
 from ..devices.sharded import (
     make_sharded as make_sharded, shard as shard,
@@ -131,6 +132,7 @@ from ..verbs.copying import (
 from ..verbs.data import (
     check_pytree as check_pytree, is_data_type as is_data_type,
     register_data_type as register_data_type, set_metadata as set_metadata)
+from ..verbs.hosts import fail_together as fail_together
 from ..verbs.iteration import find_duplicates as find_duplicates, iter_graph as iter_graph
 from ..verbs.mapping import (
     as_pure as as_pure, map as map, pure as pure, recursive_map as recursive_map)

@@ -23,9 +23,9 @@ import numpy as np
 from ..graph.state import nest
 from ..graph.walk import key_name
 from ..objects.arguments import Count, Size, checked
+from ..verbs.fingerprints import fingerprint
 from ..verbs.names import dotted_name
 from . import checkpoint_errors as errors
-from .fingerprints import fingerprint
 from .places import Place, Places
 from .state_dict import load_into
 
