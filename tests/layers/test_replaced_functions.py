@@ -132,7 +132,18 @@ LAYERS = list({re.split("[ ,]", case.name)[0]: case for case in reversed(CASES)}
 LAYERS = [case for case in LAYERS if case.name != "Bidirectional"]  # two RNNs
 
 
-@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
+# Each calls the functions of another one as that does, and compiles for seconds.
+LIKE_OTHERS = (
+    "ConvTranspose", "GRUCell", "InstanceNorm", "LSTMCell", "LoRALinear", "OptimizedLSTMCell",
+    "Sequential", "SpectralNorm", "WeightNorm",
+)  # fmt: skip
+MARKED = [
+    pytest.param(case, marks=[pytest.mark.slow] if case.name.startswith(LIKE_OTHERS) else [])
+    for case in LAYERS
+]
+
+
+@pytest.mark.parametrize("case", MARKED, ids=lambda case: case.name)
 def test_a_replaced_function_is_reached_whatever_ran_before(case: Case) -> None:
     layer, inputs = case.make(nnx), inputs_of(case)
     if case.integers == 0:
