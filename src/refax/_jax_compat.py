@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class _OpaqueTrace:
@@ -178,6 +178,10 @@ def varying_axes(value: Any) -> frozenset:
     if varying is None:
         varying = getattr(getattr(aval, "mat", None), "varying", None)
     return frozenset(varying or ())
+
+
+if TYPE_CHECKING:
+    from jax.experimental.checkify import Error as CheckifyError  # noqa: F401
 
 
 def load_checkify() -> Any:

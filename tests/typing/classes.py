@@ -45,14 +45,14 @@ def own_classes(rngs: nnx.Rngs, x: jax.Array) -> None:
     assert_type(block(x), jax.Array)
     assert_type(block.update(3), int)
     block.split(nnx.Param)
-    block.typo  # type: ignore
-    block.linear.typo  # type: ignore
-    block.linaer = block.linear  # type: ignore
-    block("x")  # type: ignore
-    Block()  # type: ignore
-    Block("3", rngs=rngs)  # type: ignore
-    Block(3, rngs)  # type: ignore
-    Block(3, rngs=rngs, more=1)  # type: ignore
+    block.typo  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    block.linear.typo  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    block.linaer = block.linear  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    block("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Block()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Block("3", rngs=rngs)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Block(3, rngs)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Block(3, rngs=rngs, more=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 class Empty(nnx.Module):
@@ -66,9 +66,9 @@ class Plain(nnx.Pytree):
 
 def classes_without_more() -> None:
     assert_type(Empty(), Empty)
-    Empty(1)  # type: ignore
+    Empty(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     assert_type(Plain(1).size, int)
-    Plain()  # type: ignore
+    Plain()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def layers(rngs: nnx.Rngs, x: jax.Array) -> None:
@@ -78,9 +78,9 @@ def layers(rngs: nnx.Rngs, x: jax.Array) -> None:
     assert_type(linear(x), jax.Array)
     assert_type(nnx.Dropout(0.5), nnx.Dropout)
     assert_type(nnx.BatchNorm(3, rngs=rngs).mean, nnx.BatchStat[jax.Array])
-    nnx.Linear(1, rngs=rngs)  # type: ignore
-    nnx.Linear(1, 2)  # type: ignore
-    nnx.Linear(1, 2, rngs=rngs, bias=True)  # type: ignore
+    nnx.Linear(1, rngs=rngs)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    nnx.Linear(1, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    nnx.Linear(1, 2, rngs=rngs, bias=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def streams() -> None:
@@ -96,9 +96,9 @@ def streams() -> None:
     assert_type(rngs.lecun_normal()((2, 3), jnp.float32), jax.Array)
     assert_type(rngs.fork(split=3), nnx.Rngs)
     assert_type(rngs.dropout.split(3), nnx.RngStream)
-    rngs.normal(shap=(2,))  # type: ignore
-    rngs.randint((2,))  # type: ignore
-    rngs.dropout(3)  # type: ignore
+    rngs.normal(shap=(2,))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    rngs.randint((2,))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    rngs.dropout(3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 class Box(nnx.Module, Generic[T]):
@@ -134,15 +134,15 @@ def generics_and_dataclasses(kernel: nnx.Param[jax.Array]) -> None:
     assert_type(fields.kernel, nnx.Param[jax.Array])
     assert_type(fields.rate, float)
     Fields(kernel)
-    Fields()  # type: ignore
-    Fields(3)  # type: ignore
-    Fields(kernel, 1, (), 0.5)  # type: ignore
-    Fields(kernel, sise=3)  # type: ignore
+    Fields()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Fields(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Fields(kernel, 1, (), 0.5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Fields(kernel, sise=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     assert_type(Named(kernel=kernel), Named)
-    Named(size=3)  # type: ignore
-    Named(3, kernel)  # type: ignore
+    Named(size=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Named(3, kernel)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     assert_type(Standard(3).size, int)
-    Standard("3")  # type: ignore
+    Standard("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def containers(linear: nnx.Linear, dropout: nnx.Dropout) -> None:
@@ -156,14 +156,14 @@ def containers(linear: nnx.Linear, dropout: nnx.Dropout) -> None:
     more = nnx.Dict()
     more["a"], more["b"] = linear, dropout
     nnx.Sequential(linear, nnx.relu, dropout)
-    nnx.List([linear])[0].typo  # type: ignore
+    nnx.List([linear])[0].typo  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def optimizers(linear: nnx.Linear) -> None:
     optimizer = nnx.Optimizer(linear, optax.sgd(0.1), wrt=nnx.Param)
     assert_type(optimizer, nnx.Optimizer[nnx.Linear])
     assert_type(nnx.ModelAndOptimizer(linear, optax.sgd(0.1)).model, nnx.Linear)
-    nnx.Optimizer(linear, wrt=nnx.Param)  # type: ignore
+    nnx.Optimizer(linear, wrt=nnx.Param)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 class Encoder(nnx.Module, abc.ABC):
@@ -186,5 +186,5 @@ def encoded(encoder: Encodes, x: jax.Array) -> jax.Array:
 
 def abstract_classes_and_protocols(x: jax.Array) -> None:
     assert_type(encoded(Half(), x), jax.Array)
-    Encoder()  # type: ignore
-    encoded(Empty(), x)  # type: ignore
+    Encoder()  # type: ignore[abstract]  # pyright: ignore[reportAbstractUsage]
+    encoded(Empty(), x)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -77,14 +77,14 @@ def methods(model: Model, x: jax.Array) -> None:
     assert_type(model.through(x), jax.Array)
     assert_type(model.gradient(x), nnx.State)
     assert_type(model.gradient_and_more(x), tuple[tuple[jax.Array, int], nnx.State])
-    model()  # type: ignore
-    model.repeated(x, tims=3)  # type: ignore
-    model.mapped(3)  # type: ignore
-    model.mapped_over()  # type: ignore
-    model.again(x, x)  # type: ignore
-    model.through("x")  # type: ignore
-    model.gradient(3)  # type: ignore
-    model.gradient_and_more()  # type: ignore
+    model()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    model.repeated(x, tims=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    model.mapped(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    model.mapped_over()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    model.again(x, x)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    model.through("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    model.gradient(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    model.gradient_and_more()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 @nnx.jit
@@ -108,14 +108,14 @@ def jit(model: Model, x: jax.Array) -> None:
     assert_type(nnx.jit(Model)(nnx.Rngs(0)), Model)
     assert_type(nnx.jit(lambda rngs: Model(rngs))(nnx.Rngs(0)), Model)
     assert_type(nnx.jit_partial(loss, model)(x), jax.Array)
-    step(model)  # type: ignore
-    step(x, model)  # type: ignore
-    step(model, x, scal=2.0)  # type: ignore
-    step.lower(model)  # type: ignore
-    step.typo  # type: ignore
-    donating(model)  # type: ignore
-    nnx.jit(loss)(model)  # type: ignore
-    nnx.jit(3)  # type: ignore
+    step(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    step(x, model)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    step(model, x, scal=2.0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    step.lower(model, jax.ShapeDtypeStruct((1, 2), jnp.float32)).compile()
+    step.typo  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    donating(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    nnx.jit(loss)(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    nnx.jit(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
 @nnx.vmap
@@ -144,12 +144,12 @@ def maps(model: Model, x: jax.Array) -> None:
     assert_type(nnx.vmap(Model)(nnx.Rngs(0)), Model)
     assert_type(nnx.pmap(loss, in_axes=(None, 0), graph=True)(model, x), jax.Array)
     assert_type(nnx.shard_map(loss, in_specs=None, out_specs=None)(model, x), jax.Array)
-    mapped(model)  # type: ignore
-    mapped_over(x)  # type: ignore
-    several(0)  # type: ignore
-    nnx.vmap(loss)(model)  # type: ignore
-    nnx.vmap(loss, in_axes=(None, 0))(x, model)  # type: ignore
-    nnx.pmap(loss, in_axs=0)  # type: ignore
+    mapped(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    mapped_over(x)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
+    several(0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    nnx.vmap(loss)(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    nnx.vmap(loss, in_axes=(None, 0))(x, model)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    nnx.pmap(loss, in_axs=0)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 @nnx.remat
@@ -177,11 +177,11 @@ def loops(model: Model, x: jax.Array) -> None:
     assert_type(nnx.fori_loop(0, 3, lambda i, m: m, model), Model)
     assert_type(nnx.cond(True, loss, loss, model, x), jax.Array)
     assert_type(nnx.switch(0, [loss, loss], model, x), jax.Array)
-    again(model)  # type: ignore
-    checkpointed(x)  # type: ignore
-    body(0)  # type: ignore
-    nnx.scan(body, lenght=3)  # type: ignore
-    nnx.scan(loss)("a")  # type: ignore
+    again(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    checkpointed(x)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
+    body(0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    nnx.scan(body, lenght=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    nnx.scan(loss)("a")  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
 
 
 @nnx.grad
@@ -213,13 +213,13 @@ def gradients(model: Model, x: jax.Array) -> None:
         nnx.value_and_grad(loss_and_count, has_aux=True)(model, x),
         tuple[tuple[jax.Array, int], nnx.State],
     )
-    gradient(model)  # type: ignore
-    gradient_and_count(x)  # type: ignore
-    nnx.grad(loss)(model)  # type: ignore
-    nnx.grad(loss)(model, "x")  # type: ignore
-    nnx.grad(loss, has_axu=True)  # type: ignore
-    nnx.grad(loss, has_aux=True)  # type: ignore
-    nnx.value_and_grad(loss)(model)  # type: ignore
+    gradient(model)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    gradient_and_count(x)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    nnx.grad(loss)(model)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    nnx.grad(loss)(model, "x")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    nnx.grad(loss, has_axu=True)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    nnx.grad(loss, has_aux=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    nnx.value_and_grad(loss)(model)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 def gradients_of_arrays(x: jax.Array) -> None:
@@ -239,10 +239,10 @@ def gradients_of_other_arguments(model: Model, x: jax.Array) -> None:
         nnx.value_and_grad(loss_and_count, argnums=of, has_aux=True)(model, x),
         tuple[tuple[jax.Array, int], nnx.State],
     )
-    assert_type(nnx.grad(loss, argnums=(0, 1))(model, x), Any)
+    assert_type(nnx.grad(loss, argnums=(0, 1))(model, x), tuple[Any, ...])
     assert_type(nnx.value_and_grad(loss, argnums=1)(model, x), tuple[jax.Array, Any])
-    nnx.grad(loss, of)(model)  # type: ignore
-    nnx.value_and_grad(loss, argnums=1)(model)  # type: ignore
+    nnx.grad(loss, of)(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    nnx.value_and_grad(loss, argnums=1)(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 @nnx.custom_vjp

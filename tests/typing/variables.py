@@ -3,7 +3,7 @@
 Read by pyright and mypy (`make types`), never run. A line with `type: ignore` must be an error.
 """
 
-# pyright: reportUnnecessaryTypeIgnoreComment=true
+# pyright: reportUnnecessaryTypeIgnoreComment=true, reportUnusedExpression=false
 # mypy: warn-unused-ignores
 
 from typing import Any, assert_type
@@ -24,8 +24,8 @@ def made_of(x: jax.Array, param: nnx.Param[jax.Array]) -> None:
     assert_type(nnx.BatchStat(param), nnx.BatchStat[jax.Array])
     assert_type(param.copy(), nnx.Param[jax.Array])
     assert_type(param.replace(2 * x), nnx.Param[jax.Array])
-    nnx.Param()  # type: ignore
-    nnx.Param(x, "in")  # type: ignore
+    nnx.Param()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    nnx.Param(x, "in")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 def values(param: nnx.Param[jax.Array], table: nnx.Variable[dict[str, int]]) -> None:
@@ -40,7 +40,7 @@ def values(param: nnx.Param[jax.Array], table: nnx.Variable[dict[str, int]]) -> 
     param.value = 2 * param
     param[...] = 1.0
     param[0] = param[1]
-    param.value = "a"  # type: ignore
+    param.value = "a"  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
     param.tag = "encoder"
     assert_type(param.collection, Any)  # metadata
 
@@ -63,8 +63,8 @@ def operators(param: nnx.Param[jax.Array], other: nnx.Variable[jax.Array], x: ja
     assert_type(len(param), int)
     assert_type(bool(param), bool)
     assert_type({param: 1}, dict[nnx.Param[jax.Array], int])
-    param + "a"  # type: ignore
-    param @ [x]  # type: ignore
+    param + "a"  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
+    param @ [x]  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
 
 
 def in_place(param: nnx.Param[jax.Array], count: nnx.Variable[int], x: jax.Array) -> None:
@@ -92,7 +92,7 @@ def arrays(param: nnx.Param[jax.Array], x: jax.Array) -> None:
     assert_type(jax.nn.relu(param), jax.Array)
     assert_type(takes_what_is_like_an_array(param), jax.Array)
     assert_type(takes_an_array(param), jax.Array)
-    param.sum(axs=0)  # type: ignore
+    param.sum(axs=0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def takes_what_is_like_an_array(x: jax.typing.ArrayLike) -> jax.Array:

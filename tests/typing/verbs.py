@@ -31,11 +31,11 @@ def split_and_merge(model: nnx.Linear) -> None:
     assert_type(nnx.merge(graphdef, params, rest, copy=False), nnx.Linear)
     assert_type(nnx.merge(graphdef, *states), nnx.Linear)
     assert_type(nnx.graphdef(model), nnx.GraphDef[nnx.Linear])
-    _, one, another = nnx.split(model)  # type: ignore
-    nnx.split(model, coppy=False)  # type: ignore
-    nnx.split()  # type: ignore
-    nnx.merge(model, state)  # type: ignore
-    nnx.merge(graphdef, state).typo  # type: ignore
+    _, one, another = nnx.split(model)  # type: ignore[misc]  # pyright: ignore[reportAssignmentType]
+    nnx.split(model, coppy=False)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    nnx.split()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    nnx.merge(model, state)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    nnx.merge(graphdef, state).typo  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def of_containers(encoder: nnx.Linear, decoder: nnx.Dropout) -> None:
@@ -69,9 +69,9 @@ def copies(model: nnx.Linear, pair: tuple[nnx.Linear, nnx.Dropout]) -> None:
     assert_type(nnx.view(model, deterministic=True), nnx.Linear)
     assert_type(nnx.with_attributes(model, rate=0.1), nnx.Linear)
     assert_type(nnx.eval_shape(lambda: nnx.Linear(1, 2, rngs=nnx.Rngs(0))), nnx.Linear)
-    nnx.clone(model).typo  # type: ignore
+    nnx.clone(model).typo  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     nnx.view(model, nnx.Dropout, oly=...)
-    nnx.clone()  # type: ignore
+    nnx.clone()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def pure_functions(model: nnx.Linear, x: jax.Array) -> None:

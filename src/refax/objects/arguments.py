@@ -139,7 +139,7 @@ def _fits(hint: Any) -> Fits | None:
     """What fits an annotation; None if anything does."""
     if isinstance(hint, typing.TypeVar):
         hint = hint.__bound__ or Any
-    if hint is Any:
+    if hint is Any or typing.get_origin(hint) is typing.Unpack:
         return None
     known = next((fits for kind, fits in KNOWN if kind == hint), None)
     if known is not None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import jax
 
@@ -26,6 +26,14 @@ from .arguments import checked as checked
 from .arguments import unfit
 
 Switch: TypeAlias = bool | None
+
+
+class Modes(TypedDict, total=False):
+    """The switches of a transform."""
+
+    graph: Switch
+    graph_updates: Switch
+
 
 _FOR_JAX = ("hijax", "is_hijax", "ref", "use_ref", "has_ref")
 _MUTABLE = ("mutable", "is_mutable")

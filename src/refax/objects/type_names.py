@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ParamSpec, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVarTuple
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -23,6 +23,7 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T", default=Any)
+Ts = TypeVarTuple("Ts")
 V = TypeVar("V", default=Any)
 
 Key = Hashable  # one step of a path: an attribute name, an index, a key

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from operator import is_
-from typing import Any
+from typing import Any, Concatenate, Unpack, overload
 
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
@@ -14,9 +14,9 @@ from ..lift.errors import argument_names
 from ..lift.places import outline
 from ..objects.at_once import set_each
 from ..objects.errors import StructureError, path_string
-from ..objects.modes import Switch, checked
+from ..objects.modes import Modes, Switch, checked
 from ..objects.node import new_pytree
-from ..objects.type_names import R
+from ..objects.type_names import B, C, P, R, S
 from ..objects.variable import replace_metadata, set_raw_value
 from ..verbs.copying import clone
 from ..verbs.layouts import plan_of
@@ -24,6 +24,17 @@ from ..verbs.pytree import Pytree
 from .differences import differences_between
 
 
+# fmt: off
+@overload
+def cached_partial(f: Callable[Concatenate[B, P], R], a: B, /,
+                   **modes: Unpack[Modes]) -> Callable[P, R]: ...
+@overload
+def cached_partial(f: Callable[Concatenate[B, C, P], R], a: B, b: C, /,
+                   **modes: Unpack[Modes]) -> Callable[P, R]: ...
+@overload
+def cached_partial(f: Callable[Concatenate[B, C, S, P], R], a: B, b: C, c: S, /, *more: Any,
+                   **modes: Unpack[Modes]) -> Callable[..., R]: ...
+# fmt: on
 @checked
 def cached_partial(
     f: Callable[..., R], *cached_args: Any, graph: Switch = None, graph_updates: Switch = None

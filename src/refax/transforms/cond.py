@@ -8,7 +8,7 @@ runs, read-only leaves stay inputs, and the Python of a branch runs once, howeve
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack, overload
 
 import jax
 
@@ -17,8 +17,9 @@ from ..lift.call import enter, leave, pure_function
 from ..lift.faults import execute
 from ..lift.inside import Change
 from ..lift.programs import eager_program
-from ..objects.modes import Switch, checked
-from ..objects.type_names import R
+from ..objects.modes import Modes, Switch, checked
+from ..objects.node import Node
+from ..objects.type_names import B, R, Ts
 from ..objects.variable import Variable
 from .bound import Together
 from .branch_errors import Look, check_structures, check_values
@@ -26,6 +27,14 @@ from .branch_errors import Look, check_structures, check_values
 _NO_OPERAND = object()
 
 
+# fmt: off
+@overload
+def cond(pred: Any, true_fun: Callable[[*Ts], R], false_fun: Callable[[*Ts], R], *operands: *Ts,
+         **modes: Unpack[Modes]) -> R: ...
+@overload
+def cond(pred: Any, true_fun: Callable[[B], R], false_fun: Callable[[B], R], *, operand: B,
+         **modes: Unpack[Modes]) -> R: ...
+# fmt: on
 @checked
 def cond(
     pred: Any,
@@ -64,8 +73,19 @@ def cond(
     return _branch("cond", choose, pred, branches, operands, operand)
 
 
+# fmt: off
+@overload
+def switch(index: Any, branches: Sequence[Callable[[*Ts], R]], *operands: *Ts,
+           **modes: Unpack[Modes]) -> R: ...
+@overload
+def switch(index: Any, branches: Sequence[Callable[[B], R]], *, operand: B,
+           **modes: Unpack[Modes]) -> R: ...
+@overload  # where a checker sees of a list of objects what they have in common only
+def switch(index: Any, branches: Sequence[Node], *operands: Any, operand: Any = ...,
+           **modes: Unpack[Modes]) -> Any: ...
+# fmt: on
 @checked
-def switch(
+def switch(  # type: ignore[misc]
     index: Any,
     branches: Sequence[Callable[..., R]],
     *operands: Any,

@@ -6,7 +6,7 @@ import functools
 import types
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Generic, Protocol, cast, overload
+from typing import Any, Concatenate, Generic, Protocol, Self, Unpack, cast, overload
 
 import jax
 
@@ -15,7 +15,8 @@ from ..lift.call import Call, enter, leave, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import Change, values_out
 from ..objects.errors import describe_value
-from ..objects.type_names import A
+from ..objects.modes import Modes
+from ..objects.type_names import P, Q, R
 from ..objects.variable_types import Param
 from ..objects.watch import is_array
 from .bound import by_position, decorator_or_function, positions
@@ -25,19 +26,24 @@ from .given_derivatives import Given, zeros
 from .jit_options import as_tuple, resolved
 from .prefixes import Argnums, DiffState
 
+Names = str | Sequence[str]
+
 
 class _Maker(Protocol):
+    # fmt: off
     @overload
-    def __call__(self, fun: Callable[..., A], *args: Any, **options: Any) -> CustomVjp[A]: ...
+    def __call__(self, fun: Callable[P, R], nondiff_argnums: Argnums = (),
+                 nondiff_argnames: Names = (), **modes: Unpack[Modes]) -> CustomVjp[P, R]: ...
     @overload
-    def __call__(self, **options: Any) -> Callable[[Callable[..., A]], CustomVjp[A]]: ...
+    def __call__(
+        self, *, nondiff_argnums: Argnums = (), nondiff_argnames: Names = (), **m: Unpack[Modes]
+    ) -> Callable[[Callable[P, R]], CustomVjp[P, R]]: ...
+    # fmt: on
 
 
 @cast(Callable[[Any], _Maker], decorator_or_function)
 def custom_vjp(
-    fun: Callable[..., Any],
-    nondiff_argnums: Argnums = (),
-    nondiff_argnames: str | Sequence[str] = (),
+    fun: Callable[..., Any], nondiff_argnums: Argnums = (), nondiff_argnames: Names = ()
 ) -> CustomVjp:
     """`jax.custom_vjp` for functions of objects.
 
@@ -82,7 +88,7 @@ def custom_vjp(
     return CustomVjp(fun, nondiff_argnums, nondiff_argnames)
 
 
-class CustomVjp(Generic[A]):
+class CustomVjp(Generic[P, R]):
     """What `nnx.custom_vjp` returns: callable once `defvjp(fwd, bwd)` was called."""
 
     def __init__(self, fun: Callable[..., Any], nondiff_argnums: Any, nondiff_argnames: Any = ()):
@@ -98,11 +104,21 @@ class CustomVjp(Generic[A]):
         if self._bound is not None:
             set_unbound(self, lambda obj, /, *args, **kw: self._call(obj, args, kw), self._bound)
 
+    @overload
+    def __get__(self, obj: None, objtype: Any = None) -> Self: ...
+    @overload
+    def __get__(
+        self: CustomVjp[Concatenate[Any, Q], R], obj: Any, objtype: Any = None
+    ) -> Callable[Q, R]: ...
     def __get__(self, obj: Any, objtype: Any = None) -> Any:
         return self if obj is None else types.MethodType(self, obj)
 
     def defvjp(
-        self, fwd: Callable, bwd: Callable[..., Any], symbolic_zeros: bool = False, **options: Any
+        self,
+        fwd: Callable[..., tuple[R, Any]],
+        bwd: Callable[..., Any],
+        symbolic_zeros: bool = False,
+        **options: bool,
     ) -> None:
         """Set the forward and the backward rule.
 
@@ -115,7 +131,7 @@ class CustomVjp(Generic[A]):
             )
         self._rules, self._options = (fwd, bwd), options
 
-    def __call__(self, *args: Any, **kwargs: Any) -> A:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._call(self._bound, args, kwargs)
 
     def _call(self, bound: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -12,9 +12,10 @@ from ..lift.faults import execute
 from .bound import decorator_or_function, enter_unbound, lifted
 from .eval_shape import leave_abstract
 from .jit_options import as_tuple, resolved
+from .signatures import CheckifyTransform, JaxprTransform
 
 
-@cast(Callable[[Any], Callable[..., Any]], decorator_or_function)
+@cast(Callable[[Any], JaxprTransform], decorator_or_function)
 def make_jaxpr(
     f: Callable[..., Any],
     static_argnums: int | Sequence[int] = (),
@@ -54,7 +55,7 @@ def make_jaxpr(
     return lifted(f, run)
 
 
-@cast(Callable[[Any], Callable[..., Any]], decorator_or_function)
+@cast(Callable[[Any], CheckifyTransform], decorator_or_function)
 def checkify(f: Callable[..., Any], errors: Any = None) -> Callable[..., Any]:
     """`jax.experimental.checkify.checkify` for functions of objects: (error, result).
 

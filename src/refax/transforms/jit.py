@@ -15,7 +15,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Concatenate, Generic, Protocol, Self, cast, overload
+from typing import Any, Concatenate, Generic, Protocol, Self, Unpack, cast, overload
 
 import jax
 
@@ -30,7 +30,7 @@ from ..lift.programs import programs_of, proxy, remember
 from ..objects.arguments import checked
 from ..objects.at_once import uninterrupted
 from ..objects.outer_reads import Reads, written_since
-from ..objects.type_names import O, P, Q, R
+from ..objects.type_names import B, C, O, P, Q, R, S
 from .bound import decorator_or_function, positions
 from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, layout_of
@@ -38,6 +38,7 @@ from .jit_options import Options, StaticArguments
 from .jit_places import Spread, is_spread, kept_places, spread_of
 from .prefixes import Shardings
 from .retrace import StaleConstantWarning, TraceRecord, Traces, stale_constant, users_level
+from .signatures import AllJitOptions, JitOptions
 
 _NOTHING = Donated()
 
@@ -67,7 +68,7 @@ def jit(
     static_argnames: str | Iterable[str] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
     donate_argnames: str | Iterable[str] | None = None,
-    **options: Any,
+    **options: Unpack[JitOptions],
 ) -> JitWrapped:
     """`jax.jit` for functions of objects: what they do to the objects happens outside as well.
 
@@ -96,7 +97,7 @@ def jit(
         (3, 6)
     """
     static, donate = (static_argnums, static_argnames), (donate_argnums, donate_argnames)
-    return JitWrapped(fun, Options(fun, in_shardings, out_shardings, static, donate, options))
+    return JitWrapped(fun, Options(fun, in_shardings, out_shardings, static, donate, {**options}))
 
 
 @dataclasses.dataclass(slots=True)
@@ -299,7 +300,7 @@ class JitWrapped(Generic[P, R]):
         """
         return self.traces.explain()
 
-    def trace(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
         """`jax.jit(f).trace(…)` of the inner function: `.jaxpr`, `.lower()`, …
 
         That is also what `jax.export.export(nnx.jit(f))` asks for; its artifact takes the arrays in
@@ -309,12 +310,12 @@ class JitWrapped(Generic[P, R]):
         _, program, inputs = self._prepare(args, kwargs)
         return program.jitted.trace(*inputs)
 
-    def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered:
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Lower without running: `.as_text()`, `.compile()`, `.cost_analysis()`, …"""
         _, program, inputs = self._prepare(args, kwargs)
         return Lowered(self, program.jitted.lower(*inputs))
 
-    def eval_shape(self, *given: P.args, **kwargs: P.kwargs) -> R:
+    def eval_shape(self, *given: Any, **kwargs: Any) -> R:
         """Shapes and dtypes of the result, without running; the arguments stay as they are."""
         args = (*self._first, *given)
         statics = StaticArguments(self._options, args, kwargs, self._shift)
@@ -363,6 +364,17 @@ class Compiled(_Stage):
         return leave(call, execute(call, self._wrapped._function, self._stage, *inputs))
 
 
+# fmt: off
+@overload
+def jit_partial(fun: Callable[Concatenate[B, P], R], a: B, /,
+                **options: Unpack[AllJitOptions]) -> JitWrapped[P, R]: ...
+@overload
+def jit_partial(fun: Callable[Concatenate[B, C, P], R], a: B, b: C, /,
+                **options: Unpack[AllJitOptions]) -> JitWrapped[P, R]: ...
+@overload
+def jit_partial(fun: Callable[Concatenate[B, C, S, P], R], a: B, b: C, c: S, /, *more: Any,
+                **options: Unpack[AllJitOptions]) -> JitWrapped[..., R]: ...
+# fmt: on
 @checked
 def jit_partial(fun: Callable[..., R], *partial_args: Any, **options: Any) -> JitWrapped[..., R]:
     """`nnx.jit` of a function whose first arguments are fixed: a training step on its model.

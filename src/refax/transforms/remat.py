@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack, cast
 
 import jax
 
 from ..lift.call import leave
 from ..lift.faults import execute
+from ..objects.modes import Modes
 from .bound import decorator_or_function, enter_unbound, lifted
 from .jit_options import as_tuple, resolved
 
@@ -21,7 +22,7 @@ def remat(
     static_argnums: int | Sequence[int] = (),
     policy: Callable[..., bool] | None = None,
     static_argnames: str | Sequence[str] = (),
-    **options: Any,
+    **options: Unpack[Modes],
 ) -> Callable[..., Any]:
     """`jax.checkpoint` for functions of objects: what they do to the objects happens once.
 
@@ -49,11 +50,11 @@ def remat(
     """
 
     numbers, names = as_tuple(static_argnums) or None, as_tuple(static_argnames) or None
-    static = resolved(f, numbers, names)
+    static, more = resolved(f, numbers, names), cast(Any, options)
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         call, pure = enter_unbound(f, args, kwargs, *static)
-        inner = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy, **options)
+        inner = jax.checkpoint(pure, prevent_cse=prevent_cse, policy=policy, **more)
         return leave(call, execute(call, f, inner, call.grouped, call.tree))
 
     return lifted(f, run)

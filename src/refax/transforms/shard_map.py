@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack, cast
 
 import jax
 from jax.sharding import PartitionSpec
@@ -22,6 +22,7 @@ from .bound import by_position, decorator_or_function, lifted, with_self, with_s
 from .broadcast_counts import BroadcastCounts
 from .mapped import check_replicated, check_specs, leaf_entries, mapped_call
 from .prefixes import Specs
+from .signatures import ShardMapOptions
 
 _INFER = object()
 
@@ -33,7 +34,7 @@ def shard_map(
     mesh: fit.AnyMesh | None = None,
     in_specs: Specs = _INFER,
     out_specs: Specs,
-    **options: Any,
+    **options: Unpack[ShardMapOptions],
 ) -> Callable[..., Any]:
     """`jax.shard_map` for functions of objects.
 
@@ -70,7 +71,7 @@ def shard_map(
         prefix = _whole_for_none(prefix)
 
         def make(call: Call, rules: OutputRules, function: Callable) -> Callable:
-            by_group, given = list(rules.entries), dict(options)
+            by_group, given = list(rules.entries), dict(cast(Any, options))
             checked = check_replicated(call.graphdef, rules)
             inner = with_static(function, statics)
             pure = pure_function(inner, call, rules=rules, returned=checked)

@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack, overload
 
 import jax
 
 from ..lift.arguments import unbind
 from ..lift.call import leave
 from ..lift.faults import execute
-from ..objects.modes import Switch, checked
+from ..objects.modes import Modes, Switch, checked
+from ..objects.type_names import P, R, S, Ts
 from .bound import lifted
 from .differentiation import gradient_builder, normalize_argnums, prepare
 from .given_derivatives import Given
 from .prefixes import Argnums
+from .signatures import No, Reduced, Yes
+
+Pullback = Callable[[Any], tuple[Any, ...]]
 
 
+# fmt: off
+@overload
+def vjp(f: Callable[P, R], **more: Unpack[Reduced]) -> Callable[P, tuple[R, Pullback]]: ...
+@overload
+def vjp(f: Callable[P, tuple[R, S]], *, has_aux: Yes,
+        **more: Unpack[Reduced]) -> Callable[P, tuple[R, Pullback, S]]: ...
+@overload
+def vjp(f: Callable[P, Any], *, argnums: Argnums, has_aux: bool = False,
+        **more: Unpack[Reduced]) -> Callable[P, Any]: ...
+@overload
+def vjp(f: Callable[[*Ts], R], *primals: *Ts, has_aux: No = False,
+        **more: Unpack[Reduced]) -> tuple[R, Pullback]: ...
+@overload
+def vjp(f: Callable[[*Ts], tuple[R, S]], *primals: *Ts, has_aux: Yes,
+        **more: Unpack[Reduced]) -> tuple[R, Pullback, S]: ...
+@overload
+def vjp(f: Callable[[*Ts], Any], *primals: *Ts, argnums: Argnums, has_aux: bool = False,
+        **more: Unpack[Reduced]) -> Any: ...
+@overload
+def vjp(*, argnums: Argnums | None = None, has_aux: bool = False,
+        **more: Unpack[Reduced]) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+# fmt: on
 @checked
 def vjp(
     f: Callable[..., Any] | None = None,
@@ -72,6 +98,17 @@ def vjp(
     return run(f, primals, {}) if primals else lifted(f, run)
 
 
+# fmt: off
+@overload
+def jvp(f: Callable[[*Ts], R], primals: tuple[*Ts] | list[Any], tangents: Sequence[Any],
+        has_aux: No = False, **modes: Unpack[Modes]) -> tuple[R, R]: ...
+@overload
+def jvp(f: Callable[[*Ts], tuple[R, S]], primals: tuple[*Ts] | list[Any], tangents: Sequence[Any],
+        has_aux: Yes, **modes: Unpack[Modes]) -> tuple[R, R, S]: ...
+@overload
+def jvp(f: Callable[..., Any] | None = None, *, has_aux: bool = False,
+        **modes: Unpack[Modes]) -> Callable[..., Any]: ...
+# fmt: on
 @checked
 def jvp(
     f: Callable[..., Any] | None = None,
@@ -118,7 +155,7 @@ def jvp(
         return (value, moved, aux) if has_aux else (value, moved)
 
     if f is None:
-        return lambda f: jvp(f, primals, tangents, has_aux)
+        return lambda f: jvp(f, primals, tangents, has_aux)  # type: ignore[call-overload]
     if primals is None:
         return lifted(f, lambda f, args, kwargs: at(f, *args, **kwargs))
     return at(f, primals, tangents)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack, cast
 
 import jax
 
@@ -14,7 +14,7 @@ from ..lift.axis_names import AxisName
 from ..lift.call import Call, pure_function
 from ..lift.prefix import OutputRules
 from ..objects.arguments import Count
-from ..objects.modes import Switch
+from ..objects.modes import Modes, Switch
 from ..objects.statics import static_key
 from ..verbs.spmd import PARTITION_NAME
 from .bound import decorator_or_function, lifted, with_self, with_static, without_static
@@ -33,7 +33,7 @@ def vmap(
     spmd_axis_name: Any = None,
     *,
     transform_metadata: Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: Unpack[Modes],
 ) -> Callable[..., Any]:
     """`jax.vmap` for functions of objects.
 
@@ -59,9 +59,8 @@ def vmap(
         >>> nnx.vmap(lambda m, x: m(x), in_axes=(0, None))(stack, jnp.ones((1, 2))).shape
         (5, 1, 3)
     """
-    transform = functools.partial(
-        jax.vmap, axis_name=axis_name, axis_size=axis_size, spmd_axis_name=spmd_axis_name, **options
-    )
+    given = dict(axis_name=axis_name, axis_size=axis_size, spmd_axis_name=spmd_axis_name)
+    transform = functools.partial(jax.vmap, **given, **cast(Any, options))
     return _mapped(f, in_axes, out_axes, AxisName.of(transform_metadata), transform, "vmap")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from .pytree import Pytree
 from .splitting import split, state
 from .updating import update
 from .views import assign
+
+F = TypeVar("F")
 
 
 def tuple_init() -> tuple[()]:
@@ -86,6 +88,18 @@ class _Verb:
         return functools.partial(self.verb, obj)
 
 
+if TYPE_CHECKING:
+    # A verb may be something else in a subclass: a field, another method. pyright allows that to
+    # what has no declared type, mypy to what is Any; and mypy alone finds no literal in `_MYPY`.
+    _MYPY: bool = False
+
+    @overload
+    def _free(mypy: Literal[False], verb: F) -> F: ...
+    @overload
+    def _free(mypy: bool, verb: object) -> Any: ...
+    def _free(mypy: bool, verb: Any) -> Any: ...
+
+
 class Module(Pytree):
     """Base of layers and models: parameters are made in `__init__`, any method is callable.
 
@@ -107,13 +121,10 @@ class Module(Pytree):
 
     __slots__ = ()
 
-    if TYPE_CHECKING:  # where a field of the same name would be an override of a method
-        split: Any
-        state: Any
-        update: Any
-        pop: Any
-        clone: Any
-        merge: Any
+    if TYPE_CHECKING:
+        split, state, update = _free(_MYPY, split), _free(_MYPY, state), _free(_MYPY, update)
+        pop, clone = _free(_MYPY, pop), _free(_MYPY, clone)
+        merge = _free(_MYPY, staticmethod(merge))
     else:
         split, state, update = _Verb(split), _Verb(state), _Verb(update)
         pop, clone = _Verb(pop), _Verb(clone)
