@@ -40,7 +40,7 @@ def lazy_init(fn: F, *args: Any, **kwargs: Any) -> F:
         ...     def init(self, rngs, x):
         ...         return {"params": {"w": nnx.initializers.ones(rngs["params"], (x.size, 2))}}
         ...
-        ...     def apply(self, variables, x, rngs=None):
+        ...     def apply(self, variables, x, rngs):
         ...         return x @ variables["params"]["w"]
         >>> model = nnx.bridge.lazy_init(nnx.bridge.ToNNX(Dot(), rngs=nnx.Rngs(0)), jnp.ones(3))
         >>> model.w.shape, model(jnp.ones(3)).shape
@@ -79,7 +79,7 @@ class ToNNX(Module):
         ...     def init(self, rngs, x):
         ...         return {}
         ...
-        ...     def apply(self, variables, x, rngs=None):
+        ...     def apply(self, variables, x, *, rngs):
         ...         return x + jax.random.normal(rngs["noise"], x.shape)
         >>> model = nnx.bridge.ToNNX(Noise(), rngs=nnx.Rngs(noise=0)).lazy_init(jnp.ones(3))
         >>> bool((model(jnp.ones(3)) == model(jnp.ones(3))).any())
@@ -197,7 +197,9 @@ class _Form:
             token = object()
         return cls(module, token, one_key, params, state, key, rngs, methods)
 
-    def init(self, keys: dict, args: Any, kwargs: Any) -> tuple[Mapping[str, Any], _Form, Any]:
+    def init(
+        self, keys: dict[Any, Any], args: Any, kwargs: Any
+    ) -> tuple[Mapping[str, Any], _Form, Any]:
         """(the variables by collection, this form as the variables show it, the output)."""
         key = _one_key(keys) if self.one_key else keys
         with_output = getattr(self.module, "init_with_output", None)
@@ -214,7 +216,14 @@ class _Form:
             out, _ = form.apply(made, keys, None, args, kwargs)
         return made, form, out
 
-    def apply(self, variables: Mapping, keys: dict, mutable: Any, args: Any, kwargs: Any) -> Any:
+    def apply(
+        self,
+        variables: Mapping[str, Any],
+        keys: dict[Any, Any],
+        mutable: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
         """(the output, what was written, by collection)."""
         first = [variables.get("params", {}) if self.params else variables]
         if self.state:

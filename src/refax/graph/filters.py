@@ -52,7 +52,7 @@ class _Frozen:
         name = type(self).__name__.rstrip("_")
         return f"{name}({', '.join(map(_show, self.content))})"
 
-    def __call__(self, path: tuple, x: typing.Any) -> bool:
+    def __call__(self, path: tuple[typing.Any, ...], x: typing.Any) -> bool:
         raise NotImplementedError
 
 

@@ -59,7 +59,7 @@ class Sequential(Module, Generic[T]):
     """
 
     def __init__(self, *fns: Callable[..., Any]):
-        self.layers = list(fns)
+        self.layers: list[Any] = list(fns)
 
     def __call__(self, *args: Any, rngs: Rngs | RngStream | None = None, **kwargs: Any) -> Any:
         """Call the first layer with these arguments, and so on.

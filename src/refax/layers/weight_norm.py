@@ -122,7 +122,7 @@ class WeightNorm(Layer):
         rngs: Rngs,
     ):
         keep_options(self, locals())
-        self.layer_instance = layer_instance
+        self.layer_instance: Any = layer_instance
         self.scales: dict[Path, Param] | Any = None
         variables = _weights_of(layer_instance, variable_filter)
         if use_scale:
@@ -250,7 +250,7 @@ class SpectralNorm(Layer):
         rngs: Rngs,
     ):
         keep_options(self, locals())
-        self.layer_instance = layer_instance
+        self.layer_instance: Any = layer_instance
         self.use_running_average = not update_stats
         self.batch_stats: dict[Path, BatchStat] = {}
         for path, weight in _weights_of(layer_instance, _is_matrix):

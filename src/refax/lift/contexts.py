@@ -112,7 +112,9 @@ class Context:
             ]
         return (ContextGraphDef(graphdef, tuple(numbers), elsewhere, returns), *states)
 
-    def merge(self, graphdef: ContextGraphDef, state: Mapping, /, *states: Mapping) -> Any:
+    def merge(
+        self, graphdef: ContextGraphDef, state: Mapping[Any, Any], /, *states: Mapping[Any, Any]
+    ) -> Any:
         """The object; objects that the context knows are taken, and given what has changed."""
         if not isinstance(graphdef, ContextGraphDef):
             raise TypeError(

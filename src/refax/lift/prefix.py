@@ -43,14 +43,14 @@ class FilterPrefix(Mapping[Filter, Any]):
         self.entries = tuple(e for _, e in items)
         self.predicates = tuple(to_predicate(f) for f in self.filters)
 
-    def entry(self, path: tuple, value: Any, place: str) -> Any:
+    def entry(self, path: tuple[Any, ...], value: Any, place: str) -> Any:
         """The entry of the first filter that matches; an error names the place."""
         for predicate, entry in zip(self.predicates, self.entries, strict=True):
             if predicate(path, value):
                 return entry
         raise errors.no_entry(place, value, self)
 
-    def map_prefix(self, path: tuple, variable: Any, /) -> Any:
+    def map_prefix(self, path: tuple[Any, ...], variable: Any, /) -> Any:
         """The entry of the first filter that matches.
 
         Raises:

@@ -74,7 +74,7 @@ def without_modes(keywords: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in keywords.items() if name not in switches}
 
 
-class Setting(AbstractContextManager):
+class Setting(AbstractContextManager[Any]):
     """A switch that was set for all that follows; with `with`, until the end of the block."""
 
     def __init__(self, name: str, value: bool):
@@ -171,7 +171,7 @@ def using_refs() -> bool:
     return _SETTINGS["ref"].value
 
 
-class VarDefaults(dict[str, bool], AbstractContextManager):
+class VarDefaults(dict[str, bool], AbstractContextManager[Any]):
     """The switches of new Variables, by name or as attributes; also a context manager."""
 
     hijax = property(lambda self: self["hijax"])

@@ -340,7 +340,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
     def __copy__(self) -> Self:
         return self.copy()
 
-    def __deepcopy__(self, memo: dict) -> Self:
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Self:
         new = make_variable(type(self), None, copy.deepcopy(self._metadata, memo))
         memo[id(self)] = new
         set_raw_value(new, jax.tree.map(copy_leaf, _take(self)))

@@ -74,7 +74,7 @@ def checkify(f: Callable[..., Any], errors: Any = None) -> Callable[..., Any]:
         ...     checkify.check(v.value > 0, "must be positive")
         ...     return jnp.log(v)
         >>> error, _ = nnx.checkify(f)(nnx.Variable(jnp.array(-1.0)))
-        >>> "must be positive" in error.get()
+        >>> "must be positive" in str(error.get())
         True
     """
     from .._jax_compat import load_checkify

@@ -341,7 +341,7 @@ class JitWrapped(Generic[P, R]):
 class _Stage:
     """A stage of `jax.stages`, and the wrapper that it comes from."""
 
-    def __init__(self, wrapped: JitWrapped, stage: Any):
+    def __init__(self, wrapped: JitWrapped[..., Any], stage: Any):
         self._wrapped = wrapped
         self._stage = stage
 

@@ -27,7 +27,7 @@ class Pytree(Node):
         if cls._refax_scoped:
             scope_methods(cls)
 
-    def __deepcopy__(self, memo: dict) -> Any:
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         return deep_copy(self, memo)
 
 
