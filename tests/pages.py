@@ -1,6 +1,7 @@
 """Pages of docs/ that show code and what it prints: read, and run."""
 
 import contextlib
+import importlib.util
 import io
 import re
 import warnings
@@ -10,6 +11,10 @@ from typing import Any, NamedTuple
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```\n", re.DOTALL)
+# A title says whose code it is: a block `python title="PyTorch"` runs where PyTorch is installed.
+FENCE = re.compile(r"^ *```(\S*)(?: title=\"([^\"]+)\")?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+LIBRARIES = {"PyTorch": "torch", "Equinox": "equinox", "Haiku": "haiku", "Flax": "flax"}
+NOT_RUN = {"", "bash", "console", "toml", "yaml"}
 
 
 class Section(NamedTuple):
@@ -56,3 +61,42 @@ def printed_by(preamble: str, code: str) -> str:
 def shown(error: BaseException) -> str:
     text = error.args[0] if isinstance(error, KeyError) else str(error)
     return re.sub(r"0x[0-9a-f]+", "0x…", f"{type(error).__name__}: {text}")
+
+
+def run_from_top_to_bottom(path: Path) -> None:
+    """Run the Python of a page, each library's for itself, and compare what it prints."""
+    spaces: dict[str, dict[str, Any]] = {}
+    printed, where = "", path.name
+    for language, title, text in FENCE.findall(path.read_text(encoding="utf-8")):
+        if language == "python":
+            assert not printed, f"{where}: a block that prints is followed by a block of text"
+            if title and importlib.util.find_spec(LIBRARIES[title]) is None:
+                printed = None
+                continue
+            where = f"{path.name}: {text.splitlines()[0]}"
+            space = spaces.setdefault(title, {"__name__": "page"})
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile(text, str(path), "exec"), space)
+            printed = output.getvalue()
+        elif language == "text":
+            assert printed in (text, None), f"{where}: printed\n{printed}"
+            printed = ""
+        else:
+            assert language in NOT_RUN, f"{where}: nothing runs a block of {language}"
+    assert not printed, f"{where}: a block that prints is followed by a block of text"
+
+
+def links_of(path: Path) -> Iterator[str]:
+    """The targets of the links of a page that lead to another page, or to a place on it."""
+    prose = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if not re.match(r"\w+:", target):
+            yield target
+
+
+def anchors_of(path: Path) -> set[str]:
+    """The anchors that MkDocs makes of the headings of a page; nearly always GitHub's, too."""
+    prose = FENCE.sub("", path.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    words = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[-\s]+", "-", text) for text in words}

@@ -1,42 +1,40 @@
-"""The Python of the README and of the guides runs, from top to bottom, and prints what they say."""
+"""The README and the pages of docs/: their Python runs and prints what they say; links lead on."""
 
-import contextlib
-import io
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from refax import nnx
+from tests.pages import DOCS, anchors_of, links_of, run_from_top_to_bottom
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ROOT = DOCS.parent
+README = ROOT / "README.md"
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))]
+# What the snippets of these show is tested in another way, each in a test of its own.
+OTHERWISE = {"docs/errors.md", "docs/mistakes.md", "docs/types.md"}
+LONG: set[str] = set()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/weights.md", "docs/devices.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in LONG else [])
+        for page in PAGES
+        if page not in OTHERWISE
+    ],
+)
 def test_python_of_a_page_prints_what_it_says(page):
-    path = README.parent / page
-    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
-    assert blocks[0][0] == "python"
-    namespace: dict[str, Any] = {"__name__": "readme"}
-    printed = ""
-    for language, text in blocks:
-        if language == "python":
-            assert not printed, "a block that prints is followed by a block of text"
-            with contextlib.redirect_stdout(io.StringIO()) as output:
-                exec(compile(text, str(path), "exec"), namespace)
-            printed = output.getvalue()
-        else:
-            assert printed == text
-            printed = ""
-    assert not printed
+    run_from_top_to_bottom(ROOT / page)
 
 
-def test_links_of_the_readme_lead_somewhere():
-    prose = BLOCK.sub("", README.read_text(encoding="utf-8"))
-    for target in re.findall(r"\]\(([^)#:]+)\)", prose):
-        assert (README.parent / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_somewhere(page):
+    for link in links_of(ROOT / page):
+        target, _, anchor = link.partition("#")
+        path: Path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), link
+        assert not anchor or anchor in anchors_of(path), link
 
 
 def test_names_of_the_readme_are_there():
