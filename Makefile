@@ -5,6 +5,10 @@
 #   make test-long                 the same with the tests that take long
 #   make test-torch                install PyTorch (large) and compare weights with it
 #   make demo                      train a small language model          ARGS="…": its options
+#   make docs                      build the manual in build/site; docs-serve: show it while it is changed
+#   make test-docs                 build it, follow every link, use it in a browser (Chromium)
+#   make recipes                   run the examples and keep what they print and draw for the manual
+#   make dist                      build wheel and sdist; test-dist: install and use both
 #   make bench                     measure refax beside its peers        ARGS="…": its options
 #   make fuzz                      random programs, new ones until Ctrl-C
 #   make format | lint | lock | clean
@@ -17,8 +21,10 @@ JOBS ?= 2
 ARGS ?=
 
 RUN = "$(VENV)/bin/python"
+RUN_DOCS = NO_MKDOCS_2_WARNING=1 "$(VENV)-docs/bin/python"
 .NOTPARALLEL:
 .PHONY: help setup test test-long test-torch fuzz demo bench lint types budgets format lock clean
+.PHONY: setup-docs docs docs-serve test-docs recipes dist test-dist
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -51,6 +57,28 @@ demo: setup
 bench: setup
 	@$(RUN) -m benchmarks $(ARGS)
 
+setup-docs:
+	@"$(PYTHON)" tools/set_up_venv.py "$(VENV)-docs" requirements-docs.lock
+
+docs: setup-docs
+	@$(RUN_DOCS) -m mkdocs build --quiet
+
+docs-serve: setup-docs
+	@$(RUN_DOCS) -m mkdocs serve $(ARGS)
+
+test-docs: docs
+	@$(RUN_DOCS) -m pytest --noconftest tests/manual/test_site.py tests/manual/test_browser.py $(ARGS)
+
+recipes: setup
+	@$(RUN) -m tools.manual.recipes $(ARGS)
+
+dist: setup
+	@rm -rf dist
+	@$(RUN) -m hatchling build
+
+test-dist: dist
+	@REFAX_DIST=dist $(RUN) -m pytest tests/manual/test_dist.py $(ARGS)
+
 lint: setup
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
@@ -71,7 +99,11 @@ lock: setup
 	@$(RUN) -m uv pip compile pyproject.toml --group dev --group demo --group peers \
 	  --universal --python-version 3.11 --generate-hashes --no-header --quiet \
 	  --output-file requirements.lock $(ARGS)
-	@! grep -nE '://|^-' requirements.lock || { echo "requirements.lock names a place" >&2; exit 1; }
+	@$(RUN) -m uv pip compile --group docs \
+	  --universal --python-version 3.11 --generate-hashes --no-header --quiet \
+	  --output-file requirements-docs.lock $(ARGS)
+	@! grep -nE '://|^-' requirements.lock requirements-docs.lock || \
+	  { echo "a lock names a place" >&2; exit 1; }
 
 clean:
 	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

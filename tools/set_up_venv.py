@@ -1,10 +1,12 @@
 """Make a virtual environment from `requirements.lock`, once.
 
     python3 tools/set_up_venv.py .venv
+    python3 tools/set_up_venv.py .venv-docs requirements-docs.lock
 
-Needs only the standard library. A stamp inside the environment says what it was made from (the
-lock, the parts of `pyproject.toml` that are installed, the Python version, the folder); while that
-is the same, this script does nothing and says nothing.
+The second has what its lock names, and no refax. Needs only the standard library. A stamp inside
+the environment says what it was made from (the lock, the parts of `pyproject.toml` that are
+installed, the Python version, the folder); while that is the same, this script does nothing and
+says nothing.
 """
 
 import hashlib
@@ -19,25 +21,26 @@ LOCK = ROOT / "requirements.lock"
 PYPROJECT = ROOT / "pyproject.toml"
 
 
-def main(venv: Path) -> int:
+def main(venv: Path, lock: Path = LOCK) -> int:
     complaint = complaint_about_this_python()
     if complaint:
         print(f"refax: {complaint}", file=sys.stderr)
         return 1
     stamp = venv / "refax-stamp.txt"
-    wanted = fingerprint(venv)
+    wanted = fingerprint(venv, lock)
     python = venv / "bin" / "python"
     made_from = stamp.read_text() if stamp.is_file() else ""
     if made_from == wanted and python.exists():
         return 0
 
-    print(f"Setting up {shown(venv)} from {LOCK.name} (once; a few minutes) …", flush=True)
+    print(f"Setting up {shown(venv)} from {lock.name} (once; a few minutes) …", flush=True)
     stamp.unlink(missing_ok=True)
     steps = [
         # The lock is complete, so pip has nothing to resolve: --no-deps.
-        ["--require-hashes", "--no-deps", "--requirement", str(LOCK)],
-        ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)],
+        ["--require-hashes", "--no-deps", "--requirement", str(lock)]
     ]
+    if lock == LOCK:
+        steps.append(["--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
     commands = [[str(python), "-m", "pip", "install", *PIP_FLAGS, *step] for step in steps]
     # The scripts of an environment name the folder that it was made in.
     moved = made_from != "" and f"folder {venv}\n" not in made_from
@@ -72,13 +75,13 @@ def complaint_about_this_python() -> "str | None":
     return None
 
 
-def fingerprint(venv: Path) -> str:
+def fingerprint(venv: Path, lock: Path = LOCK) -> str:
     import tomllib
 
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
     installed = [project["project"], project["build-system"], project["tool"]["hatch"]]
     made_from = [
-        "lock " + hashlib.sha256(LOCK.read_bytes()).hexdigest(),
+        "lock " + hashlib.sha256(lock.read_bytes()).hexdigest(),
         "project " + hashlib.sha256(json.dumps(installed).encode()).hexdigest(),
         f"python {sys.version_info[0]}.{sys.version_info[1]}",
         f"folder {venv}",
@@ -111,4 +114,4 @@ def shown(venv: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(os.path.abspath(sys.argv[1]))))
+    sys.exit(main(*(Path(os.path.abspath(argument)) for argument in sys.argv[1:])))

@@ -1,3 +1,3 @@
 """refax: neural networks in JAX with Python reference semantics. See `refax.nnx`."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
