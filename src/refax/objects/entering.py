@@ -65,7 +65,7 @@ def entered(value: Any, like: Any = None, holder: Any = None, dtype: bool = True
 
 def conformed(value: Any, like: Any, path: tuple) -> Any:
     """`value` as it replaces `like`: an array of JAX gets its dtype too, and its place if free."""
-    value = entered(value, like, path)
+    value = keys_of_data(entered(value, like, path), like)
     if value is like:
         return value
     if type(value) in ARRAYS and value.dtype == getattr(like, "dtype", None):
@@ -80,6 +80,23 @@ def conformed(value: Any, like: Any, path: tuple) -> Any:
     if jax.tree.structure(like) != structure or jax.tree_util.all_leaves((value,)):
         return value
     return jax.tree.map(lambda x, y: conformed(x, y, path), value, like)
+
+
+def keys_of_data(value: Any, like: Any) -> Any:
+    """Random keys, where `value` is their data, as files have it, and `like` is keys."""
+    if not is_key(like) or is_key(value):
+        return value
+    like = jax.ShapeDtypeStruct(like.shape, like.dtype)
+    data = jax.eval_shape(jax.random.key_data, like)
+    if (getattr(value, "shape", None), getattr(value, "dtype", None)) != (data.shape, data.dtype):
+        return value
+    impl: list[Any] = []
+    jax.eval_shape(lambda keys: impl.append(jax.random.key_impl(keys)), like)
+    return jax.random.wrap_key_data(jnp.asarray(value), impl=impl[0])
+
+
+def is_key(x: Any) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", np.bool_), jax.dtypes.prng_key)
 
 
 def placed(value: Any, like: Any) -> Any:

@@ -36,6 +36,12 @@ class BatchStat(Variable[A]):
     __slots__ = ()
 
 
+class Correction(Variable[A]):
+    """What rounding took from the Variables beside it: zero where they come without it."""
+
+    __slots__ = ()
+
+
 class Cache(Variable[A]):
     """A cache kept between calls, such as the keys and values of decoding attention."""
 

@@ -19,6 +19,7 @@ from ..graph.filters import Filter
 from ..objects.arguments import Array, checked, misfit
 from ..objects.errors import suggest
 from ..objects.variable import Variable, all_or_none
+from ..objects.variable_types import Correction
 from ..verbs.layouts import plan_of
 from ..verbs.pytree import Pytree
 from ..verbs.splitting import split
@@ -26,6 +27,12 @@ from ..verbs.splitting import split
 
 class MetricState(Variable):
     """A running value of a metric."""
+
+    __slots__ = ()
+
+
+class MetricCorrection(MetricState, Correction):
+    """What the sums of a metric lose by rounding; other libraries' metrics have none."""
 
     __slots__ = ()
 
@@ -112,7 +119,7 @@ def _masked(
     return jnp.where(weights != 0, values, 0), weights  # what is masked may be nan
 
 
-def _add(high: MetricState, low: MetricState, amount: Any) -> None:
+def _add(high: MetricState, low: MetricCorrection, amount: Any) -> None:
     """high + low += amount, with what float32 rounds off kept in `low` (Knuth's two-sum)."""
     old: Any = high.value
     new = old + amount
@@ -122,8 +129,8 @@ def _add(high: MetricState, low: MetricState, amount: Any) -> None:
     high.value = new
 
 
-def _zeros(count: int) -> list[Any]:
-    return [MetricState(jnp.array(0, jnp.float32)) for _ in range(count)]
+def _zeros(*kinds: type[Variable]) -> list[Any]:
+    return [kind(jnp.array(0, jnp.float32)) for kind in kinds]
 
 
 def _reset(*cells: MetricState) -> None:
@@ -150,7 +157,8 @@ class Average(Metric):
     @checked
     def __init__(self, argname: str = "values"):
         self.argname = argname
-        self.total, self._total_low, self.count, self._count_low = _zeros(4)
+        self.total, self.count = _zeros(MetricState, MetricState)
+        self._total_low, self._count_low = _zeros(MetricCorrection, MetricCorrection)
 
     @_at_once
     def reset(self) -> None:
@@ -236,7 +244,8 @@ class Welford(Metric):
     @checked
     def __init__(self, argname: str = "values"):
         self.argname = argname
-        self.count, self._count_low, self.mean, self.m2, self._m2_low = _zeros(5)
+        self.count, self.mean, self.m2 = _zeros(MetricState, MetricState, MetricState)
+        self._count_low, self._m2_low = _zeros(MetricCorrection, MetricCorrection)
 
     @_at_once
     def reset(self) -> None:

@@ -18,10 +18,12 @@ from jax.core import Tracer
 from ..graph.graph_state import GraphState
 from ..graph.graphdef import LEAF, GraphDef, record_children
 from ..graph.state import FlatState, State
+from ..graph.walk import key_name
 from ..objects.errors import path_string, suggest
 from ..objects.node import Node
 from ..objects.snapshots import UNREAD, taken
 from ..objects.variable import Variable, raw
+from ..objects.variable_types import Correction
 from .errors import Misfits
 from .iteration import iter_children_of
 from .layouts import full_layout
@@ -46,7 +48,7 @@ def match(
 ) -> tuple[list[tuple[int, Any]], list[Unknown]]:
     """The (leaf number, value) of each leaf of a State, nested dict or mapping of names.
 
-    And what has no place in the object; a leaf with two values is a misfit.
+    And what has no place in the object and is not passed over; a leaf with two values is a misfit.
     """
     if isinstance(tree, GraphState):
         tree = tree.state
@@ -81,10 +83,44 @@ def match(
         for key, below in items:
             found, at, rest = follow(place, key)
             if rest:
-                unknown.append(Unknown((*path, *found, *rest), below, at, (*path, *found)))
+                new = Unknown((*path, *found, *rest), below, at, (*path, *found))
+                unknown += [] if passed_over(new) else [new]
             else:
                 stack.append(((*path, *found), below, at))
     return [(place, value) for place, (_, value) in named.items()], unknown
+
+
+def void_corrections(graphdef: GraphDef, given: Iterable[int]) -> list[int]:
+    """The leaves that correct what is given beside them, and are not given: they are zero now."""
+    found = graphdef.remembered("corrections", lambda: _corrections(graphdef))
+    given = set(given) if found else ()
+    return [leaf for leaf, beside in found.items() if leaf not in given and beside & given]
+
+
+def _corrections(graphdef: GraphDef) -> dict[int, set[int]]:
+    found = [i for i, record in enumerate(graphdef.variables) if issubclass(record[1], Correction)]
+    paths = graphdef.paths.leaves
+    return {leaf: {i for i, p in enumerate(paths) if p[:-1] == paths[leaf][:-1]} for leaf in found}
+
+
+def passed_over(unknown: Unknown) -> bool:
+    """Whether a value without a place is one that older programs kept, and none keeps now.
+
+    That is None, as of a bias that was left out, and what belongs to the `Rngs` that all layers of
+    a model shared: it stands in the first layer that had it, where there is one stream of the
+    layer's own now, or none.
+    """
+    path, value, above, found = unknown
+    rest = path[len(found) :]
+    if unboxed(value) is None:
+        return True
+    if found[-1:] == ("rngs",) and type(above) is dict and above.keys() == {"key", "count"}:
+        rest = ("rngs", *rest)
+    if rest[0] != "rngs":
+        return False
+    below = [tuple(map(key_name, keys)) for keys, _ in jax.tree.leaves_with_path(value)]
+    tails = [(*rest[1:], *keys) for keys in below]
+    return all(len(tail) in (2, 3) and tail[1] in ("key", "count") for tail in tails)
 
 
 def unboxed(value: Any) -> Any:

@@ -25,7 +25,7 @@ from ..objects.variable import Variable, check_write, make_variable, metadata_wr
 from .errors import Misfits
 from .iteration import is_mutable, iter_children_of, set_child
 from .layouts import object_plan
-from .matching import Unknown, match, no_place
+from .matching import Unknown, match, no_place, void_corrections
 from .names import PathError, dotted_name, get_path, place_text, resolve
 from .popping import sown_attribute
 
@@ -73,8 +73,10 @@ def update_with(node: Any, states: Iterable[Any], also: Sequence[Write]) -> None
         new = [(_holder_of_new(node, x, plan, matched), x) for x in unknown]
         added += [(holder, x) for holder, x in new if holder is not None]
         no_place(misfits, graphdef, [x for holder, x in new if holder is None])
-    leaves = [i for i, _ in pending]
     old = plan.gather()
+    zero = void_corrections(graphdef, (i for i, _ in pending))
+    pending += [(i, jax.numpy.zeros_like(old[i])) for i in zero]
+    leaves = [i for i, _ in pending]
     present = [old[i] for i in leaves]
     values = [x._value if isinstance(x, Variable) else x for _, x in pending]
     if not _alike(present, values):

@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..graph.state import nest
-from ..graph.walk import key_name
 from ..objects.arguments import Count, Size, checked
+from ..objects.entering import is_key
 from ..verbs.fingerprints import fingerprint
 from ..verbs.names import dotted_name
 from . import checkpoint_errors as errors
+from .orbax_folders import notes_in, read_tree, trees_in
 from .places import Place, Places
 from .state_dict import load_into
 
@@ -138,7 +138,7 @@ class Checkpoints:
         arrays, keys = {}, {}
         for place in Places(objects, ..., "Checkpoints.save").by_name.values():
             path = tuple(map(str, place.path))
-            if _is_key(place.value):
+            if is_key(place.value):
                 keys["/".join(path)] = str(jax.random.key_impl(place.value))
             arrays[path] = self._as_written(place.value)
         own = {
@@ -181,9 +181,11 @@ class Checkpoints:
         if step is None or step not in steps:
             raise errors.no_step(self.folder, step, steps)
         places = Places(objects, ..., "Checkpoints.restore")
-        known = {tuple(map(str, place.path)): place for place in places.by_name.values()}
         try:
-            arrays, notes = self._read(step, known)
+            if self._is_own(step):
+                arrays, notes = self._read(step, places.by_path)
+            else:
+                arrays, notes = self._read_of_others(step, places)
         except errors.WeightsFileError as error:
             raise errors.damaged(self.folder, step, str(error), self._good_before(step)) from None
         except Exception as error:  # a damaged file makes orbax raise almost anything
@@ -195,7 +197,7 @@ class Checkpoints:
     # -- inside -----------------------------------------------------------------------------------
 
     def _as_written(self, array: Any) -> Any:
-        if _is_key(array):
+        if is_key(array):
             return jax.random.key_data(array)  # new memory
         if self._asynchronous and isinstance(array, jax.Array):
             if any(device.platform == "cpu" for device in array.devices()):
@@ -212,11 +214,7 @@ class Checkpoints:
             raise errors.WeightsFileError("the notes are not as they were written")
         if own["version"] > _VERSION:
             raise errors.newer(self.folder, own["version"], _VERSION)
-        tree = self._manager.item_metadata(step)["state"].tree
-        how = jax.tree_util.tree_map_with_path(lambda p, _: self._how(known.get(_keys(p))), tree)
-        state = args.Composite(state=args.PyTreeRestore(restore_args=how))
-        read = jax.tree_util.tree_leaves_with_path(self._manager.restore(step, args=state)["state"])
-        arrays: dict[tuple, Any] = {_keys(path): array for path, array in read}
+        arrays = read_tree(self.folder / str(step) / "state", known, boxes=False)
         found = {"/".join(path): fingerprint(array) for path, array in arrays.items()}
         wrong = [name for name, number in own["fingerprints"].items() if found.get(name) != number]
         if wrong or len(found) != len(own["fingerprints"]):
@@ -226,12 +224,24 @@ class Checkpoints:
                 arrays[path] = jax.random.wrap_key_data(jnp.asarray(array), impl=generator)
         return arrays, notes
 
-    def _how(self, place: Place | None) -> Any:
-        """How orbax restores an array: where it belongs, or on the host, if it belongs nowhere."""
-        sharding = None if place is None or _is_key(place.value) else place.sharding
-        if sharding is None:
-            return self._orbax.RestoreArgs(restore_type=np.ndarray)
-        return self._orbax.ArrayRestoreArgs(sharding=sharding)
+    def _read_of_others(self, step: int, places: Places) -> tuple[dict[tuple, Any], dict]:
+        """`_read` of a step of another writer: the items that the objects name, or all of it."""
+        trees = trees_in(self.folder / str(step))
+        named = {path[0] for path in places.by_path} & trees.keys()
+        if not named and len(trees) == 1:
+            arrays = read_tree(*trees.values(), places.by_path)
+        else:
+            arrays = {}
+            for name in named or trees:
+                arrays |= read_tree(trees[name], places.by_path, (name,))
+        return arrays, notes_in(self.folder / str(step))
+
+    def _is_own(self, step: int) -> bool:
+        """Whether this class wrote a step, as far as can be told of one that may be damaged."""
+        folder = self.folder / str(step)
+        metadata = folder / "_CHECKPOINT_METADATA"
+        others = {x.name for x in folder.iterdir() if x.is_dir()} - {"state", "notes"}
+        return not others and b"StandardCheckpointHandler" not in metadata.read_bytes()
 
     def _good_before(self, step: int) -> int | None:
         """The latest step before that reads as it was written."""
@@ -244,13 +254,5 @@ class Checkpoints:
         return None
 
 
-def _keys(path: Any) -> tuple[str, ...]:
-    return tuple(str(key_name(key)) for key in path)
-
-
 def _checksum(*parts: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(parts, sort_keys=True).encode())
-
-
-def _is_key(array: Any) -> bool:
-    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)

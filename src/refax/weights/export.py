@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..graph.filters import Filter
 from ..graph.state import State, to_pure_dict
 from ..lift.arguments import unbind
 from ..objects.arguments import Count, checked
+from ..objects.entering import is_key
 from ..objects.node import Node
 from ..objects.variable import Variable, raw
 from ..verbs.copying import clone
@@ -123,20 +123,16 @@ def _plain(x: Any) -> Any:
 
 def _without_keys(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The same arrays, with the data of random keys in the place of keys."""
-    return {n: jax.random.key_data(x) if _is_key(x) else x for n, x in arrays.items()}
+    return {n: jax.random.key_data(x) if is_key(x) else x for n, x in arrays.items()}
 
 
 def _with_keys(arrays: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: jax.random.wrap_key_data(x, impl=jax.random.key_impl(like[name]))
-        if _is_key(like[name])
+        if is_key(like[name])
         else x
         for name, x in arrays.items()
     }
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.prng_key)
 
 
 def _lost(names: list[str]) -> str:

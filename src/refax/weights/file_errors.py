@@ -57,6 +57,13 @@ def folder(path: Path, verb: str) -> IsADirectoryError:
     return IsADirectoryError(f"nnx.{verb}: {path} is a folder.\nCure: give a file, such as {cure}.")
 
 
+def several_trees(path: Path, names: list[str]) -> IsADirectoryError:
+    return IsADirectoryError(
+        f"nnx.load: {path} has several trees of arrays: {names}.\n"
+        f"Cure: one of them, {path / names[0]}; or nnx.Checkpoints({str(path.parent)!r}).restore."
+    )
+
+
 def exists(path: Path) -> FileExistsError:
     return FileExistsError(f"nnx.save: {path} exists already.\nCure: overwrite=True.")
 

@@ -32,9 +32,11 @@ from ..graph.filters import Filter
 from ..objects import arguments as fit
 from ..objects.arguments import Fits
 from ..objects.representation import bytes_text
+from ..verbs.names import dotted_name
 from . import file_errors as errors
 from .file_format import Reader, new_file, open_file, write_file
-from .places import Places
+from .orbax_folders import read_tree, trees_in
+from .places import Place, Places
 from .state_dict import LoadDtype, Loaded, Rename, Transform, load_into
 
 
@@ -173,7 +175,8 @@ def load(
     sharded. Every byte that is read is checked.
 
     Args:
-        path: the file; for several files the index, or the name that was given to `nnx.save`.
+        path: the file; for several files the index, or the name that was given to `nnx.save`. Also
+            a folder that orbax has written, such as a checkpoint of Flax.
         obj: the object; an abstract one (`nnx.eval_shape`) is filled in.
         mesh: place each array on this mesh by the annotations of its Variable. By default an array
             goes where the one is that it replaces.
@@ -185,9 +188,13 @@ def load(
         ValueError: names or shapes do not fit.
         OSError: the file cannot be read.
     """
-    with _open(Path(path), "load") as file:
-        places = Places(obj, filter, "load")
-        mapping: dict[str, Any] = dict(file.tensors)
+    path, places = Path(path).absolute(), Places(obj, filter, "load")
+    mapping: dict[str, Any]
+    if path.is_dir() and (trees := trees_in(path)):
+        mapping = _of_folder(path, trees, {} if rename else places.by_path)
+        return load_into(places, mapping, strict, rename, transform, dtype, mesh)
+    with _open(path, "load") as file:
+        mapping = dict(file.tensors)
         for alias, name in file.aliases.items():
             if alias not in mapping and name in mapping and places.find(alias) is not None:
                 mapping[alias] = mapping[name]
@@ -207,6 +214,20 @@ def inspect_file(path: str | os.PathLike[str]) -> FileInfo:
 
 
 # -- reading --------------------------------------------------------------------------------------
+
+
+def _of_folder(
+    path: Path, trees: Mapping[str, Path], known: Mapping[tuple[str, ...], Place]
+) -> dict[str, Any]:
+    """The arrays of a folder that orbax has written."""
+    if len(trees) > 1:
+        raise errors.several_trees(path, list(trees))
+    try:
+        arrays = read_tree(*trees.values(), known)
+    except Exception as error:  # a damaged file makes orbax raise almost anything
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise errors.damaged(path, reason) from error
+    return {dotted_name(keys): array for keys, array in arrays.items()}
 
 
 class _Lazy:

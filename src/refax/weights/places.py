@@ -8,6 +8,7 @@ knows all, as `nnx.update` does (`verbs/matching.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +18,10 @@ from ..graph.filters import Filter, to_predicate
 from ..graph.walk import key_name
 from ..objects.mappings import sorted_keys
 from ..objects.variable import raw
+from ..objects.variable_types import RngState
 from ..objects.watch import is_array
 from ..verbs.layouts import object_plan
-from ..verbs.matching import follow, places_of
+from ..verbs.matching import Unknown, follow, passed_over, places_of
 from ..verbs.names import dotted_name
 
 
@@ -67,6 +69,11 @@ class Places:
                     parts[tuple(map(str, keys))] = Place(name, leaf, part, array, place)
                     self.by_name[name] = parts[tuple(map(str, keys))]
 
+    @cached_property
+    def by_path(self) -> dict[tuple[str, ...], Place]:
+        """The arrays by path, each key as a text."""
+        return {tuple(map(str, place.path)): place for place in self.by_name.values()}
+
     def find(self, name: str) -> Place | None:
         """The array with this name, any of its names if it is tied; None if there is none."""
         if name in self.by_name:
@@ -77,6 +84,17 @@ class Places:
     def is_left_out(self, name: str) -> bool:
         """Whether the name leads to something that the filter does not match."""
         return self._parts.get(self._follow(name)[0], {}) is None
+
+    def is_passed_over(self, name: str) -> bool:
+        """Whether it is a name of the random streams that older programs' layers shared."""
+        found, place, rest = follow(places_of(self.plan.graphdef), name)
+        return bool(rest) and passed_over(Unknown((*found, *rest), 0, place, found))
+
+    def is_of_stream(self, name: str) -> bool:
+        """Whether it is the name of an array of a random stream that has a value."""
+        place = self.by_name[name]
+        is_state = isinstance(self.leaves[place.leaf], RngState)
+        return is_state and not isinstance(place.value, jax.ShapeDtypeStruct)
 
     def _follow(self, name: str) -> tuple[int, tuple[str, ...]]:
         """(the leaf that a name leads to, or -1; the keys that are left, as texts)."""

@@ -23,11 +23,11 @@ import numpy as np
 from ..graph.filters import Filter
 from ..graph.rebuild import write_leaves
 from ..objects.arguments import Fits, checked, is_dtype, taken_by
-from ..objects.entering import castable
+from ..objects.entering import castable, is_key, keys_of_data
 from ..objects.errors import suggest
 from ..objects.variable import raw
 from ..verbs.errors import Misfits
-from ..verbs.matching import same_values
+from ..verbs.matching import same_values, void_corrections
 from ..verbs.spmd import named_sharding_of
 from ..verbs.updating import check_writable
 from .places import Place, Places
@@ -154,10 +154,13 @@ def load_into(
     misfits = misfits or Misfits(places.verb, "mapping")
     matched: dict[str, tuple[Place, Any, str]] = {}  # by first name
     unexpected: list[str] = []
+    others: list[str] = []  # of random streams as older programs kept them
     for name, value in with_stacks(places, renamed(mapping, rename, misfits), misfits):
         place = places.find(name)
         if place is None:
-            if not places.is_left_out(name):
+            if places.is_passed_over(name):
+                others.append(name)
+            elif not places.is_left_out(name):
                 unexpected.append(name)
             continue
         _, before, other = matched.setdefault(place.name, (place, value, name))
@@ -166,6 +169,11 @@ def load_into(
                 "drop one of the two names, or untie them in the object",
                 f"`{other}` and `{name}` are one tied array, but have two values.",
             )
+    given = [place.leaf for place, _, _ in matched.values()]
+    zero = set(void_corrections(places.plan.graphdef, given))
+    for name, place in places.by_name.items():
+        if place.leaf in zero:
+            matched[name] = place, np.zeros(place.value.shape, place.value.dtype), name
     missing = [name for name in places.by_name if name not in matched]
     cast: dict[str, tuple[Any, Any]] = {}
     ready: list[tuple[Place, Any, Any]] = []
@@ -173,6 +181,8 @@ def load_into(
         if transform is not None:
             value = transform(name, read(value))
         value = value if hasattr(value, "dtype") else np.asarray(value)
+        if is_key(place.value) and not is_key(value):
+            value = keys_of_data(read(value), place.value)
         target, cure = _dtype(place.value.dtype, value.dtype, dtype), None
         if tuple(value.shape) != tuple(place.value.shape):
             cure = "transform=… for another layout, such as a transpose"
@@ -186,8 +196,11 @@ def load_into(
             cast[name] = (value.dtype, target)
         ready.append((place, value, target))
     if strict:
-        add_unmatched(misfits, missing, unexpected, places.by_name)
+        kept = {name for name in missing if others and places.is_of_stream(name)}
+        needed = [name for name in missing if name not in kept]
+        add_unmatched(misfits, needed, unexpected, places.by_name)
     misfits.raise_if_any()
+    unexpected += others
     leaves = [place.leaf for place, _, _ in ready]
     check_writable(places.plan, places.obj, leaves, "load weights into")
     new = {leaf: jax.tree.flatten(raw(places.leaves[leaf])) for leaf in leaves}
