@@ -117,7 +117,8 @@ def write(folder: Path) -> None:
     after = programs.named(nnx, nnx.state(model, nnx.Param))
     expected |= {f"after:{name}": array for name, array in after.items()}
     expected |= {f"results_after:{n}": x for n, x in programs.results(nnx, model, metrics).items()}
-    np.savez_compressed(folder / "expected.npz", **expected)
+    arrays: dict[str, Any] = expected
+    np.savez_compressed(folder / "expected.npz", **arrays)
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ class Checkpoints:
         trees = trees_in(self.folder / str(step))
         named = {path[0] for path in places.by_path} & trees.keys()
         if not named and len(trees) == 1:
-            arrays = read_tree(*trees.values(), places.by_path)
+            arrays = read_tree(next(iter(trees.values())), places.by_path)
         else:
             arrays = {}
             for name in named or trees:

@@ -223,7 +223,7 @@ def _of_folder(
     if len(trees) > 1:
         raise errors.several_trees(path, list(trees))
     try:
-        arrays = read_tree(*trees.values(), known)
+        arrays = read_tree(next(iter(trees.values())), known)
     except Exception as error:  # a damaged file makes orbax raise almost anything
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise errors.damaged(path, reason) from error
