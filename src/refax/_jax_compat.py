@@ -202,6 +202,18 @@ def jaxpr_as_fun(closed_jaxpr: Any) -> Any:
     return core.jaxpr_as_fun(closed_jaxpr)
 
 
+def run_equation(equation: Any, values: Sequence[Any]) -> list[Any]:
+    """The outputs of one operation of a jaxpr.
+
+    Releases differ in whether the functions that an operation calls stand beside its parameters.
+    """
+    primitive = equation.primitive
+    found = primitive.get_bind_params(equation.params)
+    functions, params = found if isinstance(found, tuple) else ((), found)
+    outputs = primitive.bind(*functions, *values, **params)
+    return list(outputs) if primitive.multiple_results else [outputs]
+
+
 def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
     """By output of a jaxpr, whether it depends on one of the inputs that are marked.
 
@@ -240,15 +252,23 @@ def _equation_depends(equation: Any, on: list[bool]) -> list[bool]:
     if body is None or (len(body.invars), len(body.outvars)) != (len(on), count):
         return [True] * count  # an operation, or something that is not known here
     outs = depends(body, on)
-    if name == "scan":  # whose inputs are constants, the carry, and what has one axis more outside
-        carried = count - _more_axes(equation.outvars, body.outvars)
-        last = len(on) - _more_axes(equation.invars, body.invars)
+    if name == "scan":
+        first, last = scan_carry(equation, body)
         spread: list[bool] = []
         while spread != on:
-            carry = [a or b for a, b in zip(on[last - carried : last], outs, strict=False)]
-            spread, on = on, [*on[: last - carried], *carry, *on[last:]]
+            carry = [a or b for a, b in zip(on[first:last], outs, strict=False)]
+            spread, on = on, [*on[:first], *carry, *on[last:]]
             outs = depends(body, on)
     return outs
+
+
+def scan_carry(equation: Any, body: Any) -> tuple[int, int]:
+    """Where among the inputs of a scan the carry begins and ends, after the constants.
+
+    What is scanned has one axis more outside than in the body; the parameters have had other names.
+    """
+    last = len(equation.invars) - _more_axes(equation.invars, body.invars)
+    return last - len(equation.outvars) + _more_axes(equation.outvars, body.outvars), last
 
 
 def _more_axes(outside: Sequence[Any], inside: Sequence[Any]) -> int:

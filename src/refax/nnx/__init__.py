@@ -25,6 +25,8 @@ from ..inspect.display import display as display
 from ..inspect.hooks import (
     add_forward_hook as add_forward_hook, add_forward_pre_hook as add_forward_pre_hook,
     forward_hooks as forward_hooks, HookHandle as HookHandle)
+from ..inspect.nonfinite import (
+    find_nonfinite as find_nonfinite, NonfiniteReport as NonfiniteReport)
 from ..inspect.tabulate import tabulate as tabulate
 from ..layers.activations import (
     celu as celu, elu as elu, gelu as gelu, glu as glu, hard_sigmoid as hard_sigmoid,

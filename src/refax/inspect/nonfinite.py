@@ -1,0 +1,189 @@
+"""`find_nonfinite`: the Module, the method and the operation that made the first NaN or infinity."""
+
+from __future__ import annotations
+
+import html
+import linecache
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from ..lift.arguments import is_object, unbind
+from ..lift.call import Call, occurrences_in
+from ..lift.places import inputs_of, place_of_output
+from ..objects.arguments import checked
+from ..objects.watch import is_array
+from ..transforms.bound import enter_unbound
+from .interpreter import Cause, Interpreter, Operation, Range, innermost, kind_of, range_of
+
+
+class NonfiniteReport(NamedTuple):
+    """What `nnx.find_nonfinite` found; false if everything is finite. `print` it.
+
+    Args:
+        kind: `nan` or `inf`; empty if nothing was found.
+        path: of the Module that the operation belongs to, or the place of an input.
+        method: the Module's method that made the operation, such as `Norm.__call__`.
+        operation: its name in JAX, such as `log`; empty for an input.
+        source: the line that made it, `file.py:12`.
+        phase: `forward`, or `backward` in a gradient.
+        loops: the loops that it is in, each with its step.
+        inputs, outputs: what went into the operation and came out of it; of an input, what it is.
+        becomes: of an infinity, the report of the operation that made a NaN of it.
+        results: which results and which written Variables are not finite.
+        count: how many operations ran.
+    """
+
+    kind: str = ""
+    path: str = ""
+    method: str = ""
+    operation: str = ""
+    source: str = ""
+    phase: str = ""
+    loops: tuple[tuple[str, int], ...] = ()
+    inputs: tuple[Range, ...] = ()
+    outputs: tuple[Range, ...] = ()
+    becomes: NonfiniteReport | None = None
+    results: tuple[str, ...] = ()
+    count: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.kind)
+
+    def __repr__(self) -> str:
+        if not self:
+            return f"All is finite: {self.count:,} operations and their inputs."
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        name = {"nan": "NaN", "inf": "Infinity"}[self.kind]
+        if not self.operation:
+            yield f"{name} in an input: {self.path}"
+        else:
+            where = f" of `{self.path}`" if self.path else ""
+            where += f" ({self.method})" if self.method else ""
+            yield f"{name} out of `{self.operation}`{where}, {self.phase}"
+        yield from self._at()
+        if self.becomes is not None:
+            of = self.becomes
+            yield f"  becomes NaN in `{of.operation}` of `{of.path or 'no Module'}`, {of.phase}"
+            yield from (f"  {line}" for line in of._at())
+        if self.results:
+            more = f" and {len(self.results) - 5} more" if len(self.results) > 5 else ""
+            yield f"  reaches: {', '.join(self.results[:5])}{more}"
+        else:
+            yield "  does not reach the results, which are finite"
+
+    def _at(self) -> Iterator[str]:
+        if self.source:
+            file, _, line = self.source.rpartition(":")
+            code = linecache.getline(file, int(line)).strip()
+            yield f"  at {Path(file).name}:{line}: {code}"[:80]
+        for loop, step in self.loops:
+            yield f"  in step {step} of a {loop}"
+        for name, ranges in (("in ", self.inputs), ("out", self.outputs)):
+            yield from (f"  {name} {range}" for range in ranges)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+@checked
+def find_nonfinite(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> NonfiniteReport:
+    """Run `f(*args, **kwargs)` once, and name what first made a NaN or an infinity.
+
+    `f` is traced and run operation by operation, also inside of `nnx.jit`, `jax.jit`, `grad`,
+    `remat`, `cond` and loops, each step of a loop by itself; a `shard_map` is one operation. The
+    objects stay as they are: of a train step, the update is looked at and dropped.
+
+    A NaN is reported wherever it is made, and wherever an input has one. An infinity is reported if
+    arithmetic made it of finite numbers (an overflow, a division by zero) and it comes to a NaN or
+    to a result; one that is written down or filled in, as in a mask of `-inf`, if it comes to a
+    NaN, or into a Variable.
+
+    Args:
+        f: a function, a Module, a method, a gradient, a train step; one that can be traced. Arrays
+            and objects among its arguments are traced, all else is static.
+
+    Returns:
+        A report, false if all is finite.
+
+    Example:
+        >>> from refax import nnx
+        >>> import jax.numpy as jnp
+        >>> class Log(nnx.Module):
+        ...     def __call__(self, x):
+        ...         return jnp.log(x)
+        >>> class Model(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.first, self.log = nnx.Linear(2, 3, rngs=rngs), Log()
+        ...
+        ...     def __call__(self, x):
+        ...         return self.log(self.first(x))
+        >>> report = nnx.find_nonfinite(lambda model, x: model(x), Model(nnx.Rngs(0)), jnp.ones(2))
+        >>> report.kind, report.operation, report.path
+        ('nan', 'log', 'model.log')
+        >>> nnx.find_nonfinite(jnp.exp, jnp.ones(2))
+        All is finite: 1 operations and their inputs.
+    """
+    function, bound = unbind(f)
+    given = args if bound is None else (bound, *args)
+    static = [i for i, x in enumerate(given) if not _is_traced(x)]
+    names = [name for name, x in kwargs.items() if not _is_traced(x)]
+    if bound is not None:
+        static = [i - 1 for i in static]
+    call, pure = enter_unbound(f, args, kwargs, static, names, captured=True)
+    program, shapes = jax.make_jaxpr(pure, return_shape=True)(call.grouped, call.tree)
+    run = Interpreter()
+    with jax.debug_nans(False), jax.debug_infs(False):
+        arrays = [(place, x) for place, value in inputs_of(call, function) for x in _arrays(value)]
+        inputs = [run.given(x, place) for place, x in arrays]
+        outputs = run.run(program, inputs)
+        found = list(_not_finite(call, function, shapes, outputs))
+    written = [(p, c) for p, c, is_written in found if is_written or c.kind != "fill"]
+    causes = [c for _, c in written]
+    cause = min(causes, key=lambda c: c.order) if causes else run.first_nan
+    if cause is None:
+        return NonfiniteReport(count=run.count)
+    report = _report(cause.operation, "inf" if cause.kind == "fill" else cause.kind)
+    if cause.operation is None:
+        ranges = tuple(range_of(x) for p, x in arrays if p == cause.place and kind_of(x))
+        report = report._replace(path=cause.place, outputs=ranges)
+    then = None if cause.then is None else _report(cause.then, "nan")
+    return report._replace(becomes=then, results=tuple(p for p, _ in written), count=run.count)
+
+
+def _report(operation: Operation | None, kind: str) -> NonfiniteReport:
+    if operation is None:
+        return NonfiniteReport(kind)
+    scope = innermost(operation.scopes, lambda name: False)
+    phase = "backward" if "transpose(" in operation.scopes else "forward"
+    source = f"{operation.file}:{operation.line}" if operation.file else ""
+    called = operation.name, source, phase, operation.loops
+    return NonfiniteReport(kind, scope, "", *called, operation.inputs, operation.outputs)
+
+
+def _is_traced(argument: Any) -> bool:
+    leaves = jax.tree.leaves(argument, is_leaf=is_object)
+    return all(is_array(x) or is_object(x) for x in leaves)
+
+
+def _arrays(value: Any) -> list[Any]:
+    return jax.tree.leaves(value)
+
+
+def _not_finite(
+    call: Call, function: Callable, shapes: Any, outputs: list[tuple[Any, Cause | None]]
+) -> Iterator[tuple[str, Cause, bool]]:
+    """(place, cause, whether a Variable was written) of each output that is not finite."""
+    occurring, change = occurrences_in(call, function, None, ""), shapes[2]
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    for ((part, *path), _), (_, cause) in zip(leaves, outputs, strict=True):
+        if cause is not None and part.idx == 0:
+            yield "result" + jax.tree_util.keystr(tuple(path)), cause, False
+        elif cause is not None:
+            group, index, *_ = (getattr(key, "idx", 0) for key in path)
+            place, kind = place_of_output(call.graphdef, occurring, change, group, index)
+            yield place, cause, kind not in ("Intermediate", "Perturbation")
