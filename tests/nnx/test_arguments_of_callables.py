@@ -249,6 +249,7 @@ example("shard", lambda _: {"model": model(), "mesh": mesh(), "patterns": {"kern
 example("with_logical_constraint", {"x": X, "names": (None, None)})
 example("tabulate", lambda _: {"obj": model(), "input_args": [X]})
 example("capture", lambda _: {"fn": Sowing(), "var_types": [nnx.Intermediate]}, on(X))
+example("find_nonfinite", lambda _: {"f": lambda: X})
 example("forward_hooks", lambda _: {"model": model(), "fn": lambda *_: None}, entered)
 for _name in ("add_forward_hook", "add_forward_pre_hook"):
     example(_name, lambda _: {"module": model(), "fn": lambda *_: None})
@@ -315,7 +316,8 @@ NO_ARGUMENTS_THAT_MAY_NOT_FIT = {
     **dict.fromkeys("Data Static Initializer PureState Filter Carry".split(), "for annotations"),
     **dict.fromkeys("dataclass".split(), "Python's own options"),
     **dict.fromkeys(
-        "GraphDef GraphState NodeStates HookHandle ShardingReport TrainState".split(),
+        """GraphDef GraphState NodeStates HookHandle NonfiniteReport ShardingReport
+        TrainState""".split(),
         "made by refax, not by users",
     ),
     **dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Runs a traced program operation by operation, and keeps of each value where it stopped being finite.
+"""Runs a traced program operation by operation, and keeps where values stopped being finite.
 
 Beside each value stands its `Cause`: none if it is finite. An operation whose output is not finite
 hands on the cause of an input; without one it is a cause itself. An infinity that is no result of
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,14 +59,16 @@ class Cause:
     Args:
         kind: `nan` or `inf`, or `fill` for an infinity that was meant.
         order: of two causes the one with the lower number was first.
-        place: of an input.
+        place, range: of an input.
+        then: the operation that made the first NaN of the infinity.
     """
 
     kind: str
     order: int
     operation: Operation | None = None
     place: str = ""
-    then: Operation | None = field(default=None)  # which made the first NaN of the infinity
+    range: Range | None = None
+    then: Operation | None = None
 
 
 Given = tuple[Any, Cause | None]
@@ -78,7 +80,7 @@ def range_of(value: Any) -> Range:
     kind = str(value.dtype), tuple(value.shape)
     if not jnp.issubdtype(value.dtype, np.number):
         return Range(*kind, None, None, 0, 0)
-    x = np.asarray(value)
+    x: Any = np.asarray(value)
     x = np.stack([x.real, x.imag] if np.iscomplexobj(x) else [x]).astype(np.float64)
     finite, nan = x[np.isfinite(x)], int(np.isnan(x).sum())
     ends = (float(finite.min()), float(finite.max())) if finite.size else (None, None)
@@ -105,7 +107,10 @@ class Interpreter:
     def run(self, program: Any, args: Sequence[Given], scopes: str = "") -> list[Given]:
         """The outputs of a jaxpr, each with its cause."""
         jaxpr = getattr(program, "jaxpr", program)
-        consts = [self.given(x, "a constant of the program", meant=True) for x in getattr(program, "consts", ())]
+        consts = [
+            self.given(x, "a constant of the program", meant=True)
+            for x in getattr(program, "consts", ())
+        ]
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
         last = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if not _is_literal(v)}
         last |= dict.fromkeys((v for v in jaxpr.outvars if not _is_literal(v)), len(jaxpr.eqns))
@@ -123,8 +128,12 @@ class Interpreter:
     def given(self, value: Any, place: str, *, meant: bool = False) -> Given:
         """A value from outside; an infinity in it may be meant."""
         kind = kind_of(value)
-        cause = Cause("fill" if meant and kind == "inf" else kind, self.count, place=place)
-        return self._caused(value, kind, [], lambda: cause)
+
+        def make() -> Cause:
+            meaning = "fill" if meant and kind == "inf" else kind
+            return Cause(meaning, self.count, None, place, range_of(value))
+
+        return self._caused(value, kind, [], make)
 
     def _caused(
         self, value: Any, kind: str, inputs: Sequence[Given], make: Callable[[], Cause]
@@ -228,7 +237,7 @@ _JAX, _REFAX = Path(jax.__file__).parent, Path(__file__).parents[1]
 
 
 def _user_line(traceback: Any) -> tuple[str, int]:
-    """The line that made an operation: the innermost one that is the user's, or another library's."""
+    """The line that made an operation: the innermost outside of JAX and refax."""
     frames = [] if traceback is None else traceback.frames
     outside = [f for f in frames if not Path(f.file_name).is_relative_to(_JAX)]
     users = [f for f in outside if not Path(f.file_name).is_relative_to(_REFAX)]

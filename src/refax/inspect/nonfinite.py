@@ -1,4 +1,4 @@
-"""`find_nonfinite`: the Module, the method and the operation that made the first NaN or infinity."""
+"""`find_nonfinite`: the Module, method and operation that made the first NaN or infinity."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ import html
 import linecache
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import jax
 
+from ..graph.kinds import jax_to_nnx_path
 from ..lift.arguments import is_object, unbind
-from ..lift.call import Call, occurrences_in
+from ..lift.call import Call, occurrences_in, root_places
 from ..lift.places import inputs_of, place_of_output
 from ..objects.arguments import checked
+from ..objects.errors import path_string
+from ..objects.modes import use_scopes
+from ..objects.representation import shortened
 from ..objects.watch import is_array
 from ..transforms.bound import enter_unbound
-from .interpreter import Cause, Interpreter, Operation, Range, innermost, kind_of, range_of
+from ..verbs.iteration import iter_graph
+from ..verbs.pytree import Pytree
+from ..verbs.scopes import Running, watching
+from .hooks import methods_of
+from .interpreter import Cause, Interpreter, Operation, Range, innermost
 
 
 class NonfiniteReport(NamedTuple):
@@ -54,33 +63,39 @@ class NonfiniteReport(NamedTuple):
 
     def __repr__(self) -> str:
         if not self:
-            return f"All is finite: {self.count:,} operations and their inputs."
+            return f"All is finite: the inputs, and {self.count:,} operations."
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
         name = {"nan": "NaN", "inf": "Infinity"}[self.kind]
         if not self.operation:
-            yield f"{name} in an input: {self.path}"
+            yield f"{name} in an input: {shortened(self.path, 55)}"
         else:
-            where = f" of `{self.path}`" if self.path else ""
-            where += f" ({self.method})" if self.method else ""
-            yield f"{name} out of `{self.operation}`{where}, {self.phase}"
+            yield f"{name} out of {self._where(64)}"
         yield from self._at()
         if self.becomes is not None:
             of = self.becomes
-            yield f"  becomes NaN in `{of.operation}` of `{of.path or 'no Module'}`, {of.phase}"
+            yield f"  becomes NaN in {of._where(63)}"
             yield from (f"  {line}" for line in of._at())
         if self.results:
-            more = f" and {len(self.results) - 5} more" if len(self.results) > 5 else ""
-            yield f"  reaches: {', '.join(self.results[:5])}{more}"
+            more = f" and {len(self.results) - 3} more" if len(self.results) > 3 else ""
+            places = ", ".join(shortened(place, 50) for place in self.results[:3])
+            yield from wrap(f"  reaches: {places}{more}", 80, subsequent_indent="    ")
         else:
             yield "  does not reach the results, which are finite"
+
+    def _where(self, width: int) -> str:
+        rest = f" ({self.method})" if self.method else ""
+        rest, name = f"{rest}, {self.phase}", f"`{self.operation}`"
+        path = shortened(self.path, max(width - len(rest) - len(name) - 6, 15))
+        return f"{name} of `{path}`{rest}" if path else f"{name}{rest}"
 
     def _at(self) -> Iterator[str]:
         if self.source:
             file, _, line = self.source.rpartition(":")
             code = linecache.getline(file, int(line)).strip()
-            yield f"  at {Path(file).name}:{line}: {code}"[:80]
+            text = f"  at {Path(file).name}:{line}: {code}"
+            yield text if len(text) <= 78 else f"{text[:77]}…"  # it may be indented
         for loop, step in self.loops:
             yield f"  in step {step} of a {loop}"
         for name, ranges in (("in ", self.inputs), ("out", self.outputs)):
@@ -126,20 +141,23 @@ def find_nonfinite(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Nonfi
         >>> report.kind, report.operation, report.path
         ('nan', 'log', 'model.log')
         >>> nnx.find_nonfinite(jnp.exp, jnp.ones(2))
-        All is finite: 1 operations and their inputs.
+        All is finite: the inputs, and 1 operations.
     """
-    function, bound = unbind(f)
-    given = args if bound is None else (bound, *args)
-    static = [i for i, x in enumerate(given) if not _is_traced(x)]
-    names = [name for name, x in kwargs.items() if not _is_traced(x)]
-    if bound is not None:
-        static = [i - 1 for i in static]
-    call, pure = enter_unbound(f, args, kwargs, static, names, captured=True)
-    program, shapes = jax.make_jaxpr(pure, return_shape=True)(call.grouped, call.tree)
+    function, _ = unbind(f)
+    static = [i for i, x in enumerate(args) if not _is_traced(x)]
+    named = [name for name, x in kwargs.items() if not _is_traced(x)]
+    call, pure = enter_unbound(f, args, kwargs, static, named, captured=True)
+    names = _names(call, function)
+
+    def note(running: Running, *_: Any) -> None:
+        names[running.name] = f"{type(running.module).__name__}.{running.method}"
+
+    with watching(note), use_scopes(True):
+        program, shapes = jax.make_jaxpr(pure, return_shape=True)(call.grouped, call.tree)
     run = Interpreter()
     with jax.debug_nans(False), jax.debug_infs(False):
-        arrays = [(place, x) for place, value in inputs_of(call, function) for x in _arrays(value)]
-        inputs = [run.given(x, place) for place, x in arrays]
+        given = [(place, jax.tree.leaves(value)) for place, value in inputs_of(call, function)]
+        inputs = [run.given(x, place) for place, arrays in given for x in arrays]
         outputs = run.run(program, inputs)
         found = list(_not_finite(call, function, shapes, outputs))
     written = [(p, c) for p, c, is_written in found if is_written or c.kind != "fill"]
@@ -147,31 +165,42 @@ def find_nonfinite(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Nonfi
     cause = min(causes, key=lambda c: c.order) if causes else run.first_nan
     if cause is None:
         return NonfiniteReport(count=run.count)
-    report = _report(cause.operation, "inf" if cause.kind == "fill" else cause.kind)
-    if cause.operation is None:
-        ranges = tuple(range_of(x) for p, x in arrays if p == cause.place and kind_of(x))
-        report = report._replace(path=cause.place, outputs=ranges)
-    then = None if cause.then is None else _report(cause.then, "nan")
+    report = _report(cause.operation, "inf" if cause.kind == "fill" else cause.kind, names)
+    if cause.range is not None:
+        report = report._replace(path=cause.place, inputs=(cause.range,))
+    then = None if cause.then is None else _report(cause.then, "nan", names)
     return report._replace(becomes=then, results=tuple(p for p, _ in written), count=run.count)
 
 
-def _report(operation: Operation | None, kind: str) -> NonfiniteReport:
+def _names(call: Call, function: Callable) -> dict[str, str]:
+    """The method that each scope stands for, as far as the arguments tell: `Norm.__call__`.
+
+    The trace tells it too, but not of what `jit` has traced before.
+    """
+    names = {}
+    for label, root in zip(root_places(call.tree, function), call.roots, strict=True):
+        for path, node in iter_graph(root):
+            for method in methods_of(type(node)) if isinstance(node, Pytree) else ():
+                keys = (label, *path) if method == "__call__" else (label, *path, method)
+                names[".".join(map(str, keys))] = f"{type(node).__name__}.{method}"
+    return names
+
+
+def _report(operation: Operation | None, kind: str, names: dict[str, str]) -> NonfiniteReport:
     if operation is None:
         return NonfiniteReport(kind)
-    scope = innermost(operation.scopes, lambda name: False)
+    scope = innermost(operation.scopes, lambda name: name.replace("[*]", "") in names)
+    method = names.get(scope.replace("[*]", ""), "")
+    path = scope if method.endswith("__") or not method else scope.rpartition(".")[0]
     phase = "backward" if "transpose(" in operation.scopes else "forward"
     source = f"{operation.file}:{operation.line}" if operation.file else ""
     called = operation.name, source, phase, operation.loops
-    return NonfiniteReport(kind, scope, "", *called, operation.inputs, operation.outputs)
+    return NonfiniteReport(kind, path, method, *called, operation.inputs, operation.outputs)
 
 
 def _is_traced(argument: Any) -> bool:
     leaves = jax.tree.leaves(argument, is_leaf=is_object)
     return all(is_array(x) or is_object(x) for x in leaves)
-
-
-def _arrays(value: Any) -> list[Any]:
-    return jax.tree.leaves(value)
 
 
 def _not_finite(
@@ -182,7 +211,7 @@ def _not_finite(
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
     for ((part, *path), _), (_, cause) in zip(leaves, outputs, strict=True):
         if cause is not None and part.idx == 0:
-            yield "result" + jax.tree_util.keystr(tuple(path)), cause, False
+            yield path_string(jax_to_nnx_path(tuple(path)), "result"), cause, False
         elif cause is not None:
             group, index, *_ = (getattr(key, "idx", 0) for key in path)
             place, kind = place_of_output(call.graphdef, occurring, change, group, index)

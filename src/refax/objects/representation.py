@@ -264,3 +264,11 @@ class Representable(Shown):
         name = first.type.__name__ if isinstance(first.type, type) else first.type
         items = [(a.key, a.value) for a in attributes if isinstance(a, Attr)]
         return Form(name + first.start, items, first.kv_sep, first.end)
+
+
+def shortened(text: str, width: int) -> str:
+    """The text in at most `width` characters, without its middle: both ends of a path tell most."""
+    if len(text) <= width:
+        return text
+    tail = max(width - 1, 1) * 2 // 3
+    return f"{text[: max(width - 1 - tail, 0)]}…{text[-tail:]}"
