@@ -123,8 +123,6 @@ def test_markdown_came_through():
 
 def test_examples_of_docstrings_are_shown():
     html = (SITE / "reference" / "layers.html").read_text(encoding="utf-8")
-    entry = html[html.index('id="refax.nnx.Linear"') : html.index('id="refax.nnx.LinearGeneral"')]
+    entry = html.partition('id="refax.nnx.Linear"')[2].partition('id="refax.nnx.LinearGeneral"')[0]
     assert "&gt;&gt;&gt;" in entry
-    assert re.search(
-        r'class="source" href="\.\./source/refax/layers/linear\.html#__codelineno', entry
-    )
+    assert 'class="source" href="../source/refax/layers/linear.html#__codelineno-0-' in entry

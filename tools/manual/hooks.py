@@ -12,7 +12,7 @@ from typing import Any
 from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
 from tools.manual import recipes, reference
-from tools.manual.definitions import ROOT
+from tools.manual.definitions import ROOT, all_classes
 
 # Files that are pages of the site, and where.
 OUTSIDE = {
@@ -82,6 +82,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     page.meta.setdefault("search", search)
     if place.startswith("source/"):
         return markdown
+    words = config.extra["keywords"].get(place, [])
+    errors = [name for _, name, _ in all_classes() if name.endswith(("Error", "Warning"))]
+    page.meta.setdefault("tags", [*words, *(errors if place == "errors.md" else [])])
     here = next((file for file, at in OUTSIDE.items() if at == place), f"docs/{place}")
     keep = [match.group() for match in FENCED.finditer(markdown)]
     prose = FENCED.split(markdown)[:: FENCED.groups + 1]
