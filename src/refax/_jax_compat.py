@@ -214,8 +214,10 @@ def run_equation(equation: Any, values: Sequence[Any]) -> list[Any]:
     return list(outputs) if primitive.multiple_results else [outputs]
 
 
-def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
+def depends(jaxpr: Any, inputs: Sequence[bool], drawn: list[str] | None = None) -> list[bool]:
     """By output of a jaxpr, whether it depends on one of the inputs that are marked.
+
+    The names of operations that draw random numbers from what does not are added to `drawn`.
 
     The classes and the names of parameters are JAX's own. Of what is not known here, every output
     depends on every input: then a program may be refused that could run.
@@ -225,40 +227,49 @@ def depends(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
     marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
     for equation in jaxpr.eqns:
         on = [not isinstance(v, Literal) and v in marked for v in equation.invars]
-        outs = zip(equation.outvars, _equation_depends(equation, on), strict=True)
+        drawn = [] if drawn is None else drawn
+        outs = zip(equation.outvars, _equation_depends(equation, on, drawn), strict=True)
         marked.update(v for v, mark in outs if mark)
     return [not isinstance(v, Literal) and v in marked for v in jaxpr.outvars]
 
 
-def _equation_depends(equation: Any, on: list[bool]) -> list[bool]:
+def _equation_depends(equation: Any, on: list[bool], drawn: list[str]) -> list[bool]:
     from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]
 
     name, params, count = equation.primitive.name, equation.params, len(equation.outvars)
-    if not any(on):
-        return [name == "axis_index"] * count  # which differs between devices by itself
+    if name == "axis_index":
+        return [True] * count  # which differs between devices by itself
+    if name in ("random_bits", "random_gamma") and not any(on):
+        drawn.append(name)
     if name == "cond" and "branches" in params:
-        branches = [depends(b.jaxpr, on[1:]) for b in params["branches"]]
+        branches = [depends(b.jaxpr, on[1:], drawn) for b in params["branches"]]
         return [on[0] or any(marks) for marks in zip(*branches, strict=True)]
     if name == "while" and "cond_nconsts" in params:
         of_cond, of_body = params["cond_nconsts"], params["body_nconsts"]
         consts, carry = on[:of_cond], on[of_cond + of_body :]
         before: list[bool] = []
-        while before != carry:  # marks only spread
-            before, body = carry, depends(params["body_jaxpr"].jaxpr, on[of_cond:-count] + carry)
+        here: list[str] = []
+        while before != carry:  # marks only spread; what the last round draws counts
+            before, here = carry, []
+            body = depends(params["body_jaxpr"].jaxpr, on[of_cond:-count] + carry, here)
             carry = [a or b for a, b in zip(carry, body, strict=True)]
+        drawn += here
         return [x or any(depends(params["cond_jaxpr"].jaxpr, consts + carry)) for x in carry]
     bodies = [p for p in params.values() if isinstance(p, (Jaxpr, ClosedJaxpr))]
     body = getattr(bodies[0], "jaxpr", bodies[0]) if len(bodies) == 1 else None
     if body is None or (len(body.invars), len(body.outvars)) != (len(on), count):
-        return [True] * count  # an operation, or something that is not known here
-    outs = depends(body, on)
+        return [any(on)] * count  # an operation, or something that is not known here
+    here = []
+    outs = depends(body, on, here)
     if name == "scan":
         first, last = scan_carry(equation, body)
         spread: list[bool] = []
         while spread != on:
             carry = [a or b for a, b in zip(on[first:last], outs, strict=False)]
             spread, on = on, [*on[:first], *carry, *on[last:]]
-            outs = depends(body, on)
+            here = []
+            outs = depends(body, on, here)
+    drawn += here
     return outs
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 
+from ..objects.metadata import EMPTY
 from ..objects.placing import spec_of
 from ..objects.representation import bytes_text
+from ..objects.variable import Variable, raw
 from ..objects.watch import is_array
-from ..verbs.names import named_variables
+from ..verbs.layouts import object_plan
+from ..verbs.names import dotted_name
 
 _HEAD = ("name", "shape", "annotation", "on devices", "per device")
 
@@ -24,7 +27,7 @@ class ShardingReport(str):
 
 
 def sharding_report(obj: Any, /) -> ShardingReport:
-    """A table of the Variables of an object: annotation, actual place, bytes per device.
+    """A table of the arrays of an object: annotation, actual place, bytes per device.
 
     Args:
         obj: a model, an optimizer, any object graph; also an abstract one.
@@ -32,6 +35,9 @@ def sharding_report(obj: Any, /) -> ShardingReport:
     Returns:
         Text to print. Its attribute `bytes_per_device` is the sum for the fullest device;
         `replicated` lists the names of Variables with an annotation that are whole on all devices.
+
+    Raises:
+        TypeError: what is no object, nor a container of objects and arrays.
 
     Example:
         >>> from refax import nnx
@@ -44,10 +50,14 @@ def sharding_report(obj: Any, /) -> ShardingReport:
         kernel  (64, 64)  (None, 'model')   1 device       16.4 KB
         total                                              16.6 KB
     """
+    plan = object_plan(obj, "sharding_report")
     rows, replicated, used = [], [], dict[Any, int]()
-    for name, variable in named_variables(obj):
-        annotation = variable._metadata.get("sharding")
-        for array in filter(is_array, jax.tree.leaves(variable._value)):
+    leaves, paths = [*plan.variables, *plan.bare()], plan.graphdef.paths
+    for number in paths.order:
+        leaf, name = leaves[number], dotted_name(paths.leaves[number])
+        metadata = leaf._metadata if isinstance(leaf, Variable) else EMPTY
+        annotation = metadata.get("sharding")
+        for array in filter(is_array, jax.tree.leaves(raw(leaf))):
             sharding: Any = getattr(array, "sharding", None)
             part = array.shape if sharding is None else sharding.shard_shape(array.shape)
             size = math.prod(part) * array.dtype.itemsize
@@ -55,7 +65,7 @@ def sharding_report(obj: Any, /) -> ShardingReport:
                 used[device] = used.get(device, 0) + size
             place = _place(sharding)
             whole = sharding and len(sharding.device_set) > 1 and sharding.is_fully_replicated
-            if whole and any(spec_of(variable._metadata)):
+            if whole and any(spec_of(metadata)):
                 replicated.append(name)
                 place += "  ← annotated, but whole on each"
             shown = "-" if annotation is None else str(annotation)

@@ -14,6 +14,7 @@ from ..graph.rebuild import rebuild
 from ..lift.axis_names import AxisName
 from ..lift.places import outline
 from ..objects.errors import describe_value, path_string
+from ..objects.placing import placed_by_annotation
 from ..objects.variable import Variable, raw, set_raw_value, trace_of
 from ..transforms.differences import difference_between
 from ..verbs.layouts import leaves_of
@@ -37,6 +38,10 @@ def stack_blocks(blocks: Sequence[Any], axis: AxisName) -> Any:
     ]
     variables = [leaf for leaf in stacked if isinstance(leaf, Variable)]
     axis.add(variables, [0] * len(variables))
+    for v in variables if axis.places else ():
+        if "sharding" in v._metadata:
+            name = f"The stacked {type(v).__name__}"
+            set_raw_value(v, placed_by_annotation(v._value, v._metadata, name))
     return rebuild(graphdef, stacked)[0]
 
 

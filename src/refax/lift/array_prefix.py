@@ -6,8 +6,9 @@ filters, as it does for the leaves of an object.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,35 +16,57 @@ from ..graph.state import State
 from ..graph.walk import key_name
 from ..objects.variable import Variable
 from ..verbs.pytree import Pytree
-from .arguments import is_slot
-from .prefix import FilterPrefix, is_entry, leaf_entry
+from .prefix import FilterPrefix, OutputRules, by_path, is_entry, leaf_entry, position, stretched
 
 
-def by_path(prefix: Any, tree: Any) -> Any:
-    """The prefix with a lift type by path for each State, or dict, of entries for an object.
+class Sorted(NamedTuple):
+    """A result whose arrays leave in one list per entry, as the leaves of objects do."""
 
-    Args:
-        prefix: of one argument.
-        tree: the argument; objects may be slots.
+    groups: Sequence[Sequence[Any]]
+    order: Any  # (treedef, the group of each leaf), static
+
+    def whole(self) -> Any:
+        structure, numbers = self.order.value
+        groups = [iter(group) for group in self.groups]
+        return structure.unflatten([next(groups[number]) for number in numbers])
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Order:
+    value: tuple[Any, tuple[int, ...]]
+
+
+def sorting(rules: OutputRules, returned: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """For `pure_function(returned=…)`: checks the prefix of the result, and sorts by it if need be.
+
+    A lift type, or an object or State of entries, is no prefix that JAX knows.
     """
-    if isinstance(prefix, State) and not isinstance(tree, Variable):
-        return FilterPrefix(prefix)
-    if isinstance(tree, (Pytree, State)) or is_slot(tree):
-        return FilterPrefix(State(prefix)) if isinstance(prefix, dict) else prefix
-    if type(prefix) is tuple and type(tree) is tuple and len(prefix) == len(tree):
-        return tuple(map(by_path, prefix, tree))
-    if type(prefix) is list and type(tree) is list and len(prefix) == len(tree):
-        return list(map(by_path, prefix, tree))
-    if type(prefix) is dict and type(tree) is dict:
-        return {k: by_path(e, tree[k]) if k in tree else e for k, e in prefix.items()}
-    return prefix
+
+    def returning(result: Any, grouped: Any, change: Any) -> Any:
+        prefix = by_path(rules.out_prefix, result)
+        stretched(prefix, result, rules.name, rules.is_leaf)
+        if _is_by_filter(rules.out_prefix):
+            entries = list(rules.entries)
+            leaves, structure = jax.tree.flatten(result)
+            of = [position(entries, e) for e in spread(prefix, result, rules.name, rules.is_leaf)]
+            groups = [[x for x, at in zip(leaves, of) if at == n] for n in range(len(entries))]
+            result = Sorted(groups, _Order((structure, tuple(of))))
+        return (result, grouped, change) if returned is None else returned(result, grouped, change)
+
+    return returning
 
 
-def without_objects(prefix: Any) -> Any:
-    """The prefix for JAX where the tree is not known yet: no lift types, as for slots."""
-    return jax.tree.map(
-        lambda e: None if isinstance(e, FilterPrefix) else e, prefix, is_leaf=is_entry
-    )
+def for_result(rules: OutputRules) -> Any:
+    """The prefix for JAX of a result that was `sorting`."""
+    by_filter = _is_by_filter(rules.out_prefix)
+    return Sorted(list(rules.entries), None) if by_filter else rules.out_prefix
+
+
+def _is_by_filter(prefix: Any) -> bool:
+    kinds = (FilterPrefix, State, Pytree, dict)
+    parts = jax.tree.leaves(prefix, is_leaf=lambda x: isinstance(x, kinds))
+    return any(isinstance(part, kinds) for part in parts)
 
 
 def for_arrays(prefix: Any, tree: Any, name: str, is_leaf: Callable[[Any], bool] = is_entry) -> Any:

@@ -33,6 +33,11 @@ class AxisName:
             for key, name in transform_metadata.items()
         )
 
+    @property
+    def places(self) -> bool:
+        """Whether what is new belongs elsewhere by its annotation, which has the name now."""
+        return any(key == _SHARDING and name is not None for key, name in self.names)
+
     @staticmethod
     def of(transform_metadata: Mapping[str, Any] | None) -> AxisName | None:
         return AxisName(transform_metadata) if transform_metadata else None

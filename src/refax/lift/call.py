@@ -25,6 +25,7 @@ from ..objects.trace_errors import tracing
 from ..verbs.scopes import Path, call_scoped, path_of
 from . import errors
 from .arguments import named_like, put_back, slot_places, take_apart
+from .array_prefix import Sorted
 from .axis_names import AxisName
 from .borders import check_border, containers_kept
 from .inside import Change, Inside, Leaving
@@ -167,7 +168,8 @@ def group_by_prefix(
     """
     places = occurrences_in(call, function, in_prefix, name, keywords, is_leaf)
     call.groups = group_leaves(call.plan, places, all_entries((in_prefix, out_prefix), is_leaf))
-    return OutputRules(tuple(places), out_prefix, call.groups.entries)
+    out_name = name.replace("in_", "out_")
+    return OutputRules(tuple(places), out_prefix, call.groups.entries, out_name, is_leaf)
 
 
 def occurrences_in(
@@ -235,7 +237,10 @@ def pure_function(
     return named_like(function, pure)
 
 
-def leave(call: Call, out: tuple[Any, Sequence[Sequence[Any]], Change]) -> Any:
-    """Write back what the call did and return its result."""
+def leave(
+    call: Call, out: tuple[Any, Sequence[Sequence[Any]], Change], placed: bool = False
+) -> Any:
+    """Write back what the call did and return its result; new Variables placed, if need be."""
     tree, grouped, change = out
-    return write_back(call.plan, call.roots, call.values, tree, grouped, change)
+    tree = tree.whole() if type(tree) is Sorted else tree
+    return write_back(call.plan, call.roots, call.values, tree, grouped, change, placed)

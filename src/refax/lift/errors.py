@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.tree_util import keystr
 
-from ..objects.errors import GraphError, path_string
+from ..objects.errors import GraphError, clipped, path_string
 
 
 class PrefixError(GraphError):
@@ -48,7 +48,7 @@ def place_under(path: Sequence[Any], roots: Sequence[str]) -> str:
 
 
 def inconsistent_alias(node_type: type, places: Sequence[tuple[str, Any]]) -> AliasError:
-    listed = "\n".join(f"  {place}: {prefix!r}" for place, prefix in places)
+    listed = "\n".join(f"  {place}: {clipped(repr(prefix))}" for place, prefix in places[:4])
     return AliasError(
         "Inconsistent aliasing detected. The following nodes have different prefixes:\n"
         f"Node: {node_type}\n{listed}\n"
@@ -59,7 +59,7 @@ def inconsistent_alias(node_type: type, places: Sequence[tuple[str, Any]]) -> Al
 
 def no_entry(place: str, value: Any, prefix: Any) -> PrefixError:
     return PrefixError(
-        f"No filter of {prefix!r} matches `{place}`, a {type(value).__name__}.\n"
+        f"No filter of {clipped(repr(prefix), 600)} matches `{place}`, a {type(value).__name__}.\n"
         "Cure: add a filter for it, or `...: None` as the last entry for all that is left."
     )
 
@@ -67,7 +67,8 @@ def no_entry(place: str, value: Any, prefix: Any) -> PrefixError:
 def prefix_mismatch(name: str, prefix: Any, detail: Exception | str) -> PrefixError:
     text = str(detail).replace("tree_map_with_path tree", name)  # how JAX calls any prefix
     return PrefixError(
-        f"`{name}` is not a prefix of what it stands for: {prefix!r}.\n{text}\n"
+        f"`{name}` is not a prefix of what it stands for: {clipped(repr(prefix), 400)}.\n"
+        f"{clipped(text, 600)}\n"
         "Cure: give one entry for a whole argument, or the same containers as the argument has; an "
         "object takes one entry or a lift type (nnx.StateAxes, nnx.StateSharding, nnx.DiffState)."
     )

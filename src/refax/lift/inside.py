@@ -170,6 +170,8 @@ class Inside:
         for group in always:  # in the order in which they came in
             for old in self.groups.members[group]:
                 new = leaf_of.get(old)
+                if new is not None and groups[new] != group:
+                    continue  # which leaves another way
                 if new is not None:
                     sources[new] = (group, len(out[group]))
                 out[group].append(values[new] if new is not None else self.values[old])

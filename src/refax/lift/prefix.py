@@ -19,12 +19,14 @@ from ..graph.filters import Filter, PathIn, to_predicate
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
 from ..graph.state import State, create_path_filters
-from ..graph.walk import Walk
+from ..graph.walk import Walk, key_name
 from ..objects.errors import path_string
 from ..objects.metadata import SHARED
-from ..objects.variable import Variable
+from ..objects.variable import Variable, raw
+from ..verbs.pytree import Pytree
+from ..verbs.splitting import state
 from . import errors
-from .arguments import is_object, stops
+from .arguments import is_object, is_slot, stops
 
 
 class FilterPrefix(Mapping[Filter, Any]):
@@ -49,6 +51,19 @@ class FilterPrefix(Mapping[Filter, Any]):
             if predicate(path, value):
                 return entry
         raise errors.no_entry(place, value, self)
+
+    def below(self, path: tuple) -> FilterPrefix:
+        """The same for what stands there: whole paths that lead on from it count from it too."""
+        if not path or not any(isinstance(p, PathIn) for p in self.predicates):
+            return self
+        count, of = len(path), self.predicates
+        sets = [p.content[0] if isinstance(p, PathIn) else () for p in of]
+        rest = [[p[count:] for p in paths if p[:count] == path] for paths in sets]
+        filters = [
+            PathIn(*paths, *on) if on else f
+            for f, paths, on in zip(self.filters, sets, rest, strict=True)
+        ]
+        return type(self)([*zip(filters, self.entries, strict=True)])
 
     def map_prefix(self, path: tuple[Any, ...], variable: Any, /) -> Any:
         """The entry of the first filter that matches.
@@ -93,6 +108,28 @@ def _filter_text(filter: Any) -> str:
     if isinstance(filter, tuple):
         return "(" + ", ".join(map(_filter_text, filter)) + ")"
     return repr(filter)
+
+
+def by_path(prefix: Any, tree: Any) -> Any:
+    """The prefix with a lift type by path for each object, State or dict of entries for an object.
+
+    Args:
+        prefix: of one argument, or of the result.
+        tree: the argument; objects may be slots.
+    """
+    if isinstance(prefix, Variable):
+        return raw(prefix)
+    if isinstance(prefix, (State, Pytree)) and not isinstance(tree, Variable):
+        return FilterPrefix(prefix if isinstance(prefix, State) else state(prefix))
+    if isinstance(tree, (Pytree, State)) or is_slot(tree):
+        return FilterPrefix(State(prefix)) if isinstance(prefix, dict) else prefix
+    if type(prefix) is tuple and type(tree) is tuple and len(prefix) == len(tree):
+        return tuple(map(by_path, prefix, tree))
+    if type(prefix) is list and type(tree) is list and len(prefix) == len(tree):
+        return list(map(by_path, prefix, tree))
+    if type(prefix) is dict and type(tree) is dict:
+        return {k: by_path(e, tree[k]) if k in tree else e for k, e in prefix.items()}
+    return prefix
 
 
 class Occurrence(NamedTuple):
@@ -153,7 +190,11 @@ def stretched(
 
     def under(entry_path: Any, entry: Any, subtree: Any) -> None:
         pairs, _ = jax.tree_util.tree_flatten_with_path(subtree, is_leaf=stop)
-        found.extend(((*entry_path, *p), x, entry) for p, x in pairs)
+        by_filter = isinstance(entry, FilterPrefix)
+        found.extend(
+            ((*entry_path, *p), x, entry.below(tuple(map(key_name, p))) if by_filter else entry)
+            for p, x in pairs
+        )
 
     try:
         jax.tree_util.tree_map_with_path(under, prefix, tree, is_leaf=is_leaf)
@@ -214,6 +255,7 @@ def _groups_by_place(
     occurring: Sequence[Occurrence],
     inputs: Sequence[Occurrence],
     came_in: Mapping[int, int],
+    free: bool = False,
 ) -> dict[int, int]:
     """By leaf, the place in `entries` (where it is added) of the one entry that it has everywhere.
 
@@ -224,6 +266,7 @@ def _groups_by_place(
         inputs: the places where objects came in, to which a leaf goes back the way it came. What
             is new goes by their prefixes, unless it has another place.
         came_in: leaf → group.
+        free: an entry None says nothing: another place says where the leaf goes.
     """
     groups: dict[int, int] = {}
     places: dict[int, list[tuple[str, Any]]] = {}
@@ -238,7 +281,11 @@ def _groups_by_place(
                 continue
             else:
                 entry = leaf_entry(occurrence.prefix, path, leaves[leaf], place)
-            groups[leaf] = position(entries, entry) if known is None else known
+            if free and entry is None:
+                groups.setdefault(leaf, position(entries, None) if known is None else known)
+                continue
+            own = known is not None and not (free and entries[known] is None)
+            groups[leaf] = known if own else position(entries, entry)
             places.setdefault(leaf, []).append((place, entry))
     for leaf, listed in sorted(places.items()):
         if any(entry != listed[0][1] for _, entry in listed):
@@ -279,6 +326,9 @@ class OutputRules(NamedTuple):
     arguments: tuple[Occurrence, ...]  # of the input objects
     out_prefix: Any  # of the result
     entries: tuple[Any, ...]
+    name: str = "out prefix"  # what the user calls that
+    is_leaf: Callable[[Any], bool] = is_entry  # what is one entry
+    free: bool = False  # whether None says nothing
 
     def groups(
         self, now: Walk, roots: int, result: Any, found: Sequence[Any], came_in: Mapping[int, int]
@@ -296,9 +346,12 @@ class OutputRules(NamedTuple):
             AliasError: a leaf leaves by two prefixes, or another than it came in by.
         """
         numbers = {id(obj): roots + i for i, obj in enumerate(found)}
-        leaving = occurrences(self.out_prefix, result, numbers, "result", "out prefix")
+        prefix = by_path(self.out_prefix, result)
+        leaving = occurrences(prefix, result, numbers, "result", self.name, self.is_leaf)
         leaves = [*now.variables, *([None] * len(now.arrays))]
         entries = list(self.entries)
-        groups = _groups_by_place(now.graphdef, leaves, entries, leaving, self.arguments, came_in)
+        groups = _groups_by_place(
+            now.graphdef, leaves, entries, leaving, self.arguments, came_in, self.free
+        )
         # What nothing refers to any more leaves by the way it came in.
         return [groups.get(leaf, came_in.get(leaf, 0)) for leaf in range(len(leaves))]

@@ -27,6 +27,8 @@ from ..graph.rebuild import (
 )
 from ..graph.walk import walk
 from ..objects.at_once import Write, at_once, set_each
+from ..objects.errors import path_string
+from ..objects.placing import placed_by_annotation
 from ..objects.snapshots import Rebuilt
 from ..objects.trace_errors import mutation_error
 from ..objects.variable import Variable, check_write, make_variable, metadata_writes, set_raw_value
@@ -46,6 +48,7 @@ def write_back(
     tree: Any,
     grouped: Sequence[Sequence[Any]],
     change: Change,
+    placed: bool = False,
 ) -> Any:
     """Apply `change` to the objects of `plan` and return the result with objects in its slots.
 
@@ -56,12 +59,13 @@ def write_back(
         tree: the result with slots.
         grouped: the values that came out, by group.
         change: what they are for.
+        placed: whether new Variables are to be placed by their annotations.
     """
     if (graph := change.graph) is not None:
         before = walk(tuple(roots)).objects
         known = [None if origin is None else before[origin] for origin in graph.origins]
         new = [values[s] if type(s) is int else grouped[s[0]][s[1]] for s in graph.sources]
-        return put_back(tree, give_structure(graph.graphdef, known, new))
+        return put_back(tree, give_structure(graph.graphdef, known, new, placed))
     result = put_back(tree, _Lookup(plan, roots))
     leaves, outs = change.dirty[0], grouped[0]
     if len(change.dirty) > 1:
@@ -140,12 +144,13 @@ class _Lookup:
 
 
 def give_structure(
-    graphdef: GraphDef, known: Sequence[Any | None], leaves: Sequence[Any]
+    graphdef: GraphDef, known: Sequence[Any | None], leaves: Sequence[Any], placed: bool = False
 ) -> list[Any]:
     """The objects of a GraphDef with these leaves, by record: existing ones changed, others made.
 
     Args:
         known: by record, the existing object that it describes, or None.
+        placed: whether new Variables are to be placed by their annotations.
     """
     records = graphdef.records
     objects: list[Any] = []
@@ -155,6 +160,9 @@ def give_structure(
     for i, (record, existing) in enumerate(zip(records, known, strict=True)):
         if record[0] == VARIABLE:
             value = leaves[number]
+            if placed and existing is None and "sharding" in record[2]:
+                name = path_string(graphdef.paths.leaves[number], "result")
+                value = placed_by_annotation(value, record[2], name)
             number += 1
             if existing is not None and existing._value is not value:
                 actions[i] = _VALUE

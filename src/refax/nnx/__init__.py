@@ -120,7 +120,8 @@ from ..transforms.remat import checkpoint as checkpoint, remat as remat
 from ..transforms.retrace import (
     assert_max_traces as assert_max_traces, RetraceWarning as RetraceWarning)
 from ..transforms.scan import scan as scan
-from ..transforms.shard_map import shard_map as shard_map
+from ..transforms.shard_map import (
+    SameRandomnessWarning as SameRandomnessWarning, shard_map as shard_map)
 from ..transforms.vjp import jvp as jvp, vjp as vjp
 from ..transforms.vmap import (
     pmap as pmap, transform_metadata as transform_metadata, vmap as vmap)

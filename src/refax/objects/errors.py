@@ -49,6 +49,11 @@ _SHORT = (int, float, complex, str, bytes, type, type(None))
 _CONTAINERS = (tuple, list, set, frozenset, dict)
 
 
+def clipped(text: str, length: int = 250) -> str:
+    """A text as a part of a message, which stays readable."""
+    return text if len(text) <= length else text[:length] + " …"
+
+
 def describe_value(value: Any) -> str:
     """A value's type with dtype and shape where it has them: `f32[3,4]`-like, short."""
     if isinstance(value, type):

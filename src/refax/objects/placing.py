@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
 
 from .._jax_compat import is_outside_of_traces
 from .arguments import AxisNames, checked
-from .errors import StructureError
+from .errors import StructureError, clipped
 from .modes import Switch, using_eager_sharding
 
 Rules = Mapping[str, AxisNames] | Sequence[tuple[str, AxisNames]]
@@ -69,10 +68,18 @@ def spec_of(metadata: Mapping[str, Any]) -> PartitionSpec:
 
     def mapped(name: Any) -> Any:
         if isinstance(name, (tuple, list)):
-            return tuple(mapped(n) for n in name)
+            several = (x if isinstance(x := mapped(n), tuple) else (x,) for n in name)
+            return tuple(axis for axes in several for axis in axes if axis is not None)
+        name = name if type(name).__hash__ else repr(name)  # which is no name, and will be told
         return rules.get(name, name)
 
-    return PartitionSpec(*map(mapped, (annotation,) if isinstance(annotation, str) else annotation))
+    names = annotation if isinstance(annotation, (tuple, list)) else (annotation,)
+    return PartitionSpec(*map(mapped, annotation if type(annotation) is PartitionSpec else names))
+
+
+def whole_where_free(spec: PartitionSpec) -> PartitionSpec:
+    """The spec for where no compiler chooses: what is unconstrained is not divided."""
+    return PartitionSpec(*(None if axis is PartitionSpec.UNCONSTRAINED else axis for axis in spec))
 
 
 def placed_by_annotation(
@@ -99,9 +106,9 @@ def placed_by_annotation(
     check_fit([(name, spec, value.shape)], mesh, annotation)
     if is_outside_of_traces():
         mesh = jax.sharding.get_mesh() if given is None else given
-        return jax.device_put(value, NamedSharding(mesh, spec))
-    if any(kinds.get(axis) is AxisType.Explicit for axis in _axes(spec)):
-        return jax.sharding.reshard(value, spec)
+        return jax.device_put(value, NamedSharding(mesh, whole_where_free(spec)))
+    if any(kinds.get(axis) is AxisType.Explicit for axis in spec_axes(spec)):
+        return jax.sharding.reshard(value, whole_where_free(spec))
     return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
 
 
@@ -118,32 +125,38 @@ def check_fit(
         return
     name, spec, shape, why = wrong[0]
     said = f"its annotation {annotation!r}, which is {spec}" if annotation else f"{spec}"
-    more = "".join(f"\n  {n} of shape {shape}, {s}: {why}" for n, s, shape, why in wrong[1:9])
-    more += f"\n  and {len(wrong) - 9} more" if len(wrong) > 9 else ""
-    raise StructureError(
-        f"{name} of shape {shape} does not fit {said} on the mesh {dict(mesh.shape)}: {why}."
-        f"{more}\nCure: another annotation, mesh, or rules (nnx.logical_axis_rules; they are "
-        f"{dict(get_logical_axis_rules())}); what is made with eager_sharding=False stays whole."
+    head = f"{clipped(name, 150)} of shape {shape} does not fit {clipped(said)} on the mesh "
+    head += f"{clipped(str(dict(mesh.shape)))}: {clipped(why)}."
+    cure = (
+        "\nCure: another annotation, mesh, or rules (nnx.logical_axis_rules; they are "
+        f"{clipped(str(dict(get_logical_axis_rules())))}); what is made with eager_sharding=False "
+        "stays whole."
     )
+    more = [f"\n  {n} of shape {shape}, {s}: {why}" for n, s, shape, why in wrong[1:9]]
+    while len(head + "".join(more) + cure) > 1450:
+        more.pop()
+    if (rest := len(wrong) - 1 - len(more)) > 0:
+        more.append(f"\n  and {rest} more")
+    raise StructureError("".join([head, *more, cure]))
 
 
 def misfit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> str | None:
     """Why an array of this shape cannot be laid out so; None if it can."""
     if len(spec) > len(shape):
         return f"it has {len(spec)} entries, and the array {len(shape)} axes"
-    sizes = dict(mesh.shape)
-    for axis, times in Counter(_axes(spec)).items():
-        if axis not in sizes:
+    sizes, axes = dict(mesh.shape), spec_axes(spec)
+    for axis in axes:
+        if not isinstance(axis, str) or axis not in sizes:
             return f"the mesh has no axis {axis!r}, and no rule maps such a name"
-        if times > 1:
+        if (times := axes.count(axis)) > 1:
             return f"it has the axis {axis!r} {times} times"
     for i, names in enumerate(spec):
-        if shape[i] % (parts := math.prod(sizes[axis] for axis in _axes((names,)))):
+        if shape[i] % (parts := math.prod(sizes[axis] for axis in spec_axes((names,)))):
             return f"axis {i} of size {shape[i]} cannot be divided into {parts} equal parts"
     return None
 
 
-def _axes(spec: Any) -> list[str]:
+def spec_axes(spec: Any) -> list[str]:
     """The names of mesh axes in a spec."""
     entries = (names if isinstance(names, tuple) else (names,) for names in spec)
     return [axis for names in entries for axis in names if axis not in _NO_AXIS]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, cast
 
 from ..lift.arguments import named_like, set_unbound, unbind
-from ..lift.array_prefix import by_path
 from ..lift.call import Call, enter, pure_function
+from ..lift.prefix import by_path
 from ..objects.modes import checked, without_modes
 from ..objects.type_names import O
 from ..verbs.pytree import Pytree

@@ -66,19 +66,27 @@ class BroadcastCounts:
         written = values_out(change, self._graphdef, out)
         return {leaf: written.get(leaf, old) for leaf, old in before.items()}
 
-    def run(self, pure: Callable, arguments: tuple[Any, Any], entries: Iterable[Any]) -> Any:
+    def run(
+        self,
+        pure: Callable,
+        arguments: tuple[Any, Any],
+        entries: Iterable[Any],
+        alike: Callable[[list[str]], None] | None = None,
+    ) -> Any:
         """`pure(*arguments)`, an instance, traced once.
 
         Args:
             pure: (values by group, tree) → (result, values by group, change).
             arguments: of it.
             entries: of each leaf of the arguments.
+            alike: told the streams, if there are any, of which every instance draws the same.
         """
         if not self._places:
             return pure(*arguments)
         jaxpr, shapes = jax.make_jaxpr(pure, return_shape=True)(*arguments)
         structure = jax.tree.structure(shapes)
-        _, out, change = structure.unflatten(depends(jaxpr.jaxpr, [*map(varying, entries)]))
+        drawn: list[str] = []
+        _, out, change = structure.unflatten(depends(jaxpr.jaxpr, [*map(varying, entries)], drawn))
         for leaf, differs in self.left(dict.fromkeys(self._places, False), out, change).items():
             if differs:
                 place = place_of_leaf(self._graphdef, self._rules.arguments, leaf)
@@ -89,6 +97,10 @@ class BroadcastCounts:
                     f"Cure: let each {instance} draw the same keys, before a condition and not in "
                     f"it; or have its own: {lift_type}."
                 )
+        if drawn and alike is not None:
+            written = self._places.keys() & values_out(change, self._graphdef, out).keys()
+            names = (place_of_leaf(self._graphdef, self._rules.arguments, leaf) for leaf in written)
+            alike(sorted(name.removesuffix(".count") for name in names))
         return structure.unflatten(jaxpr_as_fun(jaxpr)(*jax.tree.leaves(arguments)))
 
     def check(self, result: Any, out: Sequence[Sequence[Any]], change: Change) -> Any:

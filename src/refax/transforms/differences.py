@@ -23,6 +23,7 @@ from ..lift.arguments import is_slot
 from ..lift.closures import content
 from ..lift.errors import argument_place, place_under
 from ..lift.places import Fact, outline, said
+from ..objects.placing import get_logical_axis_rules
 from ..objects.representation import short
 from ..objects.statics import FunctionKey, frozen
 from ..objects.trace_errors import where
@@ -70,6 +71,7 @@ class TraceRecord:
         tree: (args, kwargs) with slots.
         labels: the names of the positional arguments.
         statics: static arguments by name.
+        places: where the inputs are, by place; told where nothing else differs.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class TraceRecord:
         tree: Any,
         labels: Sequence[str],
         statics: Mapping[str, Any],
+        places: Mapping[str, Fact],
     ):
+        self._places = places
         self._graphdef = graphdef
         self._roots = roots
         self._labels = labels
@@ -89,6 +93,7 @@ class TraceRecord:
         self._statics = dict(statics)
         self._settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
         self._settings["mesh"] = jax.sharding.get_abstract_mesh()
+        self._settings["logical axis rules"] = get_logical_axis_rules()
 
     @functools.cached_property
     def parts(self) -> tuple[dict[str, Fact], ...]:
@@ -136,7 +141,7 @@ class TraceRecord:
                     pairs = zip(known, difference, strict=True)
                     texts = [known if now == NOTHING else now for known, now in pairs]
                     found[difference.path] = Difference(*texts)
-        return list(found.values())
+        return [*found.values()] or differences_between(earlier._places, self._places)
 
 
 def differences_between(old: Mapping[str, Fact], new: Mapping[str, Fact]) -> list[Difference]:

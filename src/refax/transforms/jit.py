@@ -19,13 +19,15 @@ from typing import Any, Concatenate, Generic, Protocol, Self, Unpack, cast, over
 
 import jax
 
+from .._jax_compat import is_outside_of_traces
 from ..lift import errors
 from ..lift.arguments import Slot, named_like, set_unbound, unbind
+from ..lift.array_prefix import sorting
 from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.closures import collecting
 from ..lift.faults import execute
 from ..lift.inside import Change, Inside
-from ..lift.places import inputs_of
+from ..lift.places import inputs_of, said
 from ..lift.programs import programs_of, proxy, remember
 from ..objects.arguments import checked
 from ..objects.at_once import uninterrupted
@@ -33,11 +35,18 @@ from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import B, C, O, P, Q, R, S
 from .bound import decorator_or_function, positions
 from .eval_shape import eval_shape
-from .jit_layout import Donated, Layout, layout_of
+from .jit_layout import Donated, Layout, layout_of, places_of_leaves
 from .jit_options import Options, StaticArguments
-from .jit_places import Spread, is_spread, kept_places, spread_of
+from .jit_places import Spread, bring, is_spread, kept_places, spread_of
 from .prefixes import Shardings
-from .retrace import StaleConstantWarning, TraceRecord, Traces, stale_constant, users_level
+from .retrace import (
+    StaleConstantWarning,
+    TraceRecord,
+    Traces,
+    placement,
+    stale_constant,
+    users_level,
+)
 from .signatures import AllJitOptions, JitOptions
 
 _NOTHING = Donated()
@@ -125,6 +134,7 @@ class JitWrapped(Generic[P, R]):
         self._programs: dict[Any, _Program] = kept.setdefault("programs", {})
         self.traces: Traces = kept.setdefault("traces", Traces(self._function))
         self._reads: Reads = kept.setdefault("reads", {})
+        self._places: dict[Any, Any] = kept.setdefault("places", {})  # of leaves, by in_shardings
         if bound is not None:
             free: Any = copy.copy(self)
             free._first = ()
@@ -182,6 +192,12 @@ class JitWrapped(Generic[P, R]):
             # With shardings, the places of the objects among the arguments matter too.
             places = jax.tree.structure(call.tree) if options.sharded else count
             key = (call.plan.graphdef, statics.key(), given, places)
+            if options.in_shardings is not None and is_outside_of_traces():
+                if (places := self._places.get(key)) is None:
+                    at_static = tuple(statics.by_position)
+                    places = places_of_leaves(self._function, call, options, self._shift, at_static)
+                    remember(self._places, key, places)
+                bring(call, places)
             program = self._at_place(call, key, statics, given)
         except TypeError:
             if (error := statics.unhashable(self._function)) is not None:
@@ -223,17 +239,17 @@ class JitWrapped(Generic[P, R]):
     ) -> _Program:
         """Make the inner jit for a structure that was not seen before, or not at this place."""
         options = self._options
-        apart = spread if not options.sharded else None
-        if apart and like is not None:
+        if spread and like is not None:
             inner, layout = like.inner, like.layout
         else:
-            inner, layout = self._inner(call, statics, given, bool(apart))
+            inner, layout = self._inner(call, statics, given, bool(spread))
         keywords = {**options.rest, **layout.keywords}
         jitted = jax.jit(inner, **keywords)
-        if apart:
+        if spread:
             call.groups = layout.groups
             inputs = layout.inputs(call.grouped, call.tree)
-            keywords["out_shardings"] = kept_places(jitted, inputs, call, apart)
+            result = keywords.get("out_shardings", (None,))[0]
+            keywords["out_shardings"] = kept_places(jitted, inputs, call, spread, result)
             jitted = jax.jit(inner, **keywords)
         return _Program(jitted, inner, layout, spread)
 
@@ -259,6 +275,7 @@ class JitWrapped(Generic[P, R]):
             always=layout.donated,
             rules=layout.rules,
             observe=self._observer(call, statics),
+            returned=layout.rules and sorting(layout.rules),
         )
         return layout.inner(pure), layout
 
@@ -270,7 +287,11 @@ class JitWrapped(Generic[P, R]):
         graphdef, traces = call.plan.graphdef, self.traces
 
         def observe(inside: Inside, tree: Any) -> None:
-            traces.note(TraceRecord(graphdef, roots, inside.values, tree, labels, fixed))
+            running, at = _running(sys._getframe(2)), {}  # from outside of the function
+            if running is not None:
+                inputs = inputs_of(running[1], running[0]._function)
+                at = {place: said(placement(value)) for place, value in inputs}
+            traces.note(TraceRecord(graphdef, roots, inside.values, tree, labels, fixed, at))
 
         return observe
 
@@ -411,20 +432,26 @@ def _let_export_write() -> None:
         )
 
 
-def _compiled(event: str, *_: Any, **__: Any) -> None:
+def _compiled(event: str, *_: Any, **told: Any) -> None:
     """JAX tells of a compilation: noted for the call that it is in, if that is one of ours."""
-    if not event.endswith("/backend_compile_duration"):
-        return
-    frame = sys._getframe(1)
+    if event.endswith("/backend_compile_duration") and (running := _running(sys._getframe(1))):
+        wrapped, call = running
+        name = getattr(wrapped._function, "__name__", "")
+        if name in told.get("fun_name", name):  # else it is what moves its inputs
+            wrapped.traces.note_compilation(inputs_of(call, wrapped._function))
+
+
+def _running(frame: types.FrameType | None) -> tuple[JitWrapped, Call] | None:
+    """The call for which something happens, but inside of the function; None if it is not ours."""
     while frame is not None:
         code = frame.f_code
         if code.co_name == "pure" and code.co_filename == pure_function.__code__.co_filename:
-            return  # of an operation inside the function
-        if code is JitWrapped.__call__.__code__:
-            wrapped, call = frame.f_locals["self"], frame.f_locals["call"]
-            wrapped.traces.note_compilation(inputs_of(call, wrapped._function))
-            return
+            return None  # an operation inside the function
+        if code in _CALLING and "call" in (known := frame.f_locals):
+            return known["self"], known["call"]
         frame = frame.f_back
+    return None
 
 
+_CALLING = (JitWrapped.__call__.__code__, JitWrapped._compile.__code__)
 jax.monitoring.register_event_duration_secs_listener(_compiled)

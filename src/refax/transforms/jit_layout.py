@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from ..lift import errors
 from ..lift.arguments import named_like, slot_numbers
-from ..lift.array_prefix import by_path, for_arrays, without_objects
+from ..lift.array_prefix import for_arrays, for_result
 from ..lift.call import Call, group_by_prefix
 from ..lift.faults import tell
 from ..lift.places import inputs_by_place
-from ..lift.prefix import FilterPrefix, Groups, OutputRules
+from ..lift.prefix import FilterPrefix, Groups, OutputRules, by_path
 from ..objects.errors import describe_value
 from ..objects.placing import misfit
 from .jit_options import Options
@@ -123,12 +123,7 @@ def layout_of(
     if not (options.sharded or given or apart):
         return Layout(call.groups, given, by_position=False)
     args, kwargs = call.tree
-    prefix = _in_prefix(options.in_shardings, len(args), shift, static_at)
-    if isinstance(prefix, tuple):
-        prefix = tuple(map(by_path, prefix, args))
-    rules = group_by_prefix(
-        call, function, prefix, options.out_shardings, "in_shardings", is_leaf=_is_sharding
-    )
+    prefix, rules = _rules(function, call, options, shift, static_at)
     # A leaf that any donated argument reaches is donated: its Variable gets the new value.
     objects = slot_numbers(
         ([a for i, a in enumerate(args) if i in given.at],
@@ -137,13 +132,14 @@ def layout_of(
     graphdef, half = call.graphdef, len(rules.entries)
     reached = {leaf for n in objects for _, leaf in graphdef.all_paths(graphdef.roots[n])}
     if apart:
-        donated = (False, *[leaf in reached for leaf in range(len(call.values))])
-        of_leaf: Sequence[int] = range(1, len(donated))
-        entries = (None,) * len(donated)
+        donated = (*[False] * half, *[leaf in reached for leaf in range(len(call.values))])
+        of_leaf: Sequence[int] = range(half, len(donated))
+        entries = (*rules.entries, *[rules.entries[g] for g in call.groups.of_leaf])
     else:
         donated = (False,) * half + (True,) * half
         of_leaf = [g + half * (leaf in reached) for leaf, g in enumerate(call.groups.of_leaf)]
         entries = rules.entries * 2
+    out_rules = None
     groups, count = [i for i, gone in enumerate(donated) if gone], len(donated)
     keywords: dict[str, Any] = {
         "donate_argnums": (*groups, *[count + i for i in given.at], count + len(args) + 1)
@@ -152,12 +148,36 @@ def layout_of(
         arrays = for_arrays(prefix, args, "args", _is_sharding)
         by_argument = arrays if isinstance(arrays, tuple) else (arrays,) * len(args)
         keywords["in_shardings"] = (*entries, *by_argument, None, None)
-        keywords["out_shardings"] = (without_objects(options.out_shardings), [*entries], None)
-    # What is new leaves by the first group of its sharding, in which nothing is donated.
-    out_rules = rules._replace(entries=entries) if options.sharded else None
+        # What is new leaves by the first group of its sharding, in which nothing is donated.
+        out_rules = rules._replace(entries=entries, free=True)
+        keywords["out_shardings"] = (for_result(out_rules), [*entries], None)
     if not (options.sharded or given):
         return Layout(Groups(entries, of_leaf), given, donated, by_position=False)
     return Layout(Groups(entries, of_leaf), given, donated, out_rules, keywords)
+
+
+def _rules(
+    function: Callable, call: Call, options: Options, shift: int, static_at: Sequence[int]
+) -> tuple[Any, OutputRules]:
+    """The prefix of the arguments, and the rules by it; the call gets its groups."""
+    args, _ = call.tree
+    prefix = _in_prefix(options.in_shardings, len(args), shift, static_at)
+    prefix = tuple(map(by_path, prefix, args)) if isinstance(prefix, tuple) else prefix
+    out, name = options.out_shardings, "in_shardings"
+    return prefix, group_by_prefix(call, function, prefix, out, name, is_leaf=_is_sharding)
+
+
+def places_of_leaves(
+    function: Callable, call: Call, options: Options, shift: int, static_at: Sequence[int]
+) -> list[tuple[int, Sharding]]:
+    """(leaf, where `in_shardings` say that it lies) of the leaves of a call, if they do."""
+    _rules(function, call, options, shift, static_at)
+    entries: list[Any] = [call.groups.entries[group] for group in call.groups.of_leaf]
+    mesh = jax.sharding.get_mesh()
+    found = enumerate(
+        NamedSharding(mesh, e) if isinstance(e, PartitionSpec) else e for e in entries
+    )
+    return [(leaf, e) for leaf, e in found if isinstance(e, Sharding)]
 
 
 def _in_prefix(prefix: Any, count: int, shift: int, static_at: Sequence[int]) -> Any:

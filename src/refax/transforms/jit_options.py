@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 
+from ..graph.state import State
 from ..lift import errors
-from ..lift.prefix import FilterPrefix
+from ..lift.prefix import FilterPrefix, by_path
 from ..objects.arguments import unfit
 from ..objects.errors import suggest
 from ..objects.node import Node
 from ..objects.statics import static_key
-from ..verbs.splitting import state
 from .bound import with_static, without_static
 
 
@@ -52,11 +52,11 @@ class Options:
 
 
 def _by_path(shardings: Any) -> Any:
-    """The prefix with a lift type by path for each object of shardings."""
+    """The prefix with a lift type by path, which has a hash, for each object or State of them."""
     return jax.tree.map(
-        lambda x: FilterPrefix(state(x)) if isinstance(x, Node) else x,
+        lambda x: by_path(x, None),
         shardings,
-        is_leaf=lambda x: x is None or isinstance(x, (Node, FilterPrefix)),
+        is_leaf=lambda x: x is None or isinstance(x, (Node, State, FilterPrefix)),
     )
 
 

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, Sharding
 
 from .._jax_compat import is_outside_of_traces
+from ..graph.rebuild import write_leaves
 from ..lift.call import Call
 from ..lift.inside import values_out
+from ..objects.placing import misfit
 
 Spread = tuple[NamedSharding | None, ...]
 _PLACING = {"sharding_constraint", "device_put", "reshard"}
@@ -35,22 +37,44 @@ def spread_of(values: Sequence[Any]) -> Spread | None:
     return spread if any(spread) else None
 
 
-def kept_places(jitted: Any, inputs: tuple, call: Call, spread: Spread) -> tuple[Any, list, Any]:
-    """The `out_shardings` of a function with a group for each leaf: as they came, if they can."""
-    kept = [None, *spread]  # what is new is in the first group
+def bring(call: Call, places: Sequence[tuple[int, Sharding]]) -> None:
+    """Move leaves that have no fixed place yet to where they are wanted, also for the caller."""
+    moved = [
+        (leaf, where)
+        for leaf, where in places
+        if not getattr(x := call.values[leaf], "committed", True) and not x.is_deleted()
+        if not isinstance(where, NamedSharding) or not misfit(where.spec, x.shape, where.mesh)
+    ]
+    if moved:
+        leaves, shardings = zip(*moved, strict=True)
+        values = jax.device_put([call.values[leaf] for leaf in leaves], list(shardings))
+        write_leaves(call.plan, call.roots, leaves, values)
+        call.values = call.plan.gather()
+
+
+def kept_places(
+    jitted: Any, inputs: tuple, call: Call, spread: Spread, result: Any
+) -> tuple[Any, list, Any]:
+    """The `out_shardings` of a function with a group for each leaf: as they came, if they can.
+
+    What has an entry goes by that; so does the result, with its own.
+    """
+    entries = call.groups.entries
+    first = len(entries) - len(spread)  # before them is what is new
+    kept = [*entries[:first], *(e or s for e, s in zip(entries[first:], spread, strict=True))]
     try:
         traced = jitted.trace(*inputs)
     except Exception:  # the call itself will tell it
-        return None, kept, None
+        return result, kept, None
     jaxpr = traced.jaxpr.jaxpr
     _, grouped, change = jax.tree.unflatten(traced.out_tree, range(len(jaxpr.outvars)))
     for leaf, at in values_out(change, call.graphdef, grouped).items():
-        if leaf is None or spread[leaf] is None:
+        if leaf is None or spread[leaf] is None or entries[first + leaf] is not None:
             continue
         fits = isinstance(at, int) and jaxpr.outvars[at].aval.shape == call.values[leaf].shape
         if not fits or _is_placed(jaxpr, at):
-            kept[leaf + 1] = None
-    return None, kept, None
+            kept[first + leaf] = None
+    return result, kept, None
 
 
 def _is_placed(jaxpr: Any, number: int) -> bool:

@@ -38,6 +38,7 @@ def mapped_call(
     keywords: dict[str, Any] | None = None,
     is_leaf: Callable[[Any], bool] = is_entry,
     compile: Callable[[Callable], Callable] = jax.jit,
+    placed: bool = False,
 ) -> Any:
     """The result of a call whose arguments and results have prefixes.
 
@@ -51,6 +52,7 @@ def mapped_call(
         keywords: the entries of `kwargs` by name.
         is_leaf: what is one entry.
         compile: what to do with a program that is kept.
+        placed: whether new Variables are to be placed by their annotations.
     """
     call, (prefix, out_prefix) = enter(args, kwargs), prefixes
     rules = group_by_prefix(
@@ -74,7 +76,7 @@ def mapped_call(
         except (ValueError, IndexError):
             explain(inputs_by_place(call, function, prefix, is_leaf, keywords))
             raise
-        return leave(call, out)
+        return leave(call, out, placed)
 
 
 def leaf_entries(

@@ -57,7 +57,7 @@ class StateAxes(FilterPrefix):
     __slots__ = ()
 
     @checked
-    def __init__(self, axes: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
+    def __init__(self, axes: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]] | State):
         super().__init__(axes)
 
     axes = property(lambda self: self.entries)
@@ -69,7 +69,7 @@ class StateSharding(FilterPrefix):
     __slots__ = ()
 
     @checked
-    def __init__(self, shardings: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]]):
+    def __init__(self, shardings: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]] | State):
         super().__init__(shardings)
 
     shardings = property(lambda self: self.entries)

@@ -87,8 +87,9 @@ def scan(
         make = functools.partial(_loop, prefixes, carried, options, named)
         key = ("scan", named and named.names, *map(static_key, options.values()))
         return mapped_call(
-            function, args, {}, prefixes, "in_axes", make, key, explain, is_leaf=_is_entry
-        )
+            function, args, {}, prefixes, "in_axes", make, key, explain, is_leaf=_is_entry,
+            placed=named is not None and named.places,
+        )  # fmt: skip
 
     wrapped = lifted(f, run)
     return wrapped

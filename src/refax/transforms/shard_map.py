@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack, cast
 
@@ -11,17 +13,20 @@ from jax.sharding import PartitionSpec
 
 from ..graph.state import map_state
 from ..lift.arguments import is_object, named_like, unbind
-from ..lift.array_prefix import for_arrays, without_objects
+from ..lift.array_prefix import for_arrays, for_result, sorting
 from ..lift.call import Call, pure_function
 from ..lift.prefix import FilterPrefix, OutputRules
 from ..objects import arguments as fit
+from ..objects.placing import spec_axes
 from ..objects.statics import static_key
+from ..objects.trace_errors import where
 from ..objects.variable import Variable, raw
 from ..verbs.splitting import state
 from .bound import by_position, decorator_or_function, lifted, with_self, with_static
 from .broadcast_counts import BroadcastCounts
 from .mapped import check_replicated, check_specs, leaf_entries, mapped_call
 from .prefixes import Specs
+from .retrace import users_level
 from .signatures import ShardMapOptions
 
 _INFER = object()
@@ -72,16 +77,16 @@ def shard_map(
 
         def make(call: Call, rules: OutputRules, function: Callable) -> Callable:
             by_group, given = list(rules.entries), dict(cast(Any, options))
-            checked = check_replicated(call.graphdef, rules)
+            checked = sorting(rules, check_replicated(call.graphdef, rules))
             inner = with_static(function, statics)
             pure = pure_function(inner, call, rules=rules, returned=checked)
             if in_specs is not _INFER:  # JAX infers the same, and says why where it cannot
                 arrays = for_arrays(prefix, call.tree[0], "args", _is_spec)
                 given["in_specs"] = (by_group, (arrays, _WHOLE))
             return jax.shard_map(
-                _with_counts(pure, call, rules, prefix),
+                _with_counts(pure, call, rules, prefix, mesh, inspect.unwrap(function)),
                 mesh=mesh,
-                out_specs=(_whole_for_none(without_objects(out_prefix)), by_group, _WHOLE),
+                out_specs=(_whole_for_none(for_result(rules)), by_group, _WHOLE),
                 **given,
             )
 
@@ -98,7 +103,13 @@ def shard_map(
 _WHOLE = PartitionSpec()
 
 
-def _with_counts(pure: Callable, call: Call, rules: OutputRules, prefix: Any) -> Callable:
+class SameRandomnessWarning(UserWarning):
+    """All devices of a shard_map draw the same random numbers, for different parts of the data."""
+
+
+def _with_counts(
+    pure: Callable, call: Call, rules: OutputRules, prefix: Any, mesh: Any, function: Callable
+) -> Callable:
     """`pure`, which leaves the counts of replicated streams the same on every device."""
     cure = "nnx.split_rngs, and nnx.StateSharding({nnx.RngState: P('axis'), ...: P()})"
     graphdef, groups = call.plan.graphdef, call.groups
@@ -106,9 +117,30 @@ def _with_counts(pure: Callable, call: Call, rules: OutputRules, prefix: Any) ->
 
     def counted(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         entries = leaf_entries(rules, prefix, grouped, tree[0], _is_spec)
-        return counts.run(pure, (grouped, tree), entries)
+        sizes = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
+        axes = sorted({a for spec in entries for a in spec_axes(spec or ()) if sizes.get(a, 1) > 1})
+
+        def alike(streams: list[str]) -> None:
+            if streams and axes:
+                text = _same_randomness(where(function), streams, axes)
+                warnings.warn(text, SameRandomnessWarning, users_level())
+
+        return counts.run(pure, (grouped, tree), entries, alike)
 
     return named_like(pure, counted)
+
+
+def _same_randomness(function: str, streams: list[str], axes: list[str]) -> str:
+    named = ", ".join(f"`{name}`" for name in streams[:4]) + (" …" if len(streams) > 4 else "")
+    along, splits = ", ".join(map(repr, axes)), axes[0] if len(axes) == 1 else tuple(axes)
+    return (
+        f"{function} draws from {named} inside shard_map. Every device has the same key there, so "
+        f"all draw the same numbers, whatever part of the data they have along {along}: one "
+        "dropout mask for all.\n"
+        f"Cure: @nnx.split_rngs(splits={splits!r}) on the function, below nnx.shard_map: keys of "
+        "its own for each device. Where all are to draw the same, filter the category "
+        "nnx.SameRandomnessWarning."
+    )
 
 
 def _is_spec(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Unpack, cast
 import jax
 
 from ..lift.arguments import unbind
-from ..lift.array_prefix import for_arrays, without_objects
+from ..lift.array_prefix import for_arrays, for_result, sorting
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, pure_function
 from ..lift.prefix import OutputRules
@@ -154,11 +154,12 @@ def _mapped(
             if transform is None:
                 return pure_function(inner, call, rules=rules, axis_name=named)
             checked = check_broadcast(call.graphdef, rules, name)
+            checked = sorting(rules, checked)
             pure = pure_function(inner, call, rules=rules, axis_name=named, returned=checked)
             axes, (positional, named_trees) = list(rules.entries), call.tree
             arrays = for_arrays(prefix, positional, "args"), for_arrays(keywords, named_trees, "")
             prefixes = {"in_axes": (axes, arrays),
-                        "out_axes": (without_objects(out_axes), axes, None)}  # fmt: skip
+                        "out_axes": (for_result(rules), axes, None)}  # fmt: skip
             if compiled_for is not None and None in axes:
                 _look(call, pure, prefixes, compiled_for)
             return transform(pure, **prefixes)
@@ -168,7 +169,10 @@ def _mapped(
             names = named and named.names
             key = (name, names, static_key(tuple(statics.items())), *compiled_for.items())
         given = function, args, kwargs, (prefix, out_axes)
-        return mapped_call(*given, "in_axes", make, key, explain, keywords, compile=lambda p: p)
+        placed = named is not None and named.places and transform is not None
+        return mapped_call(
+            *given, "in_axes", make, key, explain, keywords, compile=lambda p: p, placed=placed
+        )
 
     def explain(inputs: Iterable[tuple[str, Any, Any]]) -> None:
         if transform is not None:

@@ -163,7 +163,7 @@ def _renew(node: Any, only: Filter, splits: Any, squeeze: bool = False) -> Split
     renewed: list[tuple[RngStream, tuple[int, ...] | None]] = []
     for path, stream in iter_streams(node, only):
         wanted = splits_of(splits, (*path, "key"), stream.key)
-        shape = stream.key.value.shape
+        shape = () if _on_axes(wanted) else stream.key.value.shape
         if shape and shape != wanted:
             raise ValueError(
                 f"split_rngs: the stream `{path_string(path)}` is split already, it has keys of "
@@ -175,13 +175,35 @@ def _renew(node: Any, only: Filter, splits: Any, squeeze: bool = False) -> Split
     with all_or_none(_cells(stream for stream, _ in renewed)):
         for stream, wanted in renewed:
             key, count = stream.key.value, stream.count.value
-            fresh = stream() if wanted is None else jax.random.split(stream(), wanted)
+            if _on_axes(wanted):  # a stacked stream too, each of its keys
+                own: Any = functools.partial(_key_on_axes, names=wanted)
+                for _ in key.shape:
+                    own = jax.vmap(own)
+                fresh = own(key, count)
+            else:
+                fresh = stream() if wanted is None else jax.random.split(stream(), wanted)
             fresh = fresh.reshape(()) if squeeze else fresh
             # Restoring keeps the count moved on by one: the next split gives other keys.
             backups.append((stream, key, count + jnp.uint32(1)))
             set_raw_value(stream.key, fresh)
             set_raw_value(stream.count, jnp.zeros(fresh.shape, jnp.uint32))
     return backups
+
+
+def _on_axes(splits: Any) -> bool:
+    return bool(splits) and isinstance(splits[0], str)
+
+
+def _key_on_axes(key: jax.Array, count: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """Of the next key of a stream, split along named axes, the part that belongs here."""
+    try:
+        sizes, at = map(jax.lax.axis_size, names), map(jax.lax.axis_index, names)
+        return jax.random.split(jax.random.fold_in(key, count), tuple(sizes))[tuple(at)]
+    except NameError as error:
+        raise ValueError(
+            f"split_rngs: {error}: an axis is named where each device or index has a key of its "
+            "own.\nCure: call it in a function under nnx.shard_map, or nnx.vmap(axis_name=…)."
+        ) from None
 
 
 class _Verb(Protocol[O]):
@@ -201,7 +223,7 @@ def split_rngs(
     node: Any = ...,
     /,
     *,
-    splits: Size | Sequence[Size],
+    splits: Size | Sequence[Size] | str | Sequence[str],
     only: Filter = ...,
     squeeze: bool = False,
     graph: Switch = None,
@@ -216,7 +238,8 @@ def split_rngs(
 
     Args:
         node: an object graph; left out, a decorator is returned.
-        splits: how many keys, or their shape.
+        splits: how many keys, or their shape. Inside `nnx.shard_map` (or a vmap with an
+            `axis_name`) also the names of axes: each device has the key of its place on them.
         only: which streams, by filter (a name is a tag filter).
         squeeze: with `splits=1`, drop the axis.
 
@@ -229,7 +252,7 @@ def split_rngs(
         >>> rngs.default.key.shape, int(rngs.default.count.value)
         ((), 1)
     """
-    if squeeze and np.prod(splits) != 1:
+    if squeeze and (isinstance(splits, str) or np.prod(splits) != 1):
         raise ValueError(
             f"split_rngs: squeeze=True drops an axis of size 1, but splits={splits}.\n"
             "Cure: leave one of them out."

@@ -19,7 +19,7 @@ from ..objects import arguments as fit
 from ..objects.errors import path_string
 from ..objects.metadata import with_metadata
 from ..objects.modes import Switch
-from ..objects.placing import check_fit, placed_by_annotation, spec_of
+from ..objects.placing import check_fit, placed_by_annotation, spec_of, whole_where_free
 from ..objects.type_names import T
 from ..objects.variable import Variable, make_variable
 from ..objects.watch import is_array
@@ -120,7 +120,7 @@ def as_abstract(tree: T, graph: Switch = None) -> T:
         if not isinstance(leaf, Variable):
             return jax.tree.map(lambda x: of_array(x, None), leaf)
         annotated = "sharding" in leaf._metadata and not mesh.empty
-        sharding = NamedSharding(mesh, get_var_pspec(leaf)) if annotated else None
+        sharding = named_sharding_of(leaf, mesh) if annotated else None
         value = jax.tree.map(lambda x: of_array(x, sharding), leaf._value)
         return make_variable(type(leaf), value, leaf._metadata)
 
@@ -160,4 +160,4 @@ def get_named_sharding(tree: Any, mesh: fit.AnyMesh) -> Any:
 
 def named_sharding_of(leaf: Any, mesh: Any) -> NamedSharding:
     """Where a Variable (or an array) belongs on a mesh, by its annotation."""
-    return NamedSharding(mesh, get_var_pspec(leaf))
+    return NamedSharding(mesh, whole_where_free(get_var_pspec(leaf)))
