@@ -1,4 +1,4 @@
-"""Random numbers on several devices: GSPMD draws those of one; shard_map says when all are alike."""
+"""Random numbers on several devices: GSPMD has those of one; shard_map tells masks alike."""
 
 import warnings
 
@@ -160,6 +160,6 @@ def test_an_axis_that_is_not_there(where):
     split = nnx.split_rngs(splits="rows")(call)
     f = split if where == "outside" else sharded(split)
     net = Net()
-    with pytest.raises(ValueError, match=r"split_rngs: unbound axis name: rows(.|\n)*Cure: "):
+    with pytest.raises(ValueError, match=r"split_rngs: splits=.*rows(.|\n)*Cure: "):
         f(net, X)
     assert int(net.first.rngs.count.value) == 0

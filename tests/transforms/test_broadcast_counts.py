@@ -17,9 +17,7 @@ from jax.sharding import PartitionSpec as P
 from refax import nnx
 
 # Here all are meant to draw the same.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::refax.transforms.shard_map.SameRandomnessWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore::refax.transforms.shard_map.SameRandomnessWarning")
 KEY = jax.random.key(1)
 MESH = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
 X = jnp.zeros((2, 3))

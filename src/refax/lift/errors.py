@@ -48,7 +48,7 @@ def place_under(path: Sequence[Any], roots: Sequence[str]) -> str:
 
 
 def inconsistent_alias(node_type: type, places: Sequence[tuple[str, Any]]) -> AliasError:
-    listed = "\n".join(f"  {place}: {clipped(repr(prefix))}" for place, prefix in places[:4])
+    listed = "\n".join(f"  {place}: {clipped(repr(prefix), 150)}" for place, prefix in places[:6])
     return AliasError(
         "Inconsistent aliasing detected. The following nodes have different prefixes:\n"
         f"Node: {node_type}\n{listed}\n"

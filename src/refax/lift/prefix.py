@@ -284,8 +284,8 @@ def _groups_by_place(
             if free and entry is None:
                 groups.setdefault(leaf, position(entries, None) if known is None else known)
                 continue
-            own = known is not None and not (free and entries[known] is None)
-            groups[leaf] = known if own else position(entries, entry)
+            open_still = free and known is not None and entries[known] is None
+            groups[leaf] = position(entries, entry) if known is None or open_still else known
             places.setdefault(leaf, []).append((place, entry))
     for leaf, listed in sorted(places.items()):
         if any(entry != listed[0][1] for _, entry in listed):

@@ -111,7 +111,7 @@ def _with_counts(
     pure: Callable, call: Call, rules: OutputRules, prefix: Any, mesh: Any, function: Callable
 ) -> Callable:
     """`pure`, which leaves the counts of replicated streams the same on every device."""
-    cure = "nnx.split_rngs, and nnx.StateSharding({nnx.RngState: P('axis'), ...: P()})"
+    cure = "@nnx.split_rngs(splits='the mesh axis') on the function"
     graphdef, groups = call.plan.graphdef, call.groups
     counts = BroadcastCounts(graphdef, groups, rules, "shard_map", "device", cure)
 

@@ -160,7 +160,7 @@ def _as_stacked(path: tuple, key: jax.Array, stream: RngStream, policy: Any) -> 
 
 def _renew(node: Any, only: Filter, splits: Any, squeeze: bool = False) -> SplitBackups:
     """Other keys for the streams, of each as many as `splits` says; and what they had."""
-    renewed: list[tuple[RngStream, tuple[int, ...] | None]] = []
+    renewed: list[tuple[RngStream, Any]] = []
     for path, stream in iter_streams(node, only):
         wanted = splits_of(splits, (*path, "key"), stream.key)
         shape = () if _on_axes(wanted) else stream.key.value.shape
@@ -191,7 +191,7 @@ def _renew(node: Any, only: Filter, splits: Any, squeeze: bool = False) -> Split
 
 
 def _on_axes(splits: Any) -> bool:
-    return bool(splits) and isinstance(splits[0], str)
+    return isinstance(splits, (str, tuple, list)) and bool(splits) and isinstance(splits[0], str)
 
 
 def _key_on_axes(key: jax.Array, count: jax.Array, names: tuple[str, ...]) -> jax.Array:
@@ -201,8 +201,9 @@ def _key_on_axes(key: jax.Array, count: jax.Array, names: tuple[str, ...]) -> ja
         return jax.random.split(jax.random.fold_in(key, count), tuple(sizes))[tuple(at)]
     except NameError as error:
         raise ValueError(
-            f"split_rngs: {error}: an axis is named where each device or index has a key of its "
-            "own.\nCure: call it in a function under nnx.shard_map, or nnx.vmap(axis_name=…)."
+            f"split_rngs: splits={names} names an axis that is not there ({error}).\nCure: a "
+            "number of keys; or an axis of the nnx.shard_map, or nnx.vmap(axis_name=…), around "
+            "the call."
         ) from None
 
 
@@ -252,7 +253,8 @@ def split_rngs(
         >>> rngs.default.key.shape, int(rngs.default.count.value)
         ((), 1)
     """
-    if squeeze and (isinstance(splits, str) or np.prod(splits) != 1):
+    how: Any = splits
+    if squeeze and (_on_axes(how) or np.prod(how) != 1):
         raise ValueError(
             f"split_rngs: squeeze=True drops an axis of size 1, but splits={splits}.\n"
             "Cure: leave one of them out."
