@@ -35,9 +35,10 @@ setup:
 	  exit 1; }
 	@"$(PYTHON)" tools/set_up_venv.py "$(VENV)"
 
-# One pytest run, last, so that its summary is the last line printed.
+# One pytest run, last, so that its summary is the last line printed. Of its environment tells
+# tests/conftest.py.
 test: lint types budgets
-	@$(RUN) -m pytest -n $(JOBS) -m "not slow" --doctest-modules tests src/refax $(ARGS)
+	@REFAX_TESTS=quick $(RUN) -m pytest -n $(JOBS) -m "not slow" --doctest-modules tests src/refax $(ARGS)
 
 test-long: lint types budgets
 	@$(RUN) -m pytest -n $(JOBS) --doctest-modules tests src/refax $(ARGS)

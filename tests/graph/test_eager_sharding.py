@@ -65,7 +65,8 @@ def test_every_spelling(spelling, kind):
         eager, compiled = SPELLINGS[spelling](), nnx.jit(SPELLINGS[spelling])()
     for variable in (eager, compiled):
         assert lies_as(variable.value, mesh, None, "model")
-    np.testing.assert_array_equal(eager.value, compiled.value)
+    # A compiled initializer may fuse a product with a sum, and round once less.
+    np.testing.assert_allclose(eager.value, compiled.value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
