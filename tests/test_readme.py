@@ -13,7 +13,10 @@ README = ROOT / "README.md"
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))]
 # What the snippets of these show is tested in another way, each in a test of its own.
 OTHERWISE = {"docs/errors.md", "docs/mistakes.md", "docs/types.md"}
-LONG: set[str] = set()
+LONG = {
+    f"docs/recipes/{name}.md"
+    for name in ("gan", "deep_q_learning", "meta_learning", "second_order")
+}
 # Pages that are made when the site is built, which checks the links to them.
 MADE = ("changelog.md", "reference/", "source/", "design/benchmarks.md", "design/contributing.md")
 
