@@ -9,7 +9,10 @@ import pytest
 
 # Many models go through the one function that samples, which is not a mistake here.
 pytestmark = pytest.mark.filterwarnings("ignore::refax.nnx.RetraceWarning")
-NAMES = ("classify_digits", "vae_digits", "rnn_highlight_code", "finetune_lora", "stack_blocks")
+NAMES = (
+    "classify_digits", "vae_digits", "rnn_highlight_code", "finetune_lora", "stack_blocks",
+    "train_sharded", "pipeline_stages", "mixture_of_experts",
+)  # fmt: skip
 
 
 def run(name: str, out: Path, *arguments: str) -> None:

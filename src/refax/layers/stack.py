@@ -19,12 +19,14 @@ from ..objects import arguments as fit
 from ..objects.errors import describe_value
 from ..objects.node import new_pytree
 from ..objects.statics import static_key, static_value
+from ..objects.variable import raw
 from ..objects.variable_types import Param
 from ..transforms.carry import Carry
 from ..transforms.prefixes import StateAxes
 from ..transforms.remat import remat as rematerialized
 from ..transforms.scan import scan
 from ..transforms.vmap import vmap
+from ..verbs.layouts import plan_of
 from ..verbs.module import Module
 from ..verbs.pytree import Pytree
 from ..verbs.rngs import Rngs, RngStream
@@ -180,6 +182,7 @@ class Stack(Module):
                 rest (`deterministic=True`, a Python number) is static, as in a plain call. What
                 blocks do to the state of an object, such as `rngs`, the next block sees.
         """
+        n = self._here()
         leaves = jax.tree.leaves((args, kwargs), is_leaf=stops)
         # A function that reads objects may see others at the next call: no program of it is kept.
         reads = any(reads_objects(x) for x in leaves if not _is_dynamic(x))
@@ -191,21 +194,21 @@ class Stack(Module):
             name = path[1].idx + 1 if path[0].idx == 0 else path[1].key
             if name not in self.per_block:
                 return _PASSED_ON if is_object(leaf) else None
-            if not stops(leaf) and np.shape(leaf)[:1] != (self.n,):
+            if not stops(leaf) and np.shape(leaf)[:1] != (n,):
                 where = jax.tree_util.keystr(path[2:])
                 raise fit.ArgumentError(
                     f"Stack: the argument {name!r}{where} is {describe_value(leaf)}, but it is in "
-                    f"per_block, so its first axis must be that of the {self.n} blocks."
+                    f"per_block, so its first axis must be that of the {n} blocks."
                 )
             return 0
 
         axes = jax.tree_util.tree_map_with_path(axis, arguments, is_leaf=stops)
         # Where no loop is left, XLA would find the two computations equal and keep the first.
-        unrolled = self.unroll is True or self.n <= self.unroll
+        unrolled = self.unroll is True or n <= self.unroll
         options = _Static(static_key((self.outputs, self.remat, unrolled)))
         run = scan(
             functools.partial(_step) if reads else _step,
-            length=self.n,
+            length=n,
             unroll=self.unroll,
             in_axes=(0, Carry, axes, None),
             out_axes=(Carry, 0) if self.outputs else Carry,
@@ -213,6 +216,11 @@ class Stack(Module):
         )
         rename_stacked(self.blocks)
         return run(self.blocks, x, arguments, options)
+
+    def _here(self) -> int:
+        """How many blocks are here: under `shard_map` over their axis, a device has some of all."""
+        first = jax.tree.leaves([raw(leaf) for leaf in plan_of(self.blocks).leaves()[:1]])
+        return np.shape(first[0])[0] if first else self.n
 
     def vmap(self, f: Callable[[Any], Any]) -> Any:
         """`f(block)` of every block, as one `nnx.vmap`; results are stacked, changes are kept.
@@ -229,7 +237,7 @@ class Stack(Module):
             (3, 1, 16, 2, 4)
         """
         rename_stacked(self.blocks)
-        return vmap(f, axis_size=self.n, transform_metadata=self._metadata)(self.blocks)
+        return vmap(f, axis_size=self._here(), transform_metadata=self._metadata)(self.blocks)
 
     def __len__(self) -> int:
         return self.n

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice, zip_longest
 from typing import Annotated, Any, NamedTuple
 
@@ -268,4 +269,8 @@ def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
     if isinstance(value, np.ndarray):
         value = np.array(value, dtype)  # a copy: the caller may go on writing into his own
     array = value if is_key else jnp.asarray(value, dtype)
+    if is_key and sharding is not None and not sharding.is_fully_addressable:
+        # To devices of other processes, device_put takes numbers only.
+        make = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(array))
+        return jax.jit(make, out_shardings=sharding)(np.asarray(jax.random.key_data(array)))
     return array if sharding is None else jax.device_put(array, sharding)
