@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,8 @@ def language_model(
     config = ModelConfig(data.VOCAB_SIZE, CONTEXT, blocks, n_heads=4, d_model=d_model, dropout=0.0)
     rngs = nnx.Rngs(seed)
     model = LanguageModel(config, rngs=rngs)
-    for block in model.blocks:
+    made: list[Any] = model.blocks  # of which the perceptron is replaced
+    for block in made:
         block.mlp = MixtureOfExperts(d_model, experts, room=room, rngs=rngs)
     return model
 

@@ -55,7 +55,7 @@ LAYOUTS: dict[str, dict[str, str | None]] = {
 }
 
 
-def mesh_of(layout: str, devices: Sequence[jax.Device]) -> Mesh:
+def mesh_of(layout: str, devices: Sequence[Any]) -> Mesh:
     """The axes "data", which the batch is divided over, and "model"."""
     n = len(devices)
     model = {"tp": n, "2d": 2 if n % 2 == 0 else 1}.get(layout, 1)
@@ -83,11 +83,7 @@ class Run:
     """A model and its optimizer in a layout, and the batches that they learn from."""
 
     def __init__(
-        self,
-        options: argparse.Namespace,
-        corpus: data.Corpus,
-        layout: str,
-        devices: Sequence[jax.Device],
+        self, options: argparse.Namespace, corpus: data.Corpus, layout: str, devices: Sequence[Any]
     ):
         self.mesh = mesh_of(layout, devices)
         self.rules = list(LAYOUTS[layout].items())

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -40,7 +41,7 @@ def add_processes(parser: ExampleParser) -> None:
 
 def find_devices(
     parser: ExampleParser, options: argparse.Namespace, processes: int = 1
-) -> list[jax.Device]:
+) -> list[Any]:
     """The devices to work on: of all processes, which are connected."""
     if options.devices is not None:
         if options.devices % processes:

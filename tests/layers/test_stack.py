@@ -641,3 +641,20 @@ def test_indexing_inside_a_transform() -> None:
 
     np.testing.assert_allclose(run(stack, X), expected, rtol=1e-5, atol=1e-5)
     assert not stack.blocks.linear.kernel.value[2].any()
+
+
+@pytest.mark.parametrize("kind", [Plain, Counting])
+def test_a_device_runs_the_blocks_that_it_has(kind: Callable) -> None:
+    blocks = nnx.Stack(kind, 8, rngs=nnx.Rngs(0))
+    expected = np.stack([in_turn(blocks.to_list()[i : i + 2], X) for i in range(0, 8, 2)])
+    mesh = jax.make_mesh((4,), ("stage",), axis_types=(jax.sharding.AxisType.Auto,))
+    P = jax.sharding.PartitionSpec
+
+    @nnx.shard_map(mesh=mesh, in_specs=(P("stage"), P()), out_specs=P("stage"))
+    def run(blocks: nnx.Stack, x: jax.Array) -> jax.Array:
+        return blocks(jax.lax.pcast(x, "stage", to="varying"))[None]
+
+    np.testing.assert_allclose(run(blocks, X), expected, rtol=1e-5, atol=1e-5)
+    assert len(blocks) == 8
+    if kind is Counting:
+        assert blocks.blocks.calls.value.tolist() == [1] * 8
