@@ -62,7 +62,7 @@ setup-docs:
 	@"$(PYTHON)" tools/set_up_venv.py "$(VENV)-docs" requirements-docs.lock
 
 docs: setup-docs
-	@$(RUN_DOCS) -m mkdocs build --quiet
+	@$(RUN_DOCS) -m mkdocs build
 
 docs-serve: setup-docs
 	@$(RUN_DOCS) -m mkdocs serve $(ARGS)

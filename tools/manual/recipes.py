@@ -83,7 +83,8 @@ def pages() -> dict[str, str]:
         [
             "# Recipes\n",
             "Whole programs, each in one file, to be read from top to bottom and changed. Under "
-            "each stands what a run on two CPU cores printed and drew.\n",
+            "each stands what a run printed and drew, on two CPU cores that other programs used as "
+            "well: what takes time takes less on a machine of its own.\n",
             *rows,
         ]
     )

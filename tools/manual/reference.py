@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tools.manual.definitions import Definition, addresses, imports_of, is_module, public_names
+from tools.manual.definitions import (
+    Definition,
+    addresses,
+    definition_of,
+    imports_of,
+    is_module,
+    public_names,
+)
 
 
 class Subject(NamedTuple):
@@ -53,7 +60,10 @@ SUBJECTS = (
         ("inspect", "graph.plan"),
     ),
     Subject(
-        "bridge", "Linen", "Linen modules as Modules, and back.", ("bridge",), "refax.nnx.bridge"
+        "bridge", "Linen",
+        "Linen modules as Modules, and back: `to_linen` makes a `nnx.bridge.ToLinen`, a Linen module "
+        "like any other. These two need Flax.",
+        ("bridge",), "refax.nnx.bridge",
     ),
     Subject(
         "errors", "Errors and warnings", "What is raised, and what is warned of.", (),
@@ -96,6 +106,9 @@ def contents() -> dict[Subject, dict[str, Definition]]:
             for name, definition in public_names(subject.namespace).items():
                 if definition not in known:
                     pages[subject][f"{subject.namespace}.{name}"] = definition
+    bridge = next(subject for subject in SUBJECTS if subject.file == "bridge")
+    for name in ("to_linen", "to_linen_var"):  # which `refax.nnx.bridge` gives when asked for
+        pages[bridge][f"refax.nnx.bridge.{name}"] = definition_of("refax.bridge.to_linen", name)
     return pages
 
 
@@ -135,7 +148,9 @@ def entry(full_name: str, definition: Definition) -> Iterator[str]:
         else:
             yield "A name for annotations and settings."
     else:
-        yield f"::: {full_name}\n"
+        named = name in imports_of(full_name.rpartition(".")[0])
+        yield f"::: {full_name if named else f'{definition.module}.{name}'}\n"
+        yield "" if named else f'<a id="{full_name}"></a>\n'
     if name.endswith(("Error", "Warning")):
         yield f"What raises it: [`{name}` among the errors](../errors.md#{name}).\n"
     yield f"\n[source](<source:{definition.file}#{definition.line}>){{ .source }}\n"
