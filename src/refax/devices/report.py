@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from ..objects.metadata import EMPTY
 from ..objects.placing import spec_of
-from ..objects.representation import bytes_text
+from ..objects.representation import WIDTH, Text, bytes_text, shortened
 from ..objects.variable import Variable, raw
 from ..objects.watch import is_array
 from ..verbs.layouts import object_plan
@@ -19,7 +19,7 @@ from ..verbs.names import dotted_name
 _HEAD = ("name", "shape", "annotation", "on devices", "per device")
 
 
-class ShardingReport(str):
+class ShardingReport(Text):
     """A table, as text; the bytes of the fullest device, and what is not as annotated."""
 
     bytes_per_device: int
@@ -88,8 +88,11 @@ def _place(sharding: Any) -> str:
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    # Where a line is too long, names give way, though not all of them.
+    widths[0] = max(min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:])), 24)
     lines = []
     for *cells, last in (head, *rows):
+        cells[0] = shortened(cells[0], widths[0])
         padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
         lines.append("  ".join([*padded, last.rjust(widths[-1])]))
     return "\n".join(lines)

@@ -37,7 +37,7 @@ from ..objects import pickling
 from ..objects.errors import UnhashableStaticError, path_string
 from ..objects.mappings import sorted_keys
 from ..objects.modes import Switch
-from ..objects.representation import MAX_LINES
+from ..objects.representation import MAX_LINES, wrapped
 from ..objects.statics import static_key, static_value
 from ..objects.type_names import M
 from . import errors
@@ -249,7 +249,8 @@ class GraphDef(Generic[M]):
             shown = [f"{key}={child[1]!r}" for key, child in pairs if type(child) is tuple]
             if record[0] == VARIABLE:
                 shown = [f"{name}={value!r}" for name, value in record[2].items()]
-            lines.append(f"  {path_string(path)}: {cls.__name__}({', '.join(shown)})")
+            line = f"  {path_string(path)}: {cls.__name__}({', '.join(shown)})"
+            lines.append(wrapped(line, indent="      "))
             if len(lines) > MAX_LINES:
                 lines.append("  …")
                 break

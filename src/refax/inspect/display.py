@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 
 def display(*objects: Any) -> None:
     """Show objects: folding and coloured by treescope in a notebook, else their `repr` on stdout.
+
+    Reports and tables, which are text, are shown as they are. Lines of a `repr` fit in 80 columns.
 
     Args:
         *objects: Modules, Variables, States, arrays, or anything else.
@@ -24,7 +27,10 @@ def display(*objects: Any) -> None:
         import treescope
 
         for value in objects:
-            treescope.display(value, ignore_exceptions=True, autovisualize=True)
+            if hasattr(value, "_repr_html_"):  # a report: treescope would show it as a string
+                importlib.import_module("IPython.display").display(value)
+            else:
+                treescope.display(value, ignore_exceptions=True, autovisualize=True)
         return
     for value in objects:
         print(repr(value))

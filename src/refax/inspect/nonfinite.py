@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import linecache
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from textwrap import wrap
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +16,7 @@ from ..lift.places import inputs_of, place_of_output
 from ..objects.arguments import checked
 from ..objects.errors import path_string
 from ..objects.modes import use_scopes
-from ..objects.representation import shortened
+from ..objects.representation import as_html, shortened, wrapped
 from ..objects.watch import is_array
 from ..transforms.bound import enter_unbound
 from ..verbs.iteration import iter_graph
@@ -80,7 +78,7 @@ class NonfiniteReport(NamedTuple):
         if self.results:
             more = f" and {len(self.results) - 3} more" if len(self.results) > 3 else ""
             places = ", ".join(shortened(place, 50) for place in self.results[:3])
-            yield from wrap(f"  reaches: {places}{more}", 80, subsequent_indent="    ")
+            yield wrapped(f"  reaches: {places}{more}", indent="    ")
         else:
             yield "  does not reach the results, which are finite"
 
@@ -102,7 +100,7 @@ class NonfiniteReport(NamedTuple):
             yield from (f"  {name} {range}" for range in ranges)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        return as_html(repr(self))
 
 
 @checked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ..graph.filters import Filter, to_predicate
 from ..objects.arguments import Count, checked
 from ..objects.errors import suggest
-from ..objects.representation import bytes_text, count
+from ..objects.representation import Text, bytes_text, count, shortened
 from ..objects.variable import Variable, raw
 from ..objects.variable_types import RngState
 from ..objects.watch import is_array
@@ -243,21 +244,32 @@ def _render(rows: list[Row], columns: list[str], totals: dict, title: str, *opti
     try:
         from rich.console import Console
         from rich.table import Table
-        from rich.text import Text
+        from rich.text import Text as Cell
     except ImportError:
         raise ImportError("nnx.tabulate needs rich.\nCure: pip install rich.") from None
 
     everything = sum(n for n, _ in totals.values()), sum(size for _, size in totals.values())
     texts = {"title": title, "caption": f"Total: {_size(everything)}"}
-    table = Table(**{"show_footer": True, "show_lines": True, **texts, **of_table})
     footers = {column: _size(totals[column]) for column in columns if column in totals}
     labelled = next((c for c in reversed(columns) if c not in footers), None)
-    for column in columns:
-        footer = "Total" if column == labelled else footers.get(column, "")
-        table.add_column(column, **{"footer": footer, "no_wrap": True, **of_column})
-    for row in rows:
-        table.add_row(*(Text(_cell(row, column)) for column in columns))
-    text = io.StringIO()
-    # As wide as the table needs: a string has no terminal that it would have to fit in.
-    Console(**{"file": text, "width": 400, "force_terminal": False, **of_console}).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))
+
+    def drawn(width: int, of_path: int, look: dict[str, Any]) -> Text:
+        table = Table(**{"show_footer": True, "show_lines": True, **texts, **look, **of_table})
+        for column in columns:
+            footer = "Total" if column == labelled else footers.get(column, "")
+            fold = {"no_wrap": not look, "overflow": "fold" if look else "ellipsis"}
+            table.add_column(column, **{"footer": footer, **fold, **of_column})
+        for row in rows:
+            cells = {column: _cell(row, column) for column in columns}
+            cells["path"] = shortened(cells.get("path", ""), of_path)
+            table.add_row(*(Cell(cells[column]) for column in columns))
+        text = io.StringIO()
+        options = {"file": text, "width": width, "force_terminal": False, **of_console}
+        Console(**options).print(table)
+        return Text("\n".join(line.rstrip() for line in text.getvalue().split("\n")))
+
+    # As wide as the table needs, except for a terminal: there, cells are broken in lines.
+    whole, width = drawn(400, 400, {}), shutil.get_terminal_size((400, 0)).columns
+    if "width" in of_console or max(map(len, whole.split("\n"))) <= width:
+        return whole
+    return drawn(width, width // 2, {"padding": (0, 0)})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import math
+import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -17,6 +20,7 @@ from .statics import FunctionKey
 from .watch import is_array
 
 MAX_LINES = 400
+WIDTH = 80  # columns of a terminal
 _MAX_DEPTH = 60
 _INDENT = "  "
 
@@ -157,11 +161,18 @@ class _Tree:
         self.leaf, self.collapse, self.most = leaf, collapse, most
         self.seen: dict[int, str] = {}  # where each shared object was shown first, by id
 
-    def lines(self, value: Any, path: str, depth: int) -> list[str]:
-        """The lines of one value at a path from the root, so many levels down."""
+    def lines(self, value: Any, path: str, depth: int, label: str = "") -> list[str]:
+        """The lines of one value at a path from the root, so many levels down, after a label."""
         form = _form(value)
         if form is None or not _is_tree(value):
-            return self.leaf(value).split("\n")
+            indent = " " * len(label) if is_array(value) else _INDENT
+            width = max(WIDTH - len(_INDENT) * depth - len(label) - 1, WIDTH // 2)
+            with np.printoptions(linewidth=width):
+                text = self.leaf(value)
+            below = " " * len("Array(") if is_array(value) else ""
+            lines = [wrapped(line, width, below) for line in text.split("\n")]
+            first, *rest = "\n".join(lines).split("\n")
+            return [first, *(indent + line for line in rest)]
         if not isinstance(value, tuple):
             if id(value) in self.seen:
                 return [f"{type(value).__name__}(…same as {self.seen[id(value)] or 'the root'})"]
@@ -184,7 +195,7 @@ class _Tree:
             alike = _alike(items[i:]) if in_run else 1
             label = "" if key is None else (key if sep == "=" else repr(key)) + sep
             step = f"[{i}]" if key is None else f"[{key!r}]" if sep == ": " else f".{key}"
-            below = self.lines(child, (path + step).lstrip("."), depth + 1)
+            below = self.lines(child, (path + step).lstrip("."), depth + 1, label)
             body = [_INDENT + label + below[0], *(_INDENT + line for line in below[1:])]
             i += alike
             body[-1] += "," if i < len(items) or alike > 1 else ""
@@ -266,9 +277,42 @@ class Representable(Shown):
         return Form(name + first.start, items, first.kv_sep, first.end)
 
 
+class Text(str):
+    """Text of several lines that is shown as it is, at a prompt and in a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+
+def as_html(text: str) -> str:
+    """Text in columns for a notebook, which scrolls where it is wide."""
+    style = "white-space: pre; overflow-x: auto; line-height: 1.2"
+    return f'<pre style="{style}">{html.escape(str(text))}</pre>'
+
+
+def wrapped(line: str, width: int = WIDTH, indent: str = _INDENT) -> str:
+    """A line that is too long on several, broken at spaces, all but the first indented."""
+    options: dict[str, Any] = dict(break_long_words=False, break_on_hyphens=False)
+    fits = len(line) <= width
+    return line if fits else textwrap.fill(line, width, subsequent_indent=indent, **options)
+
+
 def shortened(text: str, width: int) -> str:
-    """The text in at most `width` characters, without its middle: both ends of a path tell most."""
-    if len(text) <= width:
-        return text
-    tail = max(width - 1, 1) * 2 // 3
-    return f"{text[: max(width - 1 - tail, 0)]}…{text[-tail:]}"
+    """A path in at most `width` characters: its longest keys are cut, so that all are told apart.
+
+    `encoder.layers.11.attention.query.kernel` becomes `encod….layers.11.atten….query.kernel`;
+    where even that is too long, the middle is left out.
+    """
+    parts = [*re.split(r"([./])", text)]
+    while len("".join(parts)) > width:
+        i = max(range(len(parts)), key=lambda i: len(parts[i]))
+        if len(parts[i]) <= 4:
+            tail = max(width - 1, 1) * 2 // 3
+            return f"{text[: max(width - 1 - tail, 0)]}…{text[-tail:]}"
+        parts[i] = parts[i].rstrip("…")[: len(parts[i]) - 2] + "…"
+    return "".join(parts)

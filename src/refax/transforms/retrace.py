@@ -18,6 +18,7 @@ from typing import Any
 from ..lift.places import Fact, said
 from ..objects.arguments import Count, checked
 from ..objects.errors import describe_value
+from ..objects.representation import Text
 from ..objects.stack import Stack
 from ..objects.trace_errors import known_name, where
 from .differences import Difference, TraceRecord, differences_between, placement
@@ -115,7 +116,7 @@ class Traces:
             lines += [f"  {d}" for d in reasons[:20]] or [f"  {none}"]
             if len(reasons) > 20:
                 lines.append(f"  … and {len(reasons) - 20} more differences")
-        return "\n".join(lines)
+        return Text("\n".join(lines))
 
 
 _SAME_TRACE = (

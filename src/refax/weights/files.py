@@ -31,7 +31,7 @@ from jax.core import Tracer
 from ..graph.filters import Filter
 from ..objects import arguments as fit
 from ..objects.arguments import Fits
-from ..objects.representation import bytes_text
+from ..objects.representation import bytes_text, shortened, wrapped
 from ..verbs.names import dotted_name
 from . import file_errors as errors
 from .file_format import Reader, new_file, open_file, write_file
@@ -66,11 +66,12 @@ class FileInfo(NamedTuple):
         lines = [
             f"{len(self.tensors)} tensors, {bytes_text(self.size)}, in {len(self.files)} files"
         ]
-        width = max(map(len, self.tensors), default=0)
+        width = min(max(map(len, self.tensors), default=0), 50)
         for name, form in self.tensors.items():
-            lines.append(f"  {name:{width}}  {form.dtype}[{','.join(map(str, form.shape))}]")
-        lines += [f"  {alias} = {name}" for alias, name in self.aliases.items()]
-        lines += [f"  {key}: {value}" for key, value in self.metadata.items()]
+            text = f"{form.dtype}[{','.join(map(str, form.shape))}]"
+            lines.append(f"  {shortened(name, width):{width}}  {text}")
+        lines += [wrapped(f"  {a} = {name}", indent="    ") for a, name in self.aliases.items()]
+        lines += [wrapped(f"  {k}: {v}", indent="    ") for k, v in self.metadata.items()]
         return "\n".join(lines)
 
 

@@ -26,6 +26,7 @@ from ..graph.rebuild import write_leaves
 from ..objects.arguments import Fits, checked, is_dtype, taken_by
 from ..objects.entering import castable, is_key, keys_of_data
 from ..objects.errors import suggest
+from ..objects.representation import WIDTH, wrapped
 from ..objects.variable import raw
 from ..verbs.errors import Misfits
 from ..verbs.matching import same_values, void_corrections
@@ -57,6 +58,12 @@ class Loaded(NamedTuple):
     """Names of the mapping that the object does not have."""
     cast: dict[str, tuple[Any, Any]]
     """Names whose dtype was changed: (of the mapping, of the object)."""
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={value!r}" for name, value in self._asdict().items()]
+        line = f"Loaded({', '.join(parts)})"
+        lines = [f"  {wrapped(part, WIDTH - 3, '    ')},\n" for part in parts]
+        return line if len(line) <= WIDTH else f"Loaded(\n{''.join(lines)})"
 
 
 @checked
