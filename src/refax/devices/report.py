@@ -89,7 +89,7 @@ def _place(sharding: Any) -> str:
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     # Where a line is too long, names give way, though not all of them.
-    widths[0] = max(min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:])), 24)
+    widths[0] = min(widths[0], max(WIDTH - sum(widths[1:]) - 2 * len(widths[1:]), 24))
     lines = []
     for *cells, last in (head, *rows):
         cells[0] = shortened(cells[0], widths[0])

@@ -37,7 +37,7 @@ from ..objects import pickling
 from ..objects.errors import UnhashableStaticError, path_string
 from ..objects.mappings import sorted_keys
 from ..objects.modes import Switch
-from ..objects.representation import MAX_LINES, wrapped
+from ..objects.representation import MAX_LINES, as_html, wrapped
 from ..objects.statics import static_key, static_value
 from ..objects.type_names import M
 from . import errors
@@ -255,6 +255,9 @@ class GraphDef(Generic[M]):
                 lines.append("  …")
                 break
         return "\n".join([*lines, ")"])
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self))
 
 
 def _map_statics(f: Callable[[tuple], tuple], record: tuple) -> tuple:
