@@ -24,7 +24,7 @@ from .write_back import is_array_like
 
 # The parameters of the functions that JAX sees, and what follows them in its messages.
 _ARGUMENT = re.compile(
-    r"(?:(?<=rgument )|(?<=path is ))'?(?:grouped|tree|inputs|carry)(?:\[(?:\d+|'[^']*')\])+"
+    r"(?:(?<=rgument )|(?<=path is ))'?(?:grouped|tree|carry)(?:\[(?:\d+|'[^']*')\])+"
 )
 _ABSTRACT = re.compile("valid JAX type|ShapeDtypeStruct")
 _TRACED = re.compile(r"the function (\S+) at \S*[/\\]refax[/\\]\S+?:\d+ for ")
@@ -48,11 +48,7 @@ def _arranged(grouped: Any, tree: Any) -> dict[str, Any]:
 
 
 def tell(
-    error: Exception,
-    call: Call,
-    function: Callable,
-    arrange: Callable[[Any, Any], dict[str, Any]] = _arranged,
-    donated: Sequence[bool] = (),
+    error: Exception, call: Call, function: Callable, donated: Sequence[bool] = ()
 ) -> Exception | None:
     """The error that says what is wrong with an input; None if `error` is to be raised.
 
@@ -62,7 +58,6 @@ def tell(
         error: what JAX raised.
         call: its inputs.
         function: the user's.
-        arrange: from (values by group, tree) to the arguments, by name, of what JAX was given.
         donated: whether an input is donated, in the order of `inputs_of`.
     """
     if not isinstance(error, (RuntimeError, TypeError, ValueError, OverflowError)):
@@ -77,7 +72,7 @@ def tell(
     if fault is None and error.args and isinstance(error.args[0], str):
         count, places = len(call.values), [place for place, _ in inputs]
         tree = jax.tree.structure(call.tree).unflatten(places[count:])
-        _put_names(error, function, arrange(call.groups.take(places[:count]), tree))
+        _put_names(error, function, _arranged(call.groups.take(places[:count]), tree))
     return fault
 
 

@@ -20,6 +20,7 @@ from typing import Any, Concatenate, Generic, Protocol, Self, Unpack, cast, over
 import jax
 
 from .._jax_compat import is_outside_of_traces
+from ..graph.graphdef import GraphDef
 from ..lift import errors
 from ..lift.arguments import Slot, named_like, set_unbound, unbind
 from ..lift.array_prefix import sorting
@@ -262,6 +263,8 @@ class JitWrapped(Generic[P, R]):
         static_at = tuple(statics.by_position)
         layout = layout_of(self._function, call, options, self._shift, static_at, given, apart)
         call.groups = layout.groups
+        labels = errors.argument_names(self._function, len(call.tree[0]))
+        roots = root_places(call.tree, self._function)
         call.paths = [None] * len(call.roots)  # a program is for all objects of this structure
 
         def function(*args: Any, **kwargs: Any) -> Any:
@@ -274,17 +277,18 @@ class JitWrapped(Generic[P, R]):
             call,
             always=layout.donated,
             rules=layout.rules,
-            observe=self._observer(call, statics),
+            observe=self._observer(call.graphdef, roots, labels, statics.named(labels)),
             returned=layout.rules and sorting(layout.rules),
         )
-        return layout.inner(pure), layout
+        inner: Any = layout.inner(pure)
+        inner.__signature__ = layout.names(call.graphdef, roots, labels)
+        return inner, layout
 
-    def _observer(self, call: Call, statics: StaticArguments) -> Callable:
+    def _observer(
+        self, graphdef: GraphDef, roots: list[str], labels: list[str], fixed: dict[str, Any]
+    ) -> Callable:
         """What notes each trace, with the places of the objects as they are now."""
-        labels = errors.argument_names(self._function, len(call.tree[0]))
-        roots = root_places(call.tree, self._function)
-        fixed = statics.named(labels)
-        graphdef, traces = call.plan.graphdef, self.traces
+        traces = self.traces
 
         def observe(inside: Inside, tree: Any) -> None:
             running, at = _running(sys._getframe(2)), {}  # from outside of the function

@@ -8,16 +8,20 @@ each leaf is a group of its own, so that one trace serves every placement (`jit_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.tree_util import SequenceKey
 
+from ..graph.graphdef import GraphDef
 from ..lift import errors
 from ..lift.arguments import named_like, slot_numbers
 from ..lift.array_prefix import for_arrays, for_result
 from ..lift.call import Call, group_by_prefix
+from ..lift.errors import argument_place, place_under
 from ..lift.faults import tell
 from ..lift.places import inputs_by_place
 from ..lift.prefix import FilterPrefix, Groups, OutputRules, by_path
@@ -34,6 +38,24 @@ class Donated(NamedTuple):
 
     def __bool__(self) -> bool:
         return bool(self.at or self.names)
+
+
+class Names(inspect.Signature):
+    """The signature of an inner function, by which JAX names what it compiles.
+
+    JAX asks it, once a trace, which parameter each argument is for. So every leaf of an object is
+    told to be one of its own, `model.blocks[3].kernel`.
+    """
+
+    def __init__(self, named: Callable[..., Iterator[tuple[str, Any]]]):
+        super().__init__([inspect.Parameter("inputs", inspect.Parameter.VAR_POSITIONAL)])
+        self._named = named
+
+    def bind(self, *inputs: Any, **_: Any) -> Any:
+        found: dict[str, Any] = {}
+        for name, value in self._named(*inputs):
+            found[name if name not in found else f"{name} ({len(found)})"] = value
+        return inspect.BoundArguments(self, cast(Any, found))
 
 
 class Layout(NamedTuple):
@@ -66,6 +88,29 @@ class Layout(NamedTuple):
 
         return named_like(pure, inner)
 
+    def names(self, graphdef: GraphDef, roots: Sequence[str], labels: Sequence[str]) -> Names:
+        """What the arguments of the inner function are called in XLA's programs and messages.
+
+        Args:
+            graphdef: of the objects.
+            roots: their places, `model`.
+            labels: the names of the positional arguments.
+        """
+        leaves = self.groups.take([place_under(path, roots) for path in graphdef.paths.leaves])
+        count = len(self.donated)
+
+        def named(*inputs: Any) -> Iterator[tuple[str, Any]]:
+            grouped, tree = inputs if not self.by_position else (inputs[:count], inputs[count:])
+            for places, values in zip(leaves, grouped, strict=True):
+                yield from zip(places, values, strict=True)
+            for path, value in jax.tree_util.tree_leaves_with_path(tree):
+                if self.by_position:  # an argument, or in one of two dicts by name
+                    kind = 0 if path[0].idx < len(tree) - 2 else 1
+                    path = (SequenceKey(kind), *path[kind:])
+                yield argument_place(path, labels), value
+
+        return Names(named)
+
     def tell(self, error: Exception, call: Call, function: Callable) -> Exception | None:
         """What is wrong with the inputs of a call that raised: see `lift/faults.py`."""
         call.groups = self.groups
@@ -77,11 +122,7 @@ class Layout(NamedTuple):
         parts += [(kwargs[name], name in self.given.names) for name in sorted(kwargs)]
         donated = [self.donated[group] for group in self.groups.of_leaf]
         donated += [gone for x, gone in parts for _ in jax.tree.leaves(x)]
-
-        def arrange(grouped: list, tree: Any) -> dict[str, Any]:
-            return {"inputs": self.inputs(grouped, tree)}
-
-        return self._unfit(call, function) or tell(error, call, function, arrange, donated)
+        return self._unfit(call, function) or tell(error, call, function, donated)
 
     def _unfit(self, call: Call, function: Callable) -> ValueError | None:
         """The error for a sharding that does not fit what it is for."""

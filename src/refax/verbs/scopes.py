@@ -54,6 +54,8 @@ After = Callable[[Running, Any], None]
 
 _RUNNING = Stack()
 _WATCHERS = Stack()
+_WATCHED: list[None] = []  # as long as there are watchers, in any thread
+_quiet: Any = OUTSIDE  # the trace in which there is nothing to do
 
 
 def running() -> tuple[Running, ...]:
@@ -72,8 +74,15 @@ def watching(before: Before | None = None, after: After | None = None) -> Iterat
         before: gets (running, args, kwargs) before the method runs.
         after: gets (running, output) after it, not if it raised.
     """
-    with _WATCHERS.during((before, after)):
-        yield
+    global _quiet
+    _WATCHED.append(None)
+    _quiet = None
+    try:
+        with _WATCHERS.during((before, after)):
+            yield
+    finally:
+        _WATCHED.pop()
+        _quiet = None if _WATCHED else OUTSIDE
 
 
 def scope_methods(cls: type) -> None:
@@ -106,7 +115,7 @@ def _inherited(cls: type, name: str, method: Callable) -> Callable:
 def _scoped(method: Callable, name: str) -> Callable:
     @functools.wraps(method)
     def scoped(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if TRACE.value is OUTSIDE and not _WATCHERS.items:
+        if TRACE.value is _quiet:
             return method(self, *args, **kwargs)
         return _run(method, name, self, args, kwargs)
 
