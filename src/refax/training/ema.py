@@ -70,7 +70,7 @@ class EMA(Pytree):
         (0.1, 1.0)
     """
 
-    _refax_scoped = True
+    _refax_phase = "update"
 
     @checked
     def __init__(

@@ -40,7 +40,7 @@ class MetricCorrection(MetricState, Correction):
 class Metric(Pytree):
     """Base of metrics: `reset()`, `update(**values)`, `compute()`."""
 
-    _refax_scoped = True
+    _refax_phase = "forward"
 
     def reset(self) -> None:
         """Start anew."""

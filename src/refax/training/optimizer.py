@@ -183,7 +183,7 @@ class Optimizer(Pytree, Generic[M]):
         1
     """
 
-    _refax_scoped = True
+    _refax_phase = "update"
 
     @checked
     def __init__(

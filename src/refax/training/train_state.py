@@ -53,7 +53,7 @@ class TrainState(Pytree, Generic[M]):
         1
     """
 
-    _refax_scoped: ClassVar[bool] = True
+    _refax_phase: ClassVar[str] = "update"
     graphdef: GraphDef[M]
     params: State
     opt_state: Any

@@ -388,6 +388,12 @@ class Compiled(_Stage):
         call, _, inputs = self._wrapped._prepare(args, kwargs)
         return leave(call, execute(call, self._wrapped._function, self._stage, *inputs))
 
+    def rehearse(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on copies of the arguments; the objects stay as they are."""
+        _, _, inputs = self._wrapped._prepare(args, kwargs)
+        copies = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, inputs)
+        return self._stage(*copies)
+
 
 # fmt: off
 @overload

@@ -200,7 +200,7 @@ class Module(Pytree):
         return value if zero is None else jax.tree.map(jnp.add, value, zero)
 
 
-Module._refax_scoped = True  # of its subclasses: its own methods compute nothing
+Module._refax_phase = "forward"  # of its subclasses: its own methods compute nothing
 
 CAPTURES = "__captures__"  # the attribute in which `nnx.capture` puts Variables to record in
 

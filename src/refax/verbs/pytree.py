@@ -18,13 +18,14 @@ class Pytree(Node):
     """
 
     __slots__ = ()
-    _refax_scoped: ClassVar[bool] = False  # whether operations are named by the public methods
+    # What its public methods do, by whose names operations are named: "forward" or "update".
+    _refax_phase: ClassVar[str] = ""
 
     def __init_subclass__(cls, pytree: bool | str = True, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if pytree:
             register(cls)
-        if cls._refax_scoped:
+        if cls._refax_phase:
             scope_methods(cls)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:

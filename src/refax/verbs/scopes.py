@@ -133,7 +133,7 @@ def unscoped(function: Any) -> Any:
 def call_scoped(function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`function(*args, **kwargs)`, in the scope of its first argument if it is a method of it."""
     first, name = args[0] if args else None, getattr(function, "__name__", "")
-    if isinstance(first, Node) and getattr(first, "_refax_scoped", False):
+    if isinstance(first, Node) and getattr(first, "_refax_phase", ""):
         place = getattr(function, "__qualname__", "")
         if any(place == f"{base.__qualname__}.{name}" for base in type(first).__mro__):
             return _run(function, name, first, args[1:], kwargs)
