@@ -142,6 +142,12 @@ def interruption() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def profile(trainer: Trainer) -> None:
+    """Print what each module costs in a training step, of which nothing is kept."""
+    step = trainer.model, trainer.optimizer, trainer.metrics, trainer.held_out[0]
+    say(f"\n{nnx.profile_table(training.train_step, *step).grouped(4)}\n")
+
+
 def finish(trainer: Trainer, run: Path, unigram_loss: float) -> None:
     """Compare, plot and write a sample."""
     s = trainer.settings
@@ -201,6 +207,8 @@ def run_demo(command: options.Options) -> int:
         say(f"{stopped} at step {trainer.step}; to go on from there: --resume --out {run}")
         return 0 if completed else 128 + signal.SIGINT
     finish(trainer, run, unigram_loss)
+    if command.profile:
+        profile(trainer)
     return 0
 
 

@@ -88,6 +88,7 @@ class Options:
     out: Path | None
     resume: bool
     overwrite: bool
+    profile: bool
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -102,7 +103,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         parser.error("--resume goes on with a run, --overwrite deletes it: give one of them")
     if overwrite and out is None:
         parser.error("--overwrite needs --out: without it, every run gets a folder of its own")
-    return Options(given, out, resume, overwrite)
+    return Options(given, out, resume, overwrite, found["profile"])
 
 
 def new_settings(given: Mapping[str, Any]) -> Settings:
@@ -195,6 +196,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--resume", action="store_true", help="go on from the latest checkpoint")
     run.add_argument("--overwrite", action="store_true", help="delete the run in --out first")
+    run.add_argument(
+        "--profile", action="store_true", help="at the end, print what each module costs in a step"
+    )
     add(run, "steps", count, "N", "training steps; may be raised when resuming")
     add(run, "stop_at", count, "N", "stop at this step, to go on later with --resume")
     add(run, "checkpoint_every", count, "N", "steps between checkpoints; the last 3 are kept")

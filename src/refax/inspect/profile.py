@@ -19,7 +19,7 @@ from ..lift.errors import argument_names
 from ..objects.arguments import Size, checked
 from ..objects.variable import raw
 from ..objects.variable_types import Param
-from ..transforms.jit import jit
+from ..transforms.jit import JitWrapped, jit
 from ..verbs.iteration import iter_graph
 from ..verbs.pytree import Pytree
 from .program_costs import Cost, Program
@@ -330,8 +330,11 @@ class _Names:
         self._phases: dict[str, str] = {name: "" for name in (*labels, *kwargs)}
         for cls in _subclasses(Pytree):
             self._phases[cls.__name__] = cls._refax_phase
+        # (Plain `jax.jit` rebuilds a Module, which then is called by its class.)
+        plain = hasattr(f, "lower") and not isinstance(f, JitWrapped)
         for label, value in (*zip(labels, given, strict=True), *kwargs.items()):
-            self._look(label, value)
+            by_class = plain and isinstance(value, Pytree)
+            self._look(type(value).__name__ if by_class else label, value)
 
     def _look(self, label: str, value: Any) -> None:
         visited = list(iter_graph(value))

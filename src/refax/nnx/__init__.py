@@ -27,6 +27,8 @@ from ..inspect.hooks import (
     forward_hooks as forward_hooks, HookHandle as HookHandle)
 from ..inspect.nonfinite import (
     find_nonfinite as find_nonfinite, NonfiniteReport as NonfiniteReport)
+from ..inspect.profile import (
+    ProfileRow as ProfileRow, profile_table as profile_table, ProfileTable as ProfileTable)
 from ..inspect.tabulate import tabulate as tabulate
 from ..layers.activations import (
     celu as celu, elu as elu, gelu as gelu, glu as glu, hard_sigmoid as hard_sigmoid,
