@@ -250,6 +250,7 @@ example("with_logical_constraint", {"x": X, "names": (None, None)})
 example("tabulate", lambda _: {"obj": model(), "input_args": [X]})
 example("capture", lambda _: {"fn": Sowing(), "var_types": [nnx.Intermediate]}, on(X))
 example("find_nonfinite", lambda _: {"f": lambda: X})
+example("profile_table", lambda _: {"f": lambda: X})
 example("forward_hooks", lambda _: {"model": model(), "fn": lambda *_: None}, entered)
 for _name in ("add_forward_hook", "add_forward_pre_hook"):
     example(_name, lambda _: {"module": model(), "fn": lambda *_: None})
@@ -316,8 +317,8 @@ NO_ARGUMENTS_THAT_MAY_NOT_FIT = {
     **dict.fromkeys("Data Static Initializer PureState Filter Carry".split(), "for annotations"),
     **dict.fromkeys("dataclass".split(), "Python's own options"),
     **dict.fromkeys(
-        """GraphDef GraphState NodeStates HookHandle NonfiniteReport ShardingReport
-        TrainState""".split(),
+        """GraphDef GraphState NodeStates HookHandle NonfiniteReport ProfileRow ProfileTable
+        ShardingReport TrainState""".split(),
         "made by refax, not by users",
     ),
     **dict.fromkeys(
@@ -417,7 +418,7 @@ KIND = {
     "filters": "filters",
     "flag": """has_aux holomorphic allow_int return_shape reverse prevent_cse value enabled copy
         variables arrays with_paths recreate_variables copy_variables raise_if_not_found squeeze
-        overwrite allow_register strict aliases asynchronous zero_debias compute_flops
+        overwrite allow_register strict aliases asynchronous zero_debias measure_time compute_flops
         compute_vjp_flops sort exact var_defaults.hijax""",
     "function": """f fun fn true_fun false_fun body_fun cond_fun init_fn initializer build pre
         row_filter transform extract_fn replace_fn function""",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from ..objects.variable_types import Param
 from ..transforms.jit import JitWrapped, jit
 from ..verbs.iteration import iter_graph
 from ..verbs.pytree import Pytree
+from .interpreter import innermost
 from .program_costs import Cost, Program
 
 _RUNS = 3  # of the program, that are measured
@@ -358,13 +358,12 @@ class _Names:
     def place(self, scope: str) -> tuple[str, str]:
         """(path, phase) of what has a scope: `jit(f)/transpose(jvp(model.head))/dot_general`."""
         first = scope.split(";")[0]
-        back = "transpose(" in first
-        for name in reversed(first.split("/")[:-1]):
-            while wrapped := re.fullmatch(r"(?!p?jit\()\w+\((.*)\)", name):
-                name = wrapped[1]
-            if name.split(".")[0] in self._phases:
-                return name, "backward" if back else self._phase(name)
-        return "", "backward" if back else "forward"
+        name = innermost(first, self._is_known)
+        known = name if self._is_known(name) else ""
+        return known, "backward" if "transpose(" in first else self._phase(known)
+
+    def _is_known(self, name: str) -> bool:
+        return name.split(".")[0] in self._phases
 
     def _phase(self, name: str) -> str:
         while name:
