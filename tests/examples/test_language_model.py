@@ -350,7 +350,9 @@ def test_a_finished_run_can_be_sampled_again_and_trained_further(
     run = tmp_path / "run"
     assert demo.main([*arguments, "--out", str(run)]) == 0
     before = content(run / "checkpoints")
-    assert demo.main(["--resume", "--out", str(run), "--prompt", "leaf", "--seed", "0"]) == 0
+    capsys.readouterr()
+    again = ["--resume", "--out", str(run), "--prompt", "leaf", "--seed", "0", "--profile"]
+    assert demo.main(again) == 0
     assert (run / "sample.txt").read_text().startswith("leaf")
     assert content(run / "checkpoints") == before
     assert demo.main(["--resume", "--out", str(run), "--steps", str(STEPS + 4)]) == 0

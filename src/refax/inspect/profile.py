@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -358,6 +359,11 @@ class _Names:
     def place(self, scope: str) -> tuple[str, str]:
         """(path, phase) of what has a scope: `jit(f)/transpose(jvp(model.head))/dot_general`."""
         first = scope.split(";")[0]
+        if "/" not in first:  # a copy of an argument, which has its path: of whose it is
+            name = re.sub(r"\['?(\w+)'?\]", r".\1", first)
+            while name and name not in self._phases:
+                name = name.rpartition(".")[0]
+            return name, self._phase(name)
         name = innermost(first, self._is_known)
         known = name if self._is_known(name) else ""
         return known, "backward" if "transpose(" in first else self._phase(known)
