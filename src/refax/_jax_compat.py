@@ -101,6 +101,20 @@ def name_scope(name: str, within: str) -> Any:
     return jax.named_scope(name)
 
 
+def hide_frames(file: str) -> None:
+    """Leave a file out of tracebacks, and of where operations come from, as JAX does its own.
+
+    Without the private names, there is a line more for each Module.
+    """
+    try:
+        from jax._src import source_info_util, traceback_util
+
+        source_info_util.register_exclusion(file)
+        traceback_util.register_exclusion(file)
+    except (ImportError, AttributeError):  # pragma: no cover - depends on the JAX release
+        pass
+
+
 def rebuilds_arguments() -> bool:
     """Whether what asks is rebuilt by JAX as an argument of a function that it traces.
 

@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+import traceback
 from typing import Generic, TypeVar
 
 import jax
@@ -528,3 +529,24 @@ def test_the_cache_on_disk_is_hit_by_other_processes(tmp_path):
         )
         hits.append("cache hit for 'jit__lambda" in done.stderr)
     assert hits == [False, True, True]
+
+
+def test_errors_and_places_of_operations_show_no_frames_of_the_scopes():
+    class Fails(nnx.Module):
+        def __call__(self, x):
+            return jnp.dot(x, jnp.ones(7))
+
+    class Holds(nnx.Module):
+        def __init__(self):
+            self.fails = Fails()
+
+        def __call__(self, x):
+            return self.fails(x)
+
+    with pytest.raises(TypeError) as caught:
+        nnx.jit(lambda model, x: model(x))(Holds(), X)
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert not [frame for frame in frames if frame.filename.endswith("verbs/scopes.py")]
+    assert [frame.name for frame in frames].count("__call__") >= 2
+    text = nnx.jit(lambda model, x: model(x)).lower(Model(), X).as_text(debug_info=True)
+    assert "verbs/scopes.py" not in text

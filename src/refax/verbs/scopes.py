@@ -24,7 +24,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .._jax_compat import OUTSIDE, TRACE, name_scope
+from .._jax_compat import OUTSIDE, TRACE, hide_frames, name_scope
 from ..objects.modes import using_scopes
 from ..objects.node import Node, object_path
 from ..objects.stack import Stack
@@ -52,6 +52,7 @@ class Running(NamedTuple):
 Before = Callable[[Running, tuple[Any, ...], dict[str, Any]], None]
 After = Callable[[Running, Any], None]
 
+hide_frames(__file__)
 _RUNNING = Stack()
 _WATCHERS = Stack()
 _WATCHED: list[None] = []  # as long as there are watchers, in any thread
