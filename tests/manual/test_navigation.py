@@ -33,7 +33,8 @@ def test_every_page_is_in_the_navigation_once():
     pages = navigation()
     assert len(set(pages)) == len(pages)
     written = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
-    missing = sorted(written - set(pages))
+    folders = tuple(page[:-1] for page in pages if page.endswith("/*"))  # all that is in there
+    missing = sorted(page for page in written - set(pages) if not page.startswith(folders))
     assert not missing, f"to be added to nav in mkdocs.yml: {missing}"
     for page in pages:
         assert page.endswith("/*") or page in written | MADE, f"mkdocs.yml lists {page}"

@@ -54,8 +54,9 @@ def several(entry: Any) -> list[str]:
     """The pages that `reference/*` and `recipes/*` stand for."""
     if not isinstance(entry, str) or not entry.endswith("/*"):
         return []
-    made = {**reference.pages(), **recipes.pages()}
-    return [place for place in made if place.startswith(entry[:-1])]
+    first, *others = (p for p in [*reference.pages(), *recipes.pages()] if p.startswith(entry[:-1]))
+    written = sorted((ROOT / "docs").glob(f"{entry}.md"))
+    return [first, *(path.relative_to(ROOT / "docs").as_posix() for path in written), *others]
 
 
 def on_files(files: Any, config: Any) -> Any:

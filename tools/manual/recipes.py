@@ -78,17 +78,26 @@ def links_to_parts(source: str) -> str:
 
 
 def pages() -> dict[str, str]:
-    rows = [f"- [{title_of(path)}]({path.stem}.md): {summary_of(path)}" for path in recipes()]
-    index = "\n".join(
-        [
-            "# Recipes\n",
-            "Whole programs, each in one file, to be read from top to bottom and changed. Under "
-            "each stands what a run printed and drew, on two CPU cores that other programs used as "
-            "well: what takes time takes less on a machine of its own.\n",
-            *rows,
-        ]
-    )
-    return {"recipes/index.md": f"{index}\n", **{place_of(path): page(path) for path in recipes()}}
+    """The pages that are made, first a list of them and of those that are written by hand."""
+    written = [first_lines_of(path) for path in sorted(RESULTS.glob("*.md"))]
+    programs = [f"- [{title_of(p)}]({p.stem}.md): {summary_of(p)}" for p in recipes()]
+    index = [
+        "# Recipes\n\nEach trains something small to the end, beside a baseline.\n\n## On a page\n",
+        *written,
+        "\n## Whole programs\n\nEach in one file, to be read from top to bottom and changed. Under "
+        "each stands what a run printed and drew, on two CPU cores that other programs used as "
+        "well: what takes time takes less on a machine of its own.\n",
+        *programs,
+    ]
+    made = {place_of(path): page(path) for path in recipes()}
+    return {"recipes/index.md": "\n".join(index) + "\n", **made}
+
+
+def first_lines_of(path: Path) -> str:
+    """The title of a page as a link, and its first sentence."""
+    title, _, text = path.read_text(encoding="utf-8").removeprefix("# ").partition("\n\n")
+    sentence = re.split(r"(?<=\.) (?=[A-Z])", " ".join(text.partition("\n\n")[0].split()))[0]
+    return f"- [{title}]({path.name}): {sentence}"
 
 
 def summary_of(path: Path) -> str:

@@ -61,8 +61,8 @@ SUBJECTS = (
     ),
     Subject(
         "bridge", "Linen",
-        "Linen modules as Modules, and back: `to_linen` makes a `nnx.bridge.ToLinen`, a Linen module "
-        "like any other. These two need Flax.",
+        "Linen modules as Modules, and back: `to_linen` makes a `nnx.bridge.ToLinen`, a module of "
+        "Linen like any other. These two need Flax.",
         ("bridge",), "refax.nnx.bridge",
     ),
     Subject(
