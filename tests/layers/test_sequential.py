@@ -144,3 +144,10 @@ def test_an_index_is_an_int_or_a_slice(index: Any) -> None:
             use(nnx.Sequential(nnx.relu))
     with pytest.raises(TypeError, match="unsupported operand"):
         nnx.Sequential() + 3  # pyright: ignore[reportOperatorIssue]
+
+
+def test_a_list_in_the_place_of_layers_is_told_what_to_write():
+    model = nnx.Sequential([nnx.relu, nnx.tanh])
+    with pytest.raises(ValueError, match=r"layers\[0\] is a list.*\nCure: .*\*layers") as caught:
+        model(jnp.ones(2))
+    assert isinstance(caught.value, nnx.ArgumentError)

@@ -40,6 +40,11 @@ def to_numpy(model, x):
     return np.asarray(model.layers[0].kernel) + x
 
 
+def of_several(model, x):
+    """JAX lists what the number depends on: "the values of the arguments …, …, and …"."""
+    return x * float((model(x) * x.sum()).sum())
+
+
 TRACING = {
     "jit": lambda f: nnx.jit(f)(make_model(), X),
     "jit of grad": lambda f: nnx.jit(
@@ -72,11 +77,21 @@ def test_a_value_that_is_wanted_while_tracing(transform, function):
         assert text.rstrip().partition("\n\n")[0].find(place) > 0
 
 
+@pytest.mark.parametrize("transform", TRACING.values(), ids=TRACING.keys())
+def test_all_the_arguments_of_a_list_are_named(transform):
+    text = message_of(lambda: transform(of_several))
+    listed = text.partition("the values of the arguments ")[2].partition("\n")[0]
+    assert not listed or "layers[0].kernel" in listed
+    assert not listed or listed.endswith(("and x.", "and value[1]."))
+
+
 def test_the_traced_function_is_the_callers():
     text = message_of(lambda: nnx.jit(decides)(make_model(), X))
     line = decides.__code__.co_firstlineno
     assert f"the function `decides` ({__file__}:{line}) for jit" in text
     assert "the value of the argument model.layers[0].kernel." in text
+    text = message_of(lambda: nnx.jit(of_several)(make_model(), X))
+    assert "the values of the arguments model.layers[0].kernel and x." in text
 
 
 def test_devices():

@@ -74,6 +74,7 @@ class Sequential(Module, Generic[T]):
             if not callable(layer):
                 raise fit.ArgumentError(
                     f"Sequential: layers[{i}] is a {type(layer).__name__}, which cannot be called."
+                    "\nCure: nnx.Sequential(a, b, c), or nnx.Sequential(*layers) for a list."
                 )
             if i > 0:
                 args, kwargs = _as_arguments(result)

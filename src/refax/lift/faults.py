@@ -23,9 +23,9 @@ from .places import inputs_of
 from .write_back import is_array_like
 
 # The parameters of the functions that JAX sees, and what follows them in its messages.
-_ARGUMENT = re.compile(
-    r"(?:(?<=rgument )|(?<=path is ))'?(?:grouped|tree|carry)(?:\[(?:\d+|'[^']*')\])+"
-)
+_NAME = r"(?:grouped|tree|carry)(?:\[(?:\d+|'[^']*')\])+"
+_ARGUMENT = re.compile(rf"(?:(?<=rgument )|(?<=path is ))'?{_NAME}")
+_ARGUMENTS = re.compile("(?<=the values of the arguments ).*")
 _ABSTRACT = re.compile("valid JAX type|ShapeDtypeStruct")
 _TRACED = re.compile(r"the function (\S+) at \S*[/\\]refax[/\\]\S+?:\d+ for ")
 
@@ -164,5 +164,6 @@ def _put_names(error: Exception, function: Callable, arranged: dict[str, Any]) -
         return found[0]
 
     text = _ARGUMENT.sub(name, text)
+    text = _ARGUMENTS.sub(lambda found: re.sub(_NAME, name, found[0]), text)
     text = _TRACED.sub(lambda found: f"the function {where(function)} for ", text)
     error.args = (text, *error.args[1:])
