@@ -89,7 +89,7 @@ class ToNNX(Module):
     def __init__(self, module: Any, rngs: Rngs | jax.Array | None = None):
         self.to_nnx__form = _Form.of(module)
         streams = rngs if rngs is None or isinstance(rngs, Rngs) else Rngs(rngs)
-        self.to_nnx__rngs = None if streams is None else streams.fork()
+        self.to_nnx__rngs: Rngs | None = None if streams is None else streams.fork()
 
     def lazy_init(self, *args: Any, **kwargs: Any) -> ToNNX:
         """Make the variables: `nnx.bridge.lazy_init(self, …)`."""

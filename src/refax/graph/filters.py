@@ -40,7 +40,7 @@ class _Frozen:
     __slots__ = ("content",)
 
     def __init__(self, *content: typing.Any):
-        self.content = content
+        self.content: tuple[typing.Any, ...] = content
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.content == self.content

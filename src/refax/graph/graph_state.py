@@ -22,7 +22,7 @@ class GraphState(Shown, UserDict[K, V]):
         self.graphdef = graphdef
         self.data = state  # where UserDict looks
 
-    state = property(lambda self: self.data, doc="The State.")
+    state: property = property(lambda self: self.data, doc="The State.")
 
     def __copy__(self) -> GraphState:
         return GraphState(self.graphdef, self.state)

@@ -285,7 +285,7 @@ class State(MutableMapping[K, V], Shown):
 
     # The verbs as methods, as Flax users know them.
     flat_state = to_flat_state
-    from_flat_path = staticmethod(from_flat_state)
+    from_flat_path: staticmethod[..., Any] = staticmethod(from_flat_state)
     to_pure_dict = to_pure_dict
     replace_by_pure_dict = replace_by_pure_dict
     filter = filter_state
@@ -374,8 +374,8 @@ class FlatState(Mapping[Path, V]):
     def items(self) -> Any:
         return list(self._leaf_of.items())
 
-    paths = property(keys, doc="The paths, in order.")
-    leaves = property(values, doc="The leaves, in the order of the paths.")
+    paths: property = property(keys, doc="The paths, in order.")
+    leaves: property = property(values, doc="The leaves, in the order of the paths.")
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, (int, slice)):

@@ -26,7 +26,7 @@ class _EmptyNode:
         return "empty_node"
 
 
-empty_node = _EmptyNode()
+empty_node: Any = _EmptyNode()
 
 
 IsLeaf = Callable[[Path, Any], bool] | None

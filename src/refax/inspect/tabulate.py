@@ -31,7 +31,7 @@ class Row:
     `totals` (elements, bytes) of all Variables at and below its path, each counted at one path.
     """
 
-    path: tuple
+    path: tuple[Any, ...]
     type: str
     method: str
     inputs: str

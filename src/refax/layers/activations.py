@@ -71,7 +71,7 @@ class PReLU(Layer):
     ):
         keep_options(self, locals())
         slope = jnp.asarray(negative_slope_init, param_dtype)
-        self.negative_slope = Param(slope, **negative_slope_metadata)
+        self.negative_slope: Param[jax.Array] = Param(slope, **negative_slope_metadata)
 
     @fit.checked
     def __call__(self, inputs: fit.Array) -> jax.Array:

@@ -84,7 +84,9 @@ class MultiHeadAttention(Module):
     broadcast_dropout: bool = True
     precision: lax.PrecisionLike = None
     use_bias: bool = True
-    attention_fn = Replaceable(dot_product_attention, "refax.nnx.nn.attention", "refax.nnx")
+    attention_fn: Replaceable = Replaceable(
+        dot_product_attention, "refax.nnx.nn.attention", "refax.nnx"
+    )
     normalize_qk: bool = False
     qkv_promote_dtype = out_promote_dtype = ln_promote_dtype = PROMOTE_DTYPE
     qkv_dot_general: Callable[..., Any] | None = None
@@ -136,23 +138,23 @@ class MultiHeadAttention(Module):
         keep_options(self, arguments)
         self.num_heads = num_heads
         self.in_features = in_features
-        self.qkv_features = in_features if qkv_features is None else qkv_features
-        self.out_features = in_features if out_features is None else out_features
-        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        self.in_kv_features = in_features if in_kv_features is None else in_kv_features
+        self.qkv_features: int = in_features if qkv_features is None else qkv_features
+        self.out_features: int = in_features if out_features is None else out_features
+        self.num_kv_heads: int = num_heads if num_kv_heads is None else num_kv_heads
+        self.in_kv_features: int = in_features if in_kv_features is None else in_kv_features
         for name, divisor in (("qkv_features", "num_heads"), ("num_heads", "num_kv_heads")):
             number, parts = getattr(self, name), getattr(self, divisor)
             if number % parts:
                 raise fit.ArgumentError(f"{name}={number} is not a multiple of {divisor}={parts}.")
-        self.head_dim = self.qkv_features // num_heads
+        self.head_dim: int = self.qkv_features // num_heads
         self.dropout_rate = dropout_rate
         self.deterministic = deterministic
         self.decode = decode
         project = partial(LinearGeneral, **_options_of(arguments, "qkv", ""))
         kv_shape = (self.num_kv_heads, self.head_dim)
-        self.query = project(in_features, (num_heads, self.head_dim))
-        self.key = project(self.in_kv_features, kv_shape)
-        self.value = project(self.in_kv_features, kv_shape)
+        self.query: LinearGeneral = project(in_features, (num_heads, self.head_dim))
+        self.key: LinearGeneral = project(self.in_kv_features, kv_shape)
+        self.value: LinearGeneral = project(self.in_kv_features, kv_shape)
         self.query_ln = self.key_ln = None
         if normalize_qk:
             norm = partial(
@@ -164,11 +166,13 @@ class MultiHeadAttention(Module):
                 promote_dtype=ln_promote_dtype,
                 rngs=rngs,
             )
-            self.query_ln = norm(scale_metadata=query_ln_scale_metadata)
-            self.key_ln = norm(scale_metadata=key_ln_scale_metadata)
+            self.query_ln: LayerNorm | None = norm(scale_metadata=query_ln_scale_metadata)
+            self.key_ln: LayerNorm | None = norm(scale_metadata=key_ln_scale_metadata)
         heads, options = (num_heads, self.head_dim), _options_of(arguments, "out", "out_")
-        self.out = LinearGeneral(heads, self.out_features, axis=(-2, -1), **options)
-        self.rngs = fork_stream(rngs, "dropout") if keep_rngs and dropout_rate > 0 else None
+        self.out: LinearGeneral = LinearGeneral(heads, self.out_features, axis=(-2, -1), **options)
+        self.rngs: RngStream | None = (
+            fork_stream(rngs, "dropout") if keep_rngs and dropout_rate > 0 else None
+        )
         self.cached_key: Cache[jax.Array] | Any = None  # until `init_cache`
         self.cached_value: Cache[jax.Array] | Any = None  # until `init_cache`
         self.cache_index: Cache[jax.Array] | Any = None

@@ -81,8 +81,8 @@ class BatchNorm(Normalization):
     ):
         self.use_running_average = use_running_average
         self.momentum = momentum
-        self.mean = BatchStat(jnp.zeros((num_features,), jnp.float32))
-        self.var = BatchStat(jnp.ones((num_features,), jnp.float32))
+        self.mean: BatchStat[jax.Array] = BatchStat(jnp.zeros((num_features,), jnp.float32))
+        self.var: BatchStat[jax.Array] = BatchStat(jnp.ones((num_features,), jnp.float32))
         self._keep(locals())
 
     def set_view(self, use_running_average: bool | None = None) -> None:

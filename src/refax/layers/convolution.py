@@ -61,11 +61,15 @@ class Convolution(Affine):
         """Set the attributes that `arguments`, those of `__init__`, say; draw the parameters."""
         keep_options(self, arguments)
         name, size = type(self).__name__, arguments["kernel_size"]
-        self.in_features, self.out_features = arguments["in_features"], arguments["out_features"]
-        self.kernel_size = axes = fit.as_tuple(size)
-        self.strides = per_axis(name, "strides", arguments["strides"], len(axes))
+        self.in_features: int = arguments["in_features"]
+        self.out_features: int = arguments["out_features"]
+        axes = fit.as_tuple(size)
+        self.kernel_size: tuple[int, ...] = axes
+        self.strides: tuple[int, ...] = per_axis(name, "strides", arguments["strides"], len(axes))
         dilation = arguments["kernel_dilation"]
-        self.kernel_dilation = per_axis(name, "kernel_dilation", dilation, len(axes))
+        self.kernel_dilation: tuple[int, ...] = per_axis(
+            name, "kernel_dilation", dilation, len(axes)
+        )
         shape = (*axes, *channels)
         if self.mask is not None and np.shape(self.mask) != shape:
             raise fit.ArgumentError(
@@ -130,7 +134,7 @@ class Conv(Convolution):
     """
 
     feature_group_count: fit.Size = 1
-    conv_general_dilated = Replaceable(lax.conv_general_dilated, "jax.lax")
+    conv_general_dilated: Replaceable = Replaceable(lax.conv_general_dilated, "jax.lax")
 
     @fit.checked
     def __init__(
@@ -166,8 +170,10 @@ class Conv(Convolution):
         self._make((in_features // feature_group_count, out_features), locals())
         axes = len(self.kernel_size)
         named = (*NAMED, *_CONTINUED, *(("CAUSAL",) if axes == 1 else ()))
-        self.padding = canonical_padding("Conv", padding, axes, named)
-        self.input_dilation = per_axis("Conv", "input_dilation", input_dilation, axes)
+        self.padding: str | Pads = canonical_padding("Conv", padding, axes, named)
+        self.input_dilation: tuple[int, ...] = per_axis(
+            "Conv", "input_dilation", input_dilation, axes
+        )
 
     @fit.checked
     def __call__(self, inputs: fit.Array, out_sharding: fit.OutSharding = None) -> jax.Array:
@@ -273,7 +279,9 @@ class ConvTranspose(Convolution):
         channels = (in_features, out_features)
         self._make(channels[::-1] if transpose_kernel else channels, locals())
         named = ("SAME", "VALID", "CIRCULAR")
-        self.padding = canonical_padding("ConvTranspose", padding, len(self.kernel_size), named)
+        self.padding: str | Pads = canonical_padding(
+            "ConvTranspose", padding, len(self.kernel_size), named
+        )
 
     @fit.checked
     def __call__(self, inputs: fit.Array) -> jax.Array:

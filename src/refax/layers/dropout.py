@@ -99,7 +99,7 @@ class Dropout(Module):
         keep_options(self, locals())
         self.rate = rate
         self.deterministic = deterministic
-        self.rngs = fork_stream(rngs, rng_collection)
+        self.rngs: RngStream | None = fork_stream(rngs, rng_collection)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """The mode of this layer, for `nnx.view`.

@@ -115,7 +115,7 @@ class Einsum(Affine):
         (16, 11, 8, 4)
     """
 
-    einsum_op = Replaceable(jnp.einsum, "jax.numpy")
+    einsum_op: Replaceable = Replaceable(jnp.einsum, "jax.numpy")
 
     @fit.checked
     def __init__(
@@ -137,7 +137,7 @@ class Einsum(Affine):
         bias_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         keep_options(self, locals())
-        self.einsum_str = None if einsum_str is None else _canonical(einsum_str)
+        self.einsum_str: str | None = None if einsum_str is None else _canonical(einsum_str)
         self._make_parameters(locals(), kernel_shape, bias_shape)
 
     @fit.checked

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ..objects import arguments as fit
+from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .contractions import dot
@@ -65,10 +66,12 @@ class Embed(Layer):
         embedding_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         keep_options(self, locals())
-        self.embedding = make_parameter(locals(), "embedding", (num_embeddings, features))
+        self.embedding: Param[jax.Array] = make_parameter(
+            locals(), "embedding", (num_embeddings, features)
+        )
         self.num_embeddings = num_embeddings
         self.features = features
-        self.dtype = self.embedding.value.dtype if dtype is None else dtype
+        self.dtype: DTypeLike = self.embedding.value.dtype if dtype is None else dtype
 
     @fit.checked
     def __call__(self, inputs: fit.Array, out_sharding: fit.OutSharding = None) -> jax.Array:

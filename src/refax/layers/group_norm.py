@@ -73,7 +73,9 @@ class GroupNorm(Normalization):
         bias_metadata: fit.Metadata = fit.NO_METADATA,
         scale_metadata: fit.Metadata = fit.NO_METADATA,
     ):
-        self.num_groups, self.group_size = _groups(num_features, num_groups, group_size)
+        groups, size = _groups(num_features, num_groups, group_size)
+        self.num_groups: int = groups
+        self.group_size: int = size
         self._keep(locals())
 
     @fit.checked

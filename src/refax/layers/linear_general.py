@@ -99,10 +99,12 @@ class LinearGeneral(Affine):
         bias_metadata: fit.Metadata = fit.NO_METADATA,
     ):
         keep_options(self, locals())
-        self.in_features = fit.as_tuple(in_features)
-        self.out_features = fit.as_tuple(out_features)
-        self.axis = axes = fit.as_tuple(axis)
-        self.batch_axis = batch = tuple(sorted(batch_axis.items()))
+        self.in_features: tuple[int, ...] = fit.as_tuple(in_features)
+        self.out_features: tuple[int, ...] = fit.as_tuple(out_features)
+        axes: tuple[int, ...] = fit.as_tuple(axis)
+        self.axis: tuple[int, ...] = axes
+        batch = tuple(sorted(batch_axis.items()))
+        self.batch_axis: tuple[tuple[int, int], ...] = batch
         if len(axes) != len(self.in_features):
             raise fit.ArgumentError(
                 f"axis={axes} names {len(axes)} axes, but in_features="

@@ -94,8 +94,8 @@ class LoRA(Layer):
         a = initial("a_initializer", a_initializer, rngs.params(), shape, param_dtype)
         shape = (lora_rank, out_features)
         b = initial("b_initializer", b_initializer, rngs.params(), shape, param_dtype)
-        self.lora_a = lora_param_type(a, **a_metadata)
-        self.lora_b = lora_param_type(b, **b_metadata)
+        self.lora_a: Variable[jax.Array] = lora_param_type(a, **a_metadata)
+        self.lora_b: Variable[jax.Array] = lora_param_type(b, **b_metadata)
 
     @fit.checked
     def __call__(self, x: fit.Array, **kwargs: Any) -> jax.Array:
@@ -181,7 +181,7 @@ class LoRALinear(Linear):
             )
         else:
             super().__init__(in_features, out_features, rngs=rngs, **kwargs)
-        self.lora = LoRA(
+        self.lora: LoRA = LoRA(
             math.prod(fit.as_tuple(self.in_features)),
             lora_rank,
             math.prod(fit.as_tuple(self.out_features)),

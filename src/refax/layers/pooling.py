@@ -162,8 +162,10 @@ class _Pool(Module):
         canonical_padding("pooling", padding, axes)
         per_axis("pooling", "strides", strides, axes)
         # Kept as they were given, but for lists, which have no hash.
-        self.window_shape = tuple(window_shape)
-        self.strides = tuple(strides) if isinstance(strides, Collection) else strides
+        self.window_shape: tuple[int, ...] = tuple(window_shape)
+        self.strides: tuple[int, ...] | int | None = (
+            tuple(strides) if isinstance(strides, Collection) else strides
+        )
         self.padding: Padding = padding
         if isinstance(padding, Collection) and not isinstance(padding, str):
             self.padding = tuple(padding)

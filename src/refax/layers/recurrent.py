@@ -135,7 +135,7 @@ class RNN(Module):
             state_axes = StateAxes(state_axes) if state_axes else _ALL_CARRIED
         keep_options(self, locals())
         self.cell = cell
-        self.rngs = _kept_stream(rngs)
+        self.rngs: RngStream | None = _kept_stream(rngs)
 
     @fit.checked
     def __call__(
@@ -287,7 +287,7 @@ class Bidirectional(Module):
         (2, 5, 8)
     """
 
-    merge_fn = staticmethod(_concatenate)
+    merge_fn: Any = staticmethod(_concatenate)
     time_major: bool = False
     return_carry: bool = False
 
@@ -311,7 +311,7 @@ class Bidirectional(Module):
         keep_options(self, locals())
         self.forward_rnn = forward_rnn
         self.backward_rnn = backward_rnn
-        self.rngs = _kept_stream(rngs)
+        self.rngs: RngStream | None = _kept_stream(rngs)
 
     @fit.checked
     def __call__(

@@ -84,8 +84,8 @@ class RNNCellBase(Module):
 class _DenseCell(RNNCellBase, Layer):
     """A cell of affine maps: of x (..., in_features) and of h (..., hidden_features)."""
 
-    gate_fn = Replaceable(sigmoid, "jax.nn")
-    activation_fn = Replaceable(tanh, "jax.numpy")
+    gate_fn: Replaceable = Replaceable(sigmoid, "jax.nn")
+    activation_fn: Replaceable = Replaceable(tanh, "jax.numpy")
     carry_init: fit.Initializer | None = None
     in_features: fit.Size
     hidden_features: fit.Size
@@ -222,8 +222,8 @@ class SimpleCell(_DenseCell):
         self._keep(locals())
 
     def _make_layers(self, from_input: Callable[..., Linear], from_hidden: Any) -> None:
-        self.dense_h = from_hidden(self.hidden_features, use_bias=False)
-        self.dense_i = from_input(self.hidden_features)
+        self.dense_h: Linear = from_hidden(self.hidden_features, use_bias=False)
+        self.dense_i: Linear = from_input(self.hidden_features)
 
     @fit.checked
     def __call__(self, carry: fit.Array, inputs: fit.Array) -> tuple[jax.Array, jax.Array]:
@@ -342,8 +342,8 @@ class OptimizedLSTMCell(LSTMCell):
     """
 
     def _make_layers(self, from_input: Callable[..., Linear], from_hidden: Any) -> None:
-        self.dense_i = from_input(4 * self.hidden_features, use_bias=False)
-        self.dense_h = from_hidden(4 * self.hidden_features)
+        self.dense_i: Linear = from_input(4 * self.hidden_features, use_bias=False)
+        self.dense_h: Linear = from_hidden(4 * self.hidden_features)
 
     def _gates(self, x: Any, h: jax.Array) -> Any:
         return jnp.split(self.dense_i(x) + self.dense_h(h), 4, axis=-1)
@@ -376,8 +376,8 @@ class GRUCell(_GatedCell):
     """
 
     def _make_layers(self, from_input: Callable[..., Linear], from_hidden: Any) -> None:
-        self.dense_i = from_input(3 * self.hidden_features)
-        self.dense_h = from_hidden(3 * self.hidden_features, use_bias=False)
+        self.dense_i: Linear = from_input(3 * self.hidden_features)
+        self.dense_h: Linear = from_hidden(3 * self.hidden_features, use_bias=False)
 
     @fit.checked
     def __call__(self, carry: fit.Array, inputs: fit.Array) -> tuple[jax.Array, jax.Array]:

@@ -122,7 +122,7 @@ class Stack(Module):
         self.n = n
         make = functools.partial(_make, make_block)
         given = () if rngs is None else (rngs.fork(splits=n),)
-        self.blocks = vmap(make, axis_size=n, transform_metadata=self._metadata)(*given)
+        self.blocks: Any = vmap(make, axis_size=n, transform_metadata=self._metadata)(*given)
         if not isinstance(self.blocks, Pytree):
             raise fit.ArgumentError(
                 f"Stack: make_block returned {describe_value(self.blocks)}, not a block.\n"

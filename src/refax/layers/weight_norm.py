@@ -102,7 +102,7 @@ class WeightNorm(Layer):
 
     feature_axes: fit.Axes | None = -1
     use_scale: bool = True
-    scale_init = staticmethod(initializers.ones)
+    scale_init: Any = staticmethod(initializers.ones)
     epsilon: fit.Epsilon = 1e-12
     variable_filter: Filter = KERNELS
 

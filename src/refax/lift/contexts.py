@@ -80,7 +80,8 @@ class Context:
     """What the context managers give: `split` and `merge`, as `nnx.split` and `nnx.merge`."""
 
     def __init__(self, ctxtag: Any = None) -> None:
-        self.ctxtag = self.tag = ctxtag
+        self.ctxtag: Any = ctxtag
+        self.tag: Any = ctxtag
         self._outside, self._inside = _Side(), _Side()
         self._count = 0
 

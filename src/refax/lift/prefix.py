@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.tree_util import keystr
 
-from ..graph.filters import Filter, PathIn, to_predicate
+from ..graph.filters import Filter, PathIn, Predicate, to_predicate
 from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
 from ..graph.state import State, create_path_filters
@@ -41,9 +41,9 @@ class FilterPrefix(Mapping[Filter, Any]):
         if isinstance(entries, State):
             entries = create_path_filters(entries)
         items = list(entries.items() if isinstance(entries, Mapping) else entries)
-        self.filters = tuple(f for f, _ in items)
-        self.entries = tuple(e for _, e in items)
-        self.predicates = tuple(to_predicate(f) for f in self.filters)
+        self.filters: tuple[Filter, ...] = tuple(f for f, _ in items)
+        self.entries: tuple[Any, ...] = tuple(e for _, e in items)
+        self.predicates: tuple[Predicate, ...] = tuple(to_predicate(f) for f in self.filters)
 
     def entry(self, path: tuple[Any, ...], value: Any, place: str) -> Any:
         """The entry of the first filter that matches; an error names the place."""
@@ -146,7 +146,7 @@ class Groups:
     __slots__ = ("entries", "members", "of_leaf", "single")
 
     def __init__(self, entries: Sequence[Any], of_leaf: Sequence[int]):
-        self.entries = tuple(entries)
+        self.entries: tuple[Any, ...] = tuple(entries)
         self.of_leaf = tuple(of_leaf)
         members: list[list[int]] = [[] for _ in self.entries]
         for leaf, group in enumerate(self.of_leaf):

@@ -18,7 +18,7 @@ from .._jax_compat import TRACE
 
 uuid = uuid4
 ArrayRef = jax.Ref
-array_ref = jax.new_ref
+array_ref: Callable[..., jax.Ref] = jax.new_ref
 
 
 def is_array_ref(x: Any) -> TypeGuard[jax.Ref]:
@@ -46,7 +46,7 @@ class TraceState:
     __slots__ = ("jax_trace",)
 
     def __init__(self) -> None:
-        self.jax_trace = current_jax_trace()
+        self.jax_trace: object = current_jax_trace()
 
     def is_valid(self) -> bool:
         """Whether it is the current one."""

@@ -105,8 +105,8 @@ class VariableMetadata(Generic[A]):
 
     @checked
     def __init__(self, raw_value: A, metadata: Mapping[str, Any] = _NONE, **hooks: Any):
-        self.raw_value = raw_value
-        self.metadata = {**metadata, **_chained(hooks)} if hooks else metadata
+        self.raw_value: A = raw_value
+        self.metadata: Mapping[str, Any] = {**metadata, **_chained(hooks)} if hooks else metadata
 
 
 @checked

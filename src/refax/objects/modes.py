@@ -174,8 +174,8 @@ def using_refs() -> bool:
 class VarDefaults(dict[str, bool], AbstractContextManager[Any]):
     """The switches of new Variables, by name or as attributes; also a context manager."""
 
-    hijax = property(lambda self: self["hijax"])
-    ref = property(lambda self: self["ref"])
+    hijax: property = property(lambda self: self["hijax"])
+    ref: property = property(lambda self: self["ref"])
 
     def __exit__(self, *error: object) -> None:
         pass

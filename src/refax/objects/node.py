@@ -45,9 +45,9 @@ class Node(Shown):
     # Whether a `cached_property` writes attributes past `__setattr__`.
     _refax_hides_writes: typing.ClassVar[bool] = False
     # `Model[int](…)` would note the alias on the object; without a setter, typing leaves it.
-    __orig_class__ = property()
+    __orig_class__: property = property()
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         slots = cls.__dict__.get("__slots__", ())
         if own := {slots} if isinstance(slots, str) else {*slots} - {"__dict__", "__weakref__"}:
@@ -58,7 +58,7 @@ class Node(Shown):
         )
         abstract = {k for k, m in members.items() if getattr(m, "__isabstractmethod__", False)}
         if abstract:  # as for a class of abc.ABC: it cannot be instantiated
-            cls.__abstractmethods__ = frozenset(abstract)
+            cls.__abstractmethods__: frozenset[str] = frozenset(abstract)
 
     if not typing.TYPE_CHECKING:  # where they would let any argument and any attribute pass
 

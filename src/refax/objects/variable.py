@@ -84,7 +84,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
     _class_hooked = _own_get = _own_set = False  # whether a subclass has hooks, overrides the two
     _plain: Any = None  # of a type that JAX flattens past its hooks: what it stands for
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._own_get = cls.get_value is not Variable.get_value
         cls._own_set = cls.set_value is not Variable.set_value
@@ -156,7 +156,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
         create = self._hook("on_create_value")
         return value if create is None else create(value)
 
-    raw_metadata = property(lambda self: self._metadata, doc="The metadata, as one object.")
+    raw_metadata: property = property(lambda self: self._metadata, doc="The metadata, in one.")
 
     def get_value(self, *, index: Any = ...) -> A:
         """The value, or a part; a subclass may override this: every read asks it then."""
@@ -176,7 +176,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
         check_write(self, "write the value of")
         set_raw_value(self, entered(value, self._value, self))
 
-    raw_value = property(get_raw_value, set_raw_value)
+    raw_value: property = property(get_raw_value, set_raw_value)
 
     @overload
     def __getitem__(self, index: EllipsisType) -> A: ...

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from .._jax_compat import TRACE
 from ..graph.filters import Filter
-from ..graph.state import iter_leaves, map_state
+from ..graph.state import State, iter_leaves, map_state
 from ..objects.arguments import Rate, checked
 from ..objects.at_once import set_each
 from ..objects.errors import describe_value, path_string
@@ -96,8 +96,8 @@ class EMA(Pytree):
             return make_variable(type(leaf), value, leaf._metadata)
 
         self.decay = decay
-        self.only = tuple(only) if isinstance(only, list) else only
-        self.params = map_state(start, state_of(params, self.only))
+        self.only: Filter = tuple(only) if isinstance(only, list) else only
+        self.params: State = map_state(start, state_of(params, self.only))
         if next(iter_leaves(self.params), None) is None:
             raise ValueError(
                 f"nnx.EMA: no Variable of the {type(params).__name__} matches only={self.only!r}: "

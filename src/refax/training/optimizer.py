@@ -192,13 +192,13 @@ class Optimizer(Pytree, Generic[M]):
         if wrt is _REQUIRED:
             raise TypeError(errors.WRT_IS_REQUIRED)
         tx = _MultiSteps(tx) if isinstance(tx, optax.MultiSteps) else tx
-        self.wrt = tuple(wrt) if isinstance(wrt, list) else wrt
+        self.wrt: Filter = tuple(wrt) if isinstance(wrt, list) else wrt
         _, params = _parameters(model, self.wrt)
         if not params:
             raise errors.no_parameters(model, wrt)
         step, opt_state = beside(params, (jnp.array(0, jnp.uint32), tx.init(params)))
         opt_state = annotated_like(opt_state, params)
-        self.step = OptState(step)
+        self.step: OptState[jax.Array] = OptState(step)
         if isinstance(tx, optax.GradientTransformation) and tracer_in(tx.init) is not None:
             # optax.inject_hyperparams(…)(traced rate): the rate is in the state now.
             tx = tx._replace(init=errors.init_was_traced)

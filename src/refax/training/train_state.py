@@ -60,7 +60,7 @@ class TrainState(Pytree, Generic[M]):
     step: jax.Array
     tx: Any
 
-    def __init_subclass__(cls, **kwargs: Any):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         pytree_dataclass(cls)
 

@@ -125,7 +125,7 @@ class JitWrapped(Generic[P, R]):
 
     def __init__(self, fun: Callable[..., Any], options: Options, first: tuple[Any, ...] = ()):
         functools.update_wrapper(self, fun)
-        self.__wrapped__ = functools.partial(fun, *first) if first else fun
+        self.__wrapped__: Callable[..., Any] = functools.partial(fun, *first) if first else fun
         self._function, bound = unbind(fun)
         self._shift = 0 if bound is None else 1  # positions are counted without a bound object
         self._first = first if bound is None else (bound, *first)  # in front of what a call gives
@@ -347,7 +347,7 @@ class JitWrapped(Generic[P, R]):
         return eval_shape(statics.into(self._function), *statics.args, **statics.kwargs)
 
     @property
-    def jitted_fn(self) -> JitWrapped:
+    def jitted_fn(self) -> JitWrapped[..., R]:
         """The function of all arguments: this itself, but for one from `nnx.jit_partial`."""
         whole = copy.copy(self)
         whole._first = self._first[: self._shift]

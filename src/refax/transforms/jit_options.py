@@ -35,13 +35,13 @@ class Options:
         donate: tuple[Any, Any],
         rest: dict[str, Any],
     ):
-        self.in_shardings = _by_path(in_shardings)
-        self.out_shardings = _by_path(out_shardings)
+        self.in_shardings: Any = _by_path(in_shardings)
+        self.out_shardings: Any = _by_path(out_shardings)
         self.rest = rest
-        self.sharded = in_shardings is not None or out_shardings is not None
+        self.sharded: bool = in_shardings is not None or out_shardings is not None
         numbers, names, donated, donated_names = map(as_tuple, (*static, *donate))
         self._given = (numbers, names, donated, donated_names)
-        self.plain = not self.sharded and self._given == (None,) * 4
+        self.plain: bool = not self.sharded and self._given == (None,) * 4
         self.static_numbers, self.static_names = resolved(function, numbers, names)
         self.donate_numbers, self.donate_names = resolved(function, donated, donated_names)
 

@@ -60,7 +60,7 @@ class StateAxes(FilterPrefix):
     def __init__(self, axes: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]] | State):
         super().__init__(axes)
 
-    axes = property(lambda self: self.entries)
+    axes: property = property(lambda self: self.entries)
 
 
 class StateSharding(FilterPrefix):
@@ -72,7 +72,7 @@ class StateSharding(FilterPrefix):
     def __init__(self, shardings: Mapping[Filter, Any] | Iterable[tuple[Filter, Any]] | State):
         super().__init__(shardings)
 
-    shardings = property(lambda self: self.entries)
+    shardings: property = property(lambda self: self.entries)
 
 
 class DiffState:
@@ -96,8 +96,8 @@ class DiffState:
 
     @checked
     def __init__(self, argnum: Position, filter: Filter = Param):
-        self.argnum = argnum
-        self.filter = filter
+        self.argnum: int = argnum
+        self.filter: Filter = filter
 
     def map_prefix(self, path: tuple[Any, ...], variable: Any) -> bool:
         """Whether a Variable is differentiated."""

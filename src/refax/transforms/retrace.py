@@ -51,9 +51,9 @@ class Traces:
     """The traces of one jitted function."""
 
     def __init__(self, function: Callable):
-        self.name = getattr(function, "__qualname__", type(function).__name__)
+        self.name: str = getattr(function, "__qualname__", type(function).__name__)
         self._where = where(function)
-        self.count = 0
+        self.count: int = 0
         self.records: list[TraceRecord] = []
         self.reasons: list[list[Difference]] = []
         # Of each compilation: the number of the trace, where the inputs were, what was different.

@@ -21,7 +21,7 @@ class Pytree(Node):
     # What its public methods do, by whose names operations are named: "forward" or "update".
     _refax_phase: ClassVar[str] = ""
 
-    def __init_subclass__(cls, pytree: bool | str = True, **kwargs: Any):
+    def __init_subclass__(cls, pytree: bool | str = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if pytree:
             register(cls)

@@ -195,8 +195,8 @@ class RngStream(Pytree, _Draws):
     def __init__(self, key: Any, *, tag: str = "default"):
         key = as_key(key)
         self.tag = tag
-        self.key = RngKey(key, tag=tag)
-        self.count = RngCount(jnp.zeros(key.shape, jnp.uint32), tag=tag)
+        self.key: RngKey[jax.Array] = RngKey(key, tag=tag)
+        self.count: RngCount[jax.Array] = RngCount(jnp.zeros(key.shape, jnp.uint32), tag=tag)
 
     def __call__(self) -> jax.Array:
         """The next key.

@@ -46,7 +46,7 @@ def iter_streams(node: Any, only: Filter = ...) -> list[tuple[tuple, RngStream]]
     return [(path, stream) for path, stream in streams if matches((*path, "key"), stream.key)]
 
 
-class SplitBackups(list):
+class SplitBackups(list[Any]):
     """What `split_rngs` and `fork_rngs` return: backups of the streams, and a context manager."""
 
     def __enter__(self) -> SplitBackups:

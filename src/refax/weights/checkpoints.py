@@ -73,7 +73,7 @@ class Checkpoints:
         if name:
             of, lowest = itemgetter(name), which == "min"
             policies += [checkpoint_managers.BestN(get_metric_fn=of, reverse=lowest, n=1)]
-        self.folder = Path(folder).absolute()
+        self.folder: Path = Path(folder).absolute()
         self._best = name
         self._asynchronous = asynchronous
         self._orbax = ocp
