@@ -1,4 +1,7 @@
-"""Checkers find nothing in what is shown, and on docs/types.md what its comments say."""
+"""Checkers find nothing in what is shown, and on docs/types.md what its comments say.
+
+What an array can do, they read with a Variable in its place: all of it, in the same two runs.
+"""
 
 import json
 import re
@@ -10,10 +13,10 @@ from typing import NamedTuple
 import pytest
 
 from tests.pages import DOCS, preamble_of
-from tests.typing.shown_code import programs
+from tests.typing import shown_code, variable_matrix
 
 SOURCE = str(DOCS.parent / "src")
-SHOWN = dict(programs())
+SHOWN = dict(shown_code.programs()) | variable_matrix.programs()
 PAGE = preamble_of("types.md")
 # A name may be made again on a page, or in a loop, as in a notebook.
 OFF = ["reportRedeclaration", "reportUnusedExpression", "reportPossiblyUnboundVariable"]

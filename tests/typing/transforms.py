@@ -228,6 +228,26 @@ def gradients_of_arrays(x: jax.Array) -> None:
     assert_type(nnx.value_and_grad(loss_of_array)(x, x), tuple[jax.Array, jax.Array])
     assert_type(nnx.grad(lambda w: w**2)(x), jax.Array)
     assert_type(nnx.grad(lambda w: w**2)(2.0), jax.Array)
+    nnx.grad(loss_of_array)(x, "x")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    nnx.grad(loss_of_array)(x)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+def of_dict(w: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    return (w["a"] * x).sum()
+
+
+def of_state(state: nnx.State, x: jax.Array) -> jax.Array:
+    return state["a"].value.sum()
+
+
+def gradients_of_trees(model: Model, x: jax.Array, param: nnx.Param[jax.Array]) -> None:
+    """Of a container it is the same container, of a Variable a Variable: that stays open."""
+    assert_type(nnx.grad(of_state)(nnx.state(model), x), nnx.State)
+    assert_type(nnx.grad(of_dict)({"a": x}, x), Any)
+    assert_type(nnx.value_and_grad(of_dict)({"a": x}, x), tuple[jax.Array, Any])
+    assert_type(nnx.grad(lambda p: p.sum())(param), Any)
+    nnx.grad(of_dict)({"a": "x"}, x)  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+    nnx.grad(of_state)(model, x)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def gradients_of_other_arguments(model: Model, x: jax.Array) -> None:
@@ -240,7 +260,18 @@ def gradients_of_other_arguments(model: Model, x: jax.Array) -> None:
         tuple[tuple[jax.Array, int], nnx.State],
     )
     assert_type(nnx.grad(loss, argnums=(0, 1))(model, x), tuple[Any, ...])
+    assert_type(nnx.grad(loss_and_count, argnums=(0, 1), has_aux=True)(model, x), tuple[Any, int])
+    assert_type(nnx.grad(loss, argnums=1)(model, x), Any)
+    assert_type(nnx.grad(loss, 1)(model, x), Any)
     assert_type(nnx.value_and_grad(loss, argnums=1)(model, x), tuple[jax.Array, Any])
+    assert_type(
+        nnx.value_and_grad(loss, argnums=(of, 1))(model, x), tuple[jax.Array, tuple[Any, ...]]
+    )
+    assert_type(nnx.grad(argnums=of)(loss)(model, x), nnx.State)
+    assert_type(nnx.value_and_grad(argnums=of)(loss)(model, x), tuple[jax.Array, nnx.State])
+    assert_type(nnx.grad(loss_and_count, argnums=of, has_aux=True)(model, x), tuple[nnx.State, int])
+    nnx.grad(loss, argnums=of, has_aux=True)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    nnx.grad(argnums=of)(loss)(x)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
     nnx.grad(loss, of)(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     nnx.value_and_grad(loss, argnums=1)(model)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 

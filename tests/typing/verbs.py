@@ -82,3 +82,66 @@ def pure_functions(model: nnx.Linear, x: jax.Array) -> None:
         return nnx.merge(graphdef, state)(x)
 
     y, (graphdef, state) = nnx.call((graphdef, state))(forward(state, x))
+
+
+class Pair(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.one = nnx.Linear(2, 2, rngs=rngs)
+        self.other = nnx.Dropout(0.5, rngs=rngs)
+
+
+def as_methods(model: Pair) -> None:
+    """Of pyright; mypy would take a field of such a name for a mistake, so for it they are Any."""
+    graphdef, state = model.split()
+    assert_type(graphdef, nnx.GraphDef[Pair])  # type: ignore[assert-type]
+    assert_type(model.split(nnx.Param, ...)[2], nnx.State)  # type: ignore[assert-type]
+    assert_type(model.merge(graphdef, state), Pair)  # type: ignore[assert-type]
+    assert_type(model.state(nnx.Param), nnx.State)  # type: ignore[assert-type]
+    assert_type(model.pop(nnx.Intermediate), nnx.State)  # type: ignore[assert-type]
+    assert_type(model.clone(), Pair)  # type: ignore[assert-type]
+    assert_type(model.update(state), None)  # type: ignore[assert-type]
+    model.split(coppy=False)  # pyright: ignore[reportCallIssue]
+    model.clone().typo  # pyright: ignore[reportAttributeAccessIssue]
+    model.clone(3)  # pyright: ignore[reportArgumentType]
+
+
+def other_methods(model: Pair, x: jax.Array) -> None:
+    assert_type(model.train(), None)
+    assert_type(model.eval(dropout=True), None)
+    assert_type(model.set_attributes(nnx.Dropout, rate=0.1), None)
+    assert_type(model.sow(nnx.Intermediate, "x", x), bool)
+    assert_type(model.perturb("x", x), jax.Array)
+    for path, module in model.iter_modules():
+        assert_type(path, tuple[Any, ...])
+        assert_type(module, nnx.Module)
+    for _, child in model.iter_children():
+        assert_type(child, nnx.Module)
+    for name, below in model.named_modules():
+        assert_type(name, str)
+        assert_type(below, nnx.Module)
+    for _, param in model.named_parameters():
+        assert_type(param, nnx.Param[Any])
+    for _, variable in model.named_variables(nnx.BatchStat):
+        assert_type(variable, nnx.Variable[Any])
+    for _, value in nnx.iter_graph(model):
+        assert_type(value, Any)
+    for _, module in nnx.iter_modules(model):
+        assert_type(module, nnx.Module)
+    for _, param in nnx.named_parameters(model):
+        assert_type(param, nnx.Param[Any])
+    model.trian()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    model.sow(nnx.Intermediate, x)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
+    model.named_parameters(nnx.Param)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    model.iter_modules(3)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def maps(model: Pair, state: nnx.State) -> None:
+    assert_type(nnx.map(lambda path, leaf: leaf, model), Pair)
+    assert_type(nnx.map(lambda path, leaf: leaf, state), nnx.State)
+    assert_type(nnx.as_pure(model), Pair)
+    assert_type(nnx.map_state(lambda path, leaf: leaf, state), nnx.State)
+    assert_type(nnx.filter_state(state, nnx.Param), nnx.State)
+    assert_type(nnx.to_pure_dict(state), dict[Any, Any])
+    assert_type(nnx.get_abstract_model(lambda: model), tuple[nnx.GraphDef[Pair], nnx.State])
+    nnx.map(model, lambda path, leaf: leaf)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    nnx.map_state(state, lambda path, leaf: leaf)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
+from ..graph.graphdef import GraphDef
 from ..graph.plan import Plan
 from ..graph.rebuild import rebuild
+from ..graph.state import State
 from ..graph.walk import walk
 from ..lift.call import Call
 from ..lift.faults import execute
@@ -17,21 +19,20 @@ from ..lift.inside import Change
 from ..lift.write_back import write_back
 from ..objects import arguments as fit
 from ..objects.modes import Switch
+from ..objects.type_names import M, R
 from ..verbs.splitting import split
 from ..verbs.spmd import get_named_sharding
 from .bound import enter_unbound
 
-A = TypeVar("A")
-
 
 @fit.checked
 def eval_shape(
-    f: Callable[..., A],
+    f: Callable[..., R],
     *args: Any,
     graph: Switch = None,
     graph_updates: Switch = None,
     **kwargs: Any,
-) -> A:
+) -> R:
     """The result of `f(*args, **kwargs)` with a `jax.ShapeDtypeStruct` for every array.
 
     Objects come back as objects, so `nnx.eval_shape(lambda: Model(rngs=nnx.Rngs(0)))` is a model of
@@ -69,8 +70,8 @@ def _abstract(values: list[Any]) -> list[Any]:
 
 @fit.checked
 def get_abstract_model(
-    init_fn: Callable[[], Any], mesh: fit.Mesh | None = None, *, graph: Switch = None
-) -> tuple[Any, Any]:
+    init_fn: Callable[[], M], mesh: fit.Mesh | None = None, *, graph: Switch = None
+) -> tuple[GraphDef[M], State]:
     """(graphdef, abstract state) of the model that `init_fn()` would make, sharded over `mesh`.
 
     `init_fn` runs under the mesh, if it is given.

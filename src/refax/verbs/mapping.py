@@ -11,6 +11,7 @@ from ..graph.state import Path, State, map_state
 from ..objects.errors import describe_value
 from ..objects.modes import Switch, checked
 from ..objects.node import Node
+from ..objects.type_names import M
 from ..objects.variable import Variable, raw
 from .copying import clone
 from .iteration import is_mutable, iter_children_of, iter_graph, set_child
@@ -40,7 +41,7 @@ def pure(tree: Any) -> Any:
     return as_pure(state(tree) if isinstance(tree, Node) else tree)
 
 
-def as_pure(tree: Any) -> Any:
+def as_pure(tree: M) -> M:
     """The same tree with plain values in the place of Variables: a Module stays a Module.
 
     Example:
@@ -55,11 +56,11 @@ def as_pure(tree: Any) -> Any:
 @checked
 def map(
     f: Callable[[tuple[Any, ...], Any], Any],
-    node: Any,
+    node: M,
     *,
     recreate_variables: bool = True,
     graph: Switch = None,
-) -> Any:
+) -> M:
     """A copy of an object graph (or State) with `f(path, leaf)` in the place of each leaf.
 
     Args:

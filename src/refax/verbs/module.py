@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ..graph.filters import matches_any
 from ..objects.errors import TraceContextError
 from ..objects.modes import Switch
+from ..objects.type_names import T
 from ..objects.variable import Variable
 from ..objects.variable_types import Perturbation, variable_type_from_name
 from .copying import clone
@@ -185,9 +186,7 @@ class Module(Pytree):
         """
         return _record("sow", self, name, variable_type, value, reduce_fn, init_fn) is not None
 
-    def perturb(
-        self, name: str, value: Any, variable_type: type[Variable] | str = Perturbation
-    ) -> Any:
+    def perturb(self, name: str, value: T, variable_type: type[Variable] | str = Perturbation) -> T:
         """`value` plus the zero in `self.<name>`, whose gradient is the gradient of `value`.
 
         The first call makes the Variable, with the shape and dtype of `value`.
