@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import re
 from collections.abc import Iterator
 
 from tests.pages import BLOCK, DOCS, preamble_of, sections_of
@@ -20,7 +21,7 @@ def programs() -> Iterator[tuple[str, str]]:
                 yield f"{page.stem}_{number}", f"# {section.title}\n{preamble}\n{section.right}"
         elif page.name not in _MARKED:
             blocks = [code for kind, code in BLOCK.findall(page.read_text()) if kind == "python"]
-            yield page.stem, "\n".join(blocks)
+            yield page.stem, _with_names_made_once("\n".join(blocks))
     for path in sorted((ROOT / "src/refax").glob("**/*.py")):
         module = path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", "_")
         for node in ast.walk(ast.parse(path.read_text())):
@@ -29,3 +30,16 @@ def programs() -> Iterator[tuple[str, str]]:
                 if parts:
                     name = getattr(node, "name", "module")
                     yield f"{module}_{name}", "".join([part.source for part in parts])
+
+
+def _with_names_made_once(source: str) -> str:
+    """What is defined again, as in a notebook, has another name from there on: mypy keeps one."""
+    defined: set[str] = set()
+    parts = re.split(r"^(?=(?:@.*\n)*(?:def|class) )", source, flags=re.MULTILINE)
+    for i, part in enumerate(parts):
+        name = re.search(r"^(?:def|class) (\w+)", part, re.MULTILINE)
+        if name and name[1] in defined:
+            new = f"{name[1]}_{i}"
+            parts[i:] = [re.sub(rf"\b{name[1]}\b", new, later) for later in parts[i:]]
+        defined.update(name.groups() if name else ())
+    return "".join(parts)
