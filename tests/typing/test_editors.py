@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+import threading
 from typing import Any
 
 import pytest
@@ -29,6 +30,9 @@ model = Model(nnx.Rngs(0))
 compiled = nnx.jit(model.__call__)
 step()
 total = model.linear.kernel.sum()
+parts = model.split()
+chosen = nnx.cond(True, model, model.linear, total)
+nnx.vmap(step, in_axes=0)
 model.
 """
 LINES = PROGRAM.splitlines()
@@ -100,12 +104,16 @@ class Editor:
 @pytest.fixture
 def editor(tmp_path):
     editor = Editor(tmp_path)
-    yield editor
-    editor.process.kill()
-    editor.process.communicate()
+    deadline = threading.Timer(300, editor.process.kill)
+    deadline.start()
+    try:
+        yield editor
+    finally:
+        deadline.cancel()
+        editor.process.kill()
+        editor.process.communicate()
 
 
-@pytest.mark.slow
 def test_an_editor_knows_models_and_what_transforms_make(editor):
     assert {"linear", "train", "eval", "sow", "split"} <= editor.completions("model.")
     assert {"value", "shape", "at", "T", "sum", "replace"} <= editor.completions("total", "sum")
@@ -116,3 +124,8 @@ def test_an_editor_knows_models_and_what_transforms_make(editor):
     assert "x: Array" in compiled and "Array]" in compiled, compiled
     shown = editor.ask("textDocument/signatureHelp", **editor.at("step()", ")"))
     assert shown["signatures"][0]["label"] == "(model: Model, x: Array) -> Array"
+    assert "tuple[GraphDef[Model], State[Any, Any]]" in editor.hover("parts", "parts")
+    assert "chosen: Array" in editor.hover("chosen", "chosen")
+    shown = editor.ask("textDocument/signatureHelp", **editor.at("nnx.vmap", ")"))
+    options = shown["signatures"][0]["label"]
+    assert "out_axes: " in options and "axis_size: " in options, options
