@@ -82,20 +82,20 @@ def of_decorators() -> None:
 
 
 def of_wrong_types() -> None:
-    nnx.jit(forward, static_argnums="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    nnx.jit(forward, static_argnums="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     nnx.jit(donate_argnames=0)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     nnx.vmap(forward, axis_size="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     nnx.vmap(axis_size="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    nnx.scan(step, length="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    nnx.scan(step, length="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     nnx.scan(reverse="no")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    nnx.remat(forward, policy=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    nnx.remat(forward, policy=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     nnx.remat(static_argnums="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     nnx.grad(forward, argnums="model")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     nnx.grad(argnums="model")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     nnx.value_and_grad(forward, has_aux="yes")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     nnx.shard_map(forward)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     nnx.shard_map(out_specs=Spec(), mesh="mesh")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
-    nnx.grad(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    nnx.grad(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def as_methods_have_them() -> None:

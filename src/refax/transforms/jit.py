@@ -48,20 +48,22 @@ from .retrace import (
     stale_constant,
     users_level,
 )
-from .signatures import AllJitOptions, JitOptions
+from .signatures import AllJitOptions, Differentiated, JitDifferentiated, JitOptions
 
 _NOTHING = Donated()
 
 
+# fmt: off
 class _Jit(Protocol[O]):
     @overload
-    def __call__(
-        self, fun: Callable[P, R], *args: O.args, **options: O.kwargs
-    ) -> JitWrapped[P, R]: ...
+    def __call__(self, fun: Differentiated[P, B, C, S], *args: O.args,
+                 **options: O.kwargs) -> JitDifferentiated[P, B, C, S]: ...
     @overload
-    def __call__(
-        self, *args: O.args, **options: O.kwargs
-    ) -> Callable[[Callable[P, R]], JitWrapped[P, R]]: ...
+    def __call__(self, fun: Callable[P, R], *args: O.args,
+                 **options: O.kwargs) -> JitWrapped[P, R]: ...
+    @overload
+    def __call__(self, *args: O.args, **options: O.kwargs) -> _Jit[[]]: ...
+# fmt: on
 
 
 def _as_jit(transform: Callable[Concatenate[Any, O], Any]) -> _Jit[O]:

@@ -17,8 +17,7 @@ from jax.typing import ArrayLike
 from ..graph.state import State
 from ..objects.modes import Modes
 from ..objects.node import Node
-from ..objects.type_names import A, O, P, Q, R
-from ..objects.variable import Variable
+from ..objects.type_names import A, B, C, O, P, Q, R, S
 from .prefixes import Argnums, DiffState, Shardings
 
 if TYPE_CHECKING:
@@ -90,22 +89,14 @@ class CheckifyTransform(Protocol):
     def __call__(self, *, errors: Any = None, **modes: Unpack[Modes]) -> CheckifyTransform: ...
 
 
-class KeepingTransform(Protocol[O]):
-    """A transform that keeps the signature of the function."""
-
-    @overload
-    def __call__(self, f: Callable[P, R], *args: O.args, **options: O.kwargs) -> Callable[P, R]: ...
-    @overload
-    def __call__(self, *args: O.args,
-                 **options: O.kwargs) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
-
-
 class Differentiated(Protocol[P, OfObject, OfArray, OfOther]):
-    """A function that `grad` made: the result follows from what the first argument is."""
+    """A function that `grad` made: the result follows from what the first argument is.
 
-    @overload
-    def __call__(self: Differentiated[Concatenate[jax.Array, Q], OfObject, OfArray, OfOther],
-                 x: Variable[Any], /, *args: Q.args, **kwargs: Q.kwargs) -> OfOther: ...
+    What keeps signatures keeps this one whole: as a callable it were the first of its overloads.
+    """
+
+    _differentiated: None  # which no other callable has
+
     @overload
     def __call__(self: Differentiated[Concatenate[jax.Array, Q], OfObject, OfArray, OfOther],
                  x: ArrayLike, /, *args: Q.args, **kwargs: Q.kwargs) -> OfArray: ...
@@ -118,6 +109,22 @@ class Differentiated(Protocol[P, OfObject, OfArray, OfOther]):
                 obj: Any, owner: Any = None) -> Callable[Q, OfObject]: ...
 
 
+class JitDifferentiated(Differentiated[P, OfObject, OfArray, OfOther], Protocol):
+    def __getattr__(self, name: str) -> Any: ...  # what `JitWrapped` has
+
+
+class KeepingTransform(Protocol[O]):
+    """A transform that keeps the signature of the function."""
+
+    @overload
+    def __call__(self, f: Differentiated[P, B, C, S], *args: O.args,
+                 **options: O.kwargs) -> Differentiated[P, B, C, S]: ...
+    @overload
+    def __call__(self, f: Callable[P, R], *args: O.args, **options: O.kwargs) -> Callable[P, R]: ...
+    @overload
+    def __call__(self, *args: O.args, **options: O.kwargs) -> KeepingTransform[[]]: ...
+
+
 Gradient = Differentiated[P, State, jax.Array, Any]
 GradientAndAux = Differentiated[P, tuple[State, A], tuple[jax.Array, A], tuple[Any, A]]
 ValueAndGradient = Differentiated[P, tuple[R, State], tuple[R, jax.Array], tuple[R, Any]]
@@ -126,6 +133,9 @@ ValueAndGradient = Differentiated[P, tuple[R, State], tuple[R, jax.Array], tuple
 class GradTransform(Protocol):
     """`grad`: the gradient of argument 0 is a State or an array, of others it may be anything."""
 
+    @overload
+    def __call__(self, f: Differentiated[P, Any, Any, Any], argnums: First = 0, has_aux: No = False,
+                 **more: Unpack[More]) -> Gradient[P]: ...
     @overload
     def __call__(self, f: Callable[P, Any], argnums: First = 0, has_aux: No = False,
                  **more: Unpack[More]) -> Gradient[P]: ...
