@@ -15,12 +15,12 @@ import pytest
 from tests.pages import DOCS, preamble_of
 from tests.typing import shown_code, variable_matrix
 
-SOURCE = str(DOCS.parent / "src")
+SOURCES = [str(DOCS.parent / "src"), str(DOCS.parent / "examples")]
 SHOWN = dict(shown_code.programs()) | variable_matrix.programs()
 PAGE = preamble_of("types.md")
 # A name may be made again on a page, or in a loop, as in a notebook.
 OFF = ["reportRedeclaration", "reportUnusedExpression", "reportPossiblyUnboundVariable"]
-PYRIGHT = {"extraPaths": [SOURCE], **dict.fromkeys(OFF, False)}
+PYRIGHT = {"extraPaths": SOURCES, **dict.fromkeys(OFF, False)}
 MYPY = (
     "--follow-imports=silent --check-untyped-defs --allow-redefinition"
     " --disable-error-code=import-untyped --disable-error-code=no-redef ."
@@ -51,7 +51,7 @@ def reports(tmp_path_factory) -> dict[str, list[Report]]:
     (directory / "pyrightconfig.json").write_text(json.dumps(PYRIGHT))
     pyright = ["pyright", "--outputjson", "--pythonpath", sys.executable]
     mypy = ["mypy", *MYPY.split()]
-    environment = {"MYPYPATH": SOURCE, "PATH": "/usr/bin:/bin"}
+    environment = {"MYPYPATH": ":".join(SOURCES), "PATH": "/usr/bin:/bin"}
     running = [
         subprocess.Popen(
             [sys.executable, "-m", *command], cwd=directory, env=environment, text=True,

@@ -52,7 +52,7 @@ class FilterPrefix(Mapping[Filter, Any]):
                 return entry
         raise errors.no_entry(place, value, self)
 
-    def below(self, path: tuple) -> FilterPrefix:
+    def below(self, path: tuple[Any, ...]) -> FilterPrefix:
         """The same for what stands there: whole paths that lead on from it count from it too."""
         if not path or not any(isinstance(p, PathIn) for p in self.predicates):
             return self

@@ -92,7 +92,7 @@ class CheckifyTransform(Protocol):
 class Differentiated(Protocol[P, OfObject, OfArray, OfOther]):
     """A function that `grad` made: the result follows from what the first argument is.
 
-    What keeps signatures keeps this one whole: as a callable it were the first of its overloads.
+    What keeps signatures keeps it whole: taken as a callable, it would be its first overload.
     """
 
     _differentiated: None  # which no other callable has
