@@ -15,7 +15,15 @@ PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob
 OTHERWISE = {"docs/errors.md", "docs/mistakes.md", "docs/types.md"}
 LONG = {
     f"docs/recipes/{name}.md"
-    for name in ("deep_q_learning", "diffusion", "gan", "meta_learning", "second_order")
+    for name in (
+        "deep_q_learning",
+        "diffusion",
+        "gan",
+        "gated_recurrence",
+        "meta_learning",
+        "mixture_of_experts",
+        "second_order",
+    )
 }
 # Pages that are made when the site is built, which checks the links to them.
 MADE = ("changelog.md", "reference/", "source/", "design/benchmarks.md", "design/contributing.md")
