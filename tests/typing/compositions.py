@@ -6,9 +6,11 @@ Read by pyright and mypy (`make types`), never run. A comment names the error th
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 # mypy: warn-unused-ignores
 
+import functools
 from typing import Any, assert_type
 
 import jax
+import jax.numpy as jnp
 
 from refax import nnx
 
@@ -106,3 +108,22 @@ def with_plain_jax(model: Model, x: jax.Array) -> None:
     jax.jit(nnx.grad(loss))(model, x)
     jax.jit(nnx.jit(loss))(model, x)
     nnx.jit(jax.jit(of_array))(x, x)
+
+
+@functools.partial(nnx.jit, static_argnums=1)
+def sized(model: Model, size: int) -> jax.Array:
+    return model(jnp.ones(size))
+
+
+@functools.partial(nnx.vmap, in_axes=(None, 0))
+def over(model: Model, x: jax.Array) -> jax.Array:
+    return model(x)
+
+
+@functools.partial(nnx.remat, prevent_cse=False)
+def light(model: Model, x: jax.Array) -> jax.Array:
+    return model(x)
+
+
+def as_partials(model: Model, x: jax.Array) -> None:
+    print(sized(model, 3) + 1, over(model, x) + 1, light(model, x) + 1)

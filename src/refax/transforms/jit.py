@@ -48,7 +48,7 @@ from .retrace import (
     stale_constant,
     users_level,
 )
-from .signatures import AllJitOptions, Differentiated, JitDifferentiated, JitOptions
+from .signatures import AllJitOptions, D, JitOptions
 
 _NOTHING = Donated()
 
@@ -56,8 +56,7 @@ _NOTHING = Donated()
 # fmt: off
 class _Jit(Protocol[O]):
     @overload
-    def __call__(self, fun: Differentiated[P, B, C, S], *args: O.args,
-                 **options: O.kwargs) -> JitDifferentiated[P, B, C, S]: ...
+    def __call__(self, fun: D, *args: O.args, **options: O.kwargs) -> D: ...
     @overload
     def __call__(self, fun: Callable[P, R], *args: O.args,
                  **options: O.kwargs) -> JitWrapped[P, R]: ...

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from ..graph.state import State
 from ..objects.modes import Modes
 from ..objects.node import Node
-from ..objects.type_names import A, B, C, O, P, Q, R, S
+from ..objects.type_names import A, O, P, Q, R
 from .prefixes import Argnums, DiffState, Shardings
 
 if TYPE_CHECKING:
@@ -89,13 +89,23 @@ class CheckifyTransform(Protocol):
     def __call__(self, *, errors: Any = None, **modes: Unpack[Modes]) -> CheckifyTransform: ...
 
 
+class MadeByGrad(Protocol):
+    _differentiated: None  # which no other callable has
+
+
+D = TypeVar("D", bound=MadeByGrad)
+
+
 class Differentiated(Protocol[P, OfObject, OfArray, OfOther]):
     """A function that `grad` made: the result follows from what the first argument is.
 
     What keeps signatures keeps it whole: taken as a callable, it would be its first overload.
     """
 
-    _differentiated: None  # which no other callable has
+    _differentiated: None
+    lower: Any  # what a jitted one has
+    trace: Any
+    clear_cache: Any
 
     @overload
     def __call__(self: Differentiated[Concatenate[jax.Array, Q], OfObject, OfArray, OfOther],
@@ -109,16 +119,11 @@ class Differentiated(Protocol[P, OfObject, OfArray, OfOther]):
                 obj: Any, owner: Any = None) -> Callable[Q, OfObject]: ...
 
 
-class JitDifferentiated(Differentiated[P, OfObject, OfArray, OfOther], Protocol):
-    def __getattr__(self, name: str) -> Any: ...  # what `JitWrapped` has
-
-
 class KeepingTransform(Protocol[O]):
     """A transform that keeps the signature of the function."""
 
     @overload
-    def __call__(self, f: Differentiated[P, B, C, S], *args: O.args,
-                 **options: O.kwargs) -> Differentiated[P, B, C, S]: ...
+    def __call__(self, f: D, *args: O.args, **options: O.kwargs) -> D: ...
     @overload
     def __call__(self, f: Callable[P, R], *args: O.args, **options: O.kwargs) -> Callable[P, R]: ...
     @overload
