@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..objects.errors import GraphError
 from .file_errors import WeightsFileError, newer
 
 __all__ = ["WeightsFileError", "newer"]
@@ -48,6 +49,13 @@ def no_step(folder: Path, step: int | None, steps: Sequence[int]) -> FileNotFoun
     return FileNotFoundError(
         f"nnx.Checkpoints.restore: there is {what} in {folder}; {has}.\n"
         "Cure: one of `checkpoints.steps()`; for a new run, begin without restoring."
+    )
+
+
+def not_the_same(verb: str) -> ValueError:
+    return GraphError(
+        f"nnx.{verb}: the objects do not have the same names, shapes, dtypes and shardings on all "
+        "processes.\nCure: nnx.assert_equal_on_hosts(objects) tells what differs."
     )
 
 

@@ -8,23 +8,27 @@ killed save leaves the steps before; the fingerprints tell what was damaged late
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..graph.state import nest
 from ..objects.arguments import Count, Size, checked
 from ..objects.entering import is_key
 from ..verbs.fingerprints import fingerprint
+from ..verbs.hosts import fail_together, said_by_all
 from ..verbs.names import dotted_name
 from . import checkpoint_errors as errors
+from .meetings import Meetings
 from .orbax_folders import notes_in, read_tree, trees_in
 from .places import Place, Places
 from .state_dict import load_into
@@ -76,13 +80,14 @@ class Checkpoints:
         self.folder: Path = Path(folder).absolute()
         self._best = name
         self._asynchronous = asynchronous
+        self._meetings = Meetings()
         self._orbax = ocp
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                enable_async_checkpointing=asynchronous,
                 cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=self._meetings),
             ),
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
@@ -131,13 +136,17 @@ class Checkpoints:
             OSError: it cannot be written. With `asynchronous`, this comes from the next call.
         """
         self.wait()
-        if step in self._manager.all_steps():
-            raise errors.saved_already(self.folder, step)
-        notes = dict(notes or {})
-        errors.check_notes(notes, self._best)
+        verb = "Checkpoints.save"
+        with fail_together(f"nnx.{verb}"):
+            if step in self._manager.all_steps():
+                raise errors.saved_already(self.folder, step)
+            notes = dict(notes or {})
+            errors.check_notes(notes, self._best)
+            places = Places(objects, ..., verb)
+        _check_same(places)
+        self._meetings.begin()
         arrays, keys = {}, {}
-        for place in Places(objects, ..., "Checkpoints.save").by_name.values():
-            path = tuple(map(str, place.path))
+        for path, place in places.by_path.items():
             if is_key(place.value):
                 keys["/".join(path)] = str(jax.random.key_impl(place.value))
             arrays[path] = self._as_written(place.value)
@@ -154,6 +163,8 @@ class Checkpoints:
         metrics = {self._best: float(notes[self._best])} if self._best else None
         with errors.writing(self.folder):
             self._manager.save(step, args=parts, metrics=metrics)
+        if not self._asynchronous:
+            self.wait()
 
     @checked
     def restore(self, objects: Any, step: Count | None = None) -> dict[str, Any]:
@@ -175,22 +186,24 @@ class Checkpoints:
             ValueError: names or shapes do not fit.
         """
         self.wait()
-        steps = self.steps()
-        if step is None:
-            step = steps[-1] if steps else None
-        if step is None or step not in steps:
-            raise errors.no_step(self.folder, step, steps)
-        places = Places(objects, ..., "Checkpoints.restore")
-        try:
+        verb = "Checkpoints.restore"
+        with fail_together(f"nnx.{verb}"):
+            steps = self.steps()
+            if step is None:
+                step = steps[-1] if steps else None
+            if step is None or step not in steps:
+                raise errors.no_step(self.folder, step, steps)
+            places = Places(objects, ..., verb)
+        _check_same(places)
+        with fail_together(f"nnx.{verb}"), self._damage_told(step):
             if self._is_own(step):
-                arrays, notes = self._read(step, places.by_path)
+                arrays, notes, expected = self._read(step, places.by_path)
             else:
                 arrays, notes = self._read_of_others(step, places)
-        except errors.WeightsFileError as error:
-            raise errors.damaged(self.folder, step, str(error), self._good_before(step)) from None
-        except Exception as error:  # a damaged file makes orbax raise almost anything
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            raise errors.damaged(self.folder, step, reason, self._good_before(step)) from error
+                expected = None
+        with fail_together(f"nnx.{verb}"), self._damage_told(step):
+            if expected is not None:
+                _check(arrays, expected)
         load_into(places, {dotted_name(path): array for path, array in arrays.items()})
         return notes
 
@@ -198,31 +211,30 @@ class Checkpoints:
 
     def _as_written(self, array: Any) -> Any:
         if is_key(array):
-            return jax.random.key_data(array)  # new memory
+            array = jax.random.key_data(array)  # new memory
+        if jax.process_count() > 1 and getattr(array, "is_fully_addressable", False):
+            return np.asarray(array)  # a process's own: the first one's counts, for all
         if self._asynchronous and isinstance(array, jax.Array):
             if any(device.platform == "cpu" for device in array.devices()):
                 return jnp.copy(array)  # orbax reads it where it is, which a donated step reuses
         return array
 
-    def _read(self, step: int, known: Mapping[tuple, Place]) -> tuple[dict[tuple, Any], dict]:
-        """The arrays of a step by path, checked, and its notes."""
-        args = self._orbax.args
-        read = self._manager.restore(step, args=args.Composite(notes=args.JsonRestore()))
-        notes = dict(read["notes"])
+    def _read(
+        self, step: int, known: Mapping[tuple, Place]
+    ) -> tuple[dict[tuple, Any], dict, dict[str, int]]:
+        """The arrays of a step by path, its notes, and the fingerprints that the arrays had."""
+        folder = self.folder / str(step)
+        notes = json.loads((folder / "notes" / "metadata").read_bytes())
         own = notes.pop(_OWN)
         if own.pop("checksum") != _checksum(notes, own):
             raise errors.WeightsFileError("the notes are not as they were written")
         if own["version"] > _VERSION:
             raise errors.newer(self.folder, own["version"], _VERSION)
-        arrays = read_tree(self.folder / str(step) / "state", known, boxes=False)
-        found = {"/".join(path): fingerprint(array) for path, array in arrays.items()}
-        wrong = [name for name, number in own["fingerprints"].items() if found.get(name) != number]
-        if wrong or len(found) != len(own["fingerprints"]):
-            raise errors.other_arrays(wrong)
+        arrays = read_tree(folder / "state", known, boxes=False)
         for path, array in arrays.items():
             if (generator := own["keys"].get("/".join(path))) is not None:
                 arrays[path] = jax.random.wrap_key_data(jnp.asarray(array), impl=generator)
-        return arrays, notes
+        return arrays, notes, own["fingerprints"]
 
     def _read_of_others(self, step: int, places: Places) -> tuple[dict[tuple, Any], dict]:
         """`_read` of a step of another writer: the items that the objects name, or all of it."""
@@ -243,15 +255,48 @@ class Checkpoints:
         others = {x.name for x in folder.iterdir() if x.is_dir()} - {"state", "notes"}
         return not others and b"StandardCheckpointHandler" not in metadata.read_bytes()
 
+    @contextlib.contextmanager
+    def _damage_told(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except errors.WeightsFileError as error:
+            raise errors.damaged(self.folder, step, str(error), self._good_before(step)) from None
+        except Exception as error:  # a damaged file makes orbax raise almost anything
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise errors.damaged(self.folder, step, reason, self._good_before(step)) from error
+
     def _good_before(self, step: int) -> int | None:
         """The latest step before that reads as it was written."""
         for earlier in reversed([s for s in self.steps() if s < step]):
             try:
-                self._read(earlier, {})
+                arrays, _, expected = self._read(earlier, {})
+                _check(arrays, expected)
             except Exception:
                 continue
             return earlier
         return None
+
+
+def _check(arrays: Mapping[tuple, Any], expected: Mapping[str, int]) -> None:
+    """Raise if arrays are not as they were written; all processes together."""
+    data = {p: jax.random.key_data(x) if is_key(x) else x for p, x in arrays.items()}
+    found = {"/".join(path): fingerprint(array) for path, array in data.items()}
+    wrong = [name for name, number in expected.items() if found.get(name) != number]
+    if wrong or len(found) != len(expected):
+        raise errors.other_arrays(wrong)
+
+
+def _check_same(places: Places) -> None:
+    """Raise on all processes if they do not have the same names, shapes, dtypes and shardings."""
+    if jax.process_count() == 1:
+        return
+    facts = [
+        (name, str(x.shape), str(x.dtype), str(getattr(x.sharding, "spec", "")))
+        for name, x in ((name, place.value) for name, place in places.by_name.items())
+        if hasattr(x, "sharding")
+    ]
+    if len(set(said_by_all(str(_checksum({"": facts}))))) > 1:
+        raise errors.not_the_same(places.verb)
 
 
 def _checksum(*parts: Mapping[str, Any]) -> int:

@@ -52,7 +52,11 @@ def read_tree(
     """
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    # Each process for itself, so that none waits for one with an error.
+    me = jax.process_index()
+    alone: Any = ocp.options.MultiprocessingOptions(me, {me}, f"process_{me}")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         tree = checkpointer.metadata(folder).item_metadata.tree
         paths = [head + keys_of(path) for path, _ in jax.tree.leaves_with_path(tree)]
         # An array of the object may be called "value" itself.

@@ -267,17 +267,22 @@ def _dtype(model: Any, given: Any, wanted: Any) -> Any:
 
 def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
     """The value as an array on the devices where it belongs; each part is read for itself."""
-    is_key = jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if hasattr(value, "read") and sharding is not None and not is_key:
+    spread = sharding is not None and not sharding.is_fully_addressable  # over several processes
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        value = read(value)
+        if spread:
+            impl, data = jax.random.key_impl(value), jax.random.key_data(value)
+            data = _placed(np.asarray(data), data.dtype, sharding)
+            return jax.jit(jax.random.wrap_key_data, static_argnames="impl")(data, impl=impl)
+        return value if sharding is None else jax.device_put(value, sharding)
+    whole = isinstance(value, jax.Array) and not value.is_fully_addressable
+    if spread and not whole or hasattr(value, "read") and sharding is not None:
+        shape = tuple(value.shape)
         return jax.make_array_from_callback(
-            tuple(value.shape), sharding, lambda index: value.read(index).astype(dtype)
+            shape, sharding, lambda index: np.asarray(read(value, index)).astype(dtype)
         )
     value = read(value)
     if isinstance(value, np.ndarray):
         value = np.array(value, dtype)  # a copy: the caller may go on writing into his own
-    array = value if is_key else jnp.asarray(value, dtype)
-    if is_key and sharding is not None and not sharding.is_fully_addressable:
-        # To devices of other processes, device_put takes numbers only.
-        make = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(array))
-        return jax.jit(make, out_shardings=sharding)(np.asarray(jax.random.key_data(array)))
+    array = jnp.asarray(value, dtype)
     return array if sharding is None else jax.device_put(array, sharding)
