@@ -267,7 +267,9 @@ def _dtype(model: Any, given: Any, wanted: Any) -> Any:
 
 def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
     """The value as an array on the devices where it belongs; each part is read for itself."""
-    spread = sharding is not None and not sharding.is_fully_addressable  # over several processes
+    # Over several processes; what comes like that is spread already.
+    spread = sharding is not None and not sharding.is_fully_addressable
+    spread = spread and getattr(value, "is_fully_addressable", True)
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         value = read(value)
         if spread:
@@ -275,12 +277,14 @@ def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
             data = _placed(np.asarray(data), data.dtype, sharding)
             return jax.jit(jax.random.wrap_key_data, static_argnames="impl")(data, impl=impl)
         return value if sharding is None else jax.device_put(value, sharding)
-    whole = isinstance(value, jax.Array) and not value.is_fully_addressable
-    if spread and not whole or hasattr(value, "read") and sharding is not None:
-        shape = tuple(value.shape)
-        return jax.make_array_from_callback(
-            shape, sharding, lambda index: np.asarray(read(value, index)).astype(dtype)
-        )
+    if sharding is not None and (spread or hasattr(value, "read")):
+
+        def part(index: Any) -> np.ndarray:
+            found = np.asarray(read(value, index))
+            fresh = hasattr(value, "read") and found.flags.owndata  # else somebody's own
+            return found.astype(dtype, copy=not fresh)
+
+        return jax.make_array_from_callback(tuple(value.shape), sharding, part)
     value = read(value)
     if isinstance(value, np.ndarray):
         value = np.array(value, dtype)  # a copy: the caller may go on writing into his own
