@@ -14,10 +14,18 @@ from pathlib import Path
 
 import jax
 
-from . import forms, rows_calls, rows_eager, rows_objects, rows_programs, rows_transforms
+from . import (
+    forms,
+    rows_calls,
+    rows_eager,
+    rows_files,
+    rows_objects,
+    rows_programs,
+    rows_transforms,
+)
 from .harness import CLOCKS, Result, Row, cells, measure, table
 
-_GROUPS = (rows_calls, rows_programs, rows_objects, rows_eager, rows_transforms)
+_GROUPS = (rows_calls, rows_programs, rows_objects, rows_eager, rows_transforms, rows_files)
 _BEGIN, _END = "<!-- {}: written by --markdown -->", "<!-- end of {} -->"
 
 

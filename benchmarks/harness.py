@@ -218,10 +218,14 @@ def _compare(found: list[Any], expected: list[Any], tolerance: float) -> None:
 
 def fresh_interpreter(prepare: str, timed: str) -> float:
     """The seconds that `timed` takes in a new interpreter after `prepare`."""
-    code = (
+    return told_by_fresh_interpreter(
         f"import time\n{prepare}\nstart = time.perf_counter()\n{timed}\n"
         "print(time.perf_counter() - start)"
     )
+
+
+def told_by_fresh_interpreter(code: str) -> float:
+    """The number that `code` prints at its end, in a new interpreter."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

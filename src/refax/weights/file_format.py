@@ -23,6 +23,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -103,17 +104,16 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
         text = json.dumps(whole, separators=(",", ":"), ensure_ascii=True).encode()
         return text + b" " * (-len(text) % 8)  # the data begins at a multiple of eight
 
-    with new_file(path) as file:
+    with new_file(path) as file, ThreadPoolExecutor(1) as beside:
         text = head()
         file.write(len(text).to_bytes(8, "little") + text)
         for name, array in tensors.items():
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            found = ""
-            for start in range(0, data.size, PIECE):
-                piece = data[start : start + PIECE].data
-                found += f"{zlib.crc32(piece):08x}"
+            pieces = [data[start : start + PIECE].data for start in range(0, data.size, PIECE)]
+            numbers = beside.map(zlib.crc32, pieces)  # while they are written
+            for piece in pieces:
                 file.write(piece)
-            checksums[name] = found
+            checksums[name] = "".join(f"{number:08x}" for number in numbers)
         text = head()
         digits = f"{zlib.crc32(text):08x}".encode()
         file.seek(8)
