@@ -258,3 +258,16 @@ def test_jax_export_of_a_jitted_function():
     assert again.in_tree == exported.in_tree and again.out_tree == exported.out_tree
     leaves = [*(v.value for v in nnx.state(model).flat_state().leaves), X]
     assert len(leaves) == len(again.in_avals)
+
+
+@pytest.mark.parametrize(
+    "arguments, says", [((), "missing a required argument: 'inputs'"), (("x",), "'x' is no array")]
+)
+def test_what_is_no_call_is_told_by_its_name(arguments, says):
+    model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        TypeError, match=rf"(?s)nnx\.export: .*{says}.*Cure: nnx\.export\(model, x\)"
+    ):
+        nnx.export(model, *arguments)
+    with pytest.raises(TypeError, match=r"(?s)export: function=3, but must be callable.*Cure"):
+        nnx.export(3, jnp.ones(2))

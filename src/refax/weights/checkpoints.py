@@ -251,9 +251,11 @@ class Checkpoints:
     def _is_own(self, step: int) -> bool:
         """Whether this class wrote a step, as far as can be told of one that may be damaged."""
         folder = self.folder / str(step)
-        metadata = folder / "_CHECKPOINT_METADATA"
-        others = {x.name for x in folder.iterdir() if x.is_dir()} - {"state", "notes"}
-        return not others and b"StandardCheckpointHandler" not in metadata.read_bytes()
+        items = {x.name for x in folder.iterdir() if x.is_dir()}
+        metadata = folder / "_CHECKPOINT_METADATA"  # which orbax reads too: it is there
+        handlers = metadata.read_bytes()
+        has_notes = "notes" in items or b"JsonCheckpointHandler" in handlers
+        return has_notes and items <= {"state", "notes"} and b"StandardCheckpoint" not in handlers
 
     @contextlib.contextmanager
     def _damage_told(self, step: int) -> Iterator[None]:

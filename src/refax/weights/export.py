@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Number
 from typing import Any
 
 import jax
@@ -68,11 +69,17 @@ def export(
     from jax import export as jax_export
 
     inner, owner = unbind(function)
-    call = inspect.signature(inner).bind(*(args if owner is None else (owner, *args)), **kwargs)
+    try:
+        call = inspect.signature(inner).bind(*(args if owner is None else (owner, *args)), **kwargs)
+    except TypeError as error:
+        raise TypeError(_NO_CALL.format(error)) from None
     objects = {name: x for name, x in call.arguments.items() if _is_object(x)}
     others = [x for name, x in call.arguments.items() if name not in objects]
     if any(map(_is_object, jax.tree.leaves(others, is_leaf=_is_object))):
         raise TypeError(_IN_A_CONTAINER)
+    for x in jax.tree.leaves(others):
+        if not isinstance(x, Number) and not hasattr(x, "dtype"):
+            raise TypeError(_NO_CALL.format(f"{x!r} is no array"))
     held = next(iter(objects.values())) if len(objects) == 1 else objects
     weights = _without_keys(state_dict(held, filter=beside)) if objects else {}
 
@@ -145,6 +152,11 @@ def _lost(names: list[str]) -> str:
     )
 
 
+_NO_CALL = (
+    "nnx.export: this is no example of a call: {}.\n"
+    "Cure: nnx.export(model, x), with the arguments of a call; jax.ShapeDtypeStruct(shape, dtype) "
+    "will do, and functools.partial holds what is no array."
+)
 _IN_A_CONTAINER = (
     "nnx.export: an object inside of a container is no argument that an artifact can have.\n"
     "Cure: pass each object as an argument of its own."
