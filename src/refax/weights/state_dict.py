@@ -272,10 +272,9 @@ def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
     spread = spread and getattr(value, "is_fully_addressable", True)
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         value = read(value)
-        if spread:
-            impl, data = jax.random.key_impl(value), jax.random.key_data(value)
-            data = _placed(np.asarray(data), data.dtype, sharding)
-            return jax.jit(jax.random.wrap_key_data, static_argnames="impl")(data, impl=impl)
+        if spread:  # there, device_put takes numbers only
+            make = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(value))
+            return jax.jit(make, out_shardings=sharding)(np.asarray(jax.random.key_data(value)))
         return value if sharding is None else jax.device_put(value, sharding)
     if sharding is not None and (spread or hasattr(value, "read")):
 
