@@ -328,9 +328,7 @@ class _Names:
         if bound is not None:
             labels[0] = type(bound).__name__
         self.parameters: dict[str, int] = defaultdict(int)
-        self._phases: dict[str, str] = {name: "" for name in (*labels, *kwargs)}
-        for cls in _subclasses(Pytree):
-            self._phases[cls.__name__] = cls._refax_phase
+        self._phases = {cls.__name__: cls._refax_phase for cls in _subclasses(Pytree)}
         # (Plain `jax.jit` rebuilds a Module, which then is called by its class.)
         plain = hasattr(f, "lower") and not isinstance(f, JitWrapped)
         for label, value in (*zip(labels, given, strict=True), *kwargs.items()):
@@ -341,6 +339,9 @@ class _Names:
         visited = list(iter_graph(value))
         stacks = {path for path, x in visited if isinstance(x, Stack)}
         objects = {path for path, x in visited if isinstance(x, Pytree)}
+
+        if objects:
+            self._phases.setdefault(label, "")
 
         def name(path: tuple) -> str:
             keys = (f"{k}[*]" if path[:i] in stacks and k == "blocks" else str(k)
