@@ -51,6 +51,7 @@ def _called_by_jax() -> str:
 
 def known_name(obj: Any) -> str:
     """Where an object is held, as `Counter.count`, from whoever refers to it; "" if nobody."""
+    found = ""
     for holder in gc.get_referrers(obj):
         attributes = holder if type(holder) is dict else getattr(holder, "__dict__", None)
         if not isinstance(attributes, dict):
@@ -58,8 +59,10 @@ def known_name(obj: Any) -> str:
         for name, value in list(attributes.items()):
             if value is obj and isinstance(name, str) and "__name__" not in attributes:
                 owner = _owner_of(attributes) if attributes is holder else type(holder).__name__
-                return f"{owner}.{name}" if owner else name
-    return ""
+                if owner:
+                    return f"{owner}.{name}"
+                found = name  # in a dict of its own, a State's say
+    return found
 
 
 def _owner_of(attributes: dict) -> str:
