@@ -38,6 +38,8 @@ class Range(NamedTuple):
         words += [f"{n} {name}" for n, name in ((self.nan, "nan"), (self.inf, "inf")) if n]
         return "  ".join(words)
 
+    __repr__ = __str__
+
 
 @dataclass(eq=False)
 class Operation:
@@ -91,9 +93,12 @@ def kind_of(value: Any) -> str:
     """`nan` or `inf` for what is in an array; nothing if it is finite."""
     if not jnp.issubdtype(getattr(value, "dtype", np.int32), jnp.inexact):
         return ""
-    if bool(jnp.isfinite(value).all()):
+    # On the host nothing has to be compiled for each shape.
+    library: Any = np if jax.default_backend() == "cpu" else jnp
+    value = library.asarray(value)
+    if bool(library.isfinite(value).all()):
         return ""
-    return "nan" if bool(jnp.isnan(value).any()) else "inf"
+    return "nan" if bool(library.isnan(value).any()) else "inf"
 
 
 class Interpreter:
@@ -103,6 +108,7 @@ class Interpreter:
         self.count = 0
         self.first_nan: Cause | None = None
         self._loops: tuple[tuple[str, int], ...] = ()
+        self._callers: tuple[Any, ...] = ()  # the tracebacks of what runs, innermost first
 
     def run(self, program: Any, args: Sequence[Given], scopes: str = "") -> list[Given]:
         """The outputs of a jaxpr, each with its cause."""
@@ -151,6 +157,13 @@ class Interpreter:
         return value, cause
 
     def _equation(self, equation: Any, inputs: list[Given], scopes: str) -> list[Given]:
+        before = self._callers
+        self._callers = (equation.source_info.traceback, *before)
+        outputs = self._run_equation(equation, inputs, scopes)
+        self._callers = before
+        return outputs
+
+    def _run_equation(self, equation: Any, inputs: list[Given], scopes: str) -> list[Given]:
         name, params = equation.primitive.name, equation.params
         scopes = f"{scopes}/{equation.source_info.name_stack}"
         if name == "scan":
@@ -178,7 +191,7 @@ class Interpreter:
         def make() -> Cause:  # once, of all the outputs
             if not made:
                 ranges = (tuple(map(range_of, x)) for x in (values, outputs))
-                where = _user_line(equation.source_info.traceback)
+                where = _user_line(self._callers)
                 operation = Operation(primitive.name, scopes, *where, self._loops, *ranges)
                 meant = "nan" not in kinds and (not values or any(map(kind_of, values)))
                 kind = "fill" if meant else "nan" if "nan" in kinds else "inf"
@@ -236,9 +249,13 @@ def _is_literal(v: Any) -> bool:
 _JAX, _REFAX = Path(jax.__file__).parent, Path(__file__).parents[1]
 
 
-def _user_line(traceback: Any) -> tuple[str, int]:
-    """The line that made an operation: the innermost outside of JAX and refax."""
-    frames = [] if traceback is None else traceback.frames
+def _user_line(tracebacks: Sequence[Any]) -> tuple[str, int]:
+    """The line that made an operation: the innermost outside of JAX and refax.
+
+    JAX keeps the whole traceback of most operations, but of those in a function with a derivative
+    of its own the innermost part: then that of the call tells.
+    """
+    frames = [f for t in tracebacks if t is not None for f in t.frames]
     outside = [f for f in frames if not Path(f.file_name).is_relative_to(_JAX)]
     users = [f for f in outside if not Path(f.file_name).is_relative_to(_REFAX)]
     found = (users or outside or frames)[:1]

@@ -66,15 +66,14 @@ class NonfiniteReport(NamedTuple):
 
     def _lines(self) -> Iterator[str]:
         name = {"nan": "NaN", "inf": "Infinity"}[self.kind]
-        if not self.operation:
-            yield f"{name} in an input: {shortened(self.path, 55)}"
+        if self.operation:
+            yield f"{name} out of `{self.operation}`, {self.phase}"
         else:
-            yield f"{name} out of {self._where(64)}"
+            yield f"{name} in an input"
         yield from self._at()
         if self.becomes is not None:
-            of = self.becomes
-            yield f"  becomes NaN in {of._where(63)}"
-            yield from (f"  {line}" for line in of._at())
+            yield f"  becomes NaN in `{self.becomes.operation}`, {self.becomes.phase}"
+            yield from (f"  {line}" for line in self.becomes._at())
         if self.results:
             more = f" and {len(self.results) - 3} more" if len(self.results) > 3 else ""
             places = ", ".join(shortened(place, 50) for place in self.results[:3])
@@ -82,13 +81,10 @@ class NonfiniteReport(NamedTuple):
         else:
             yield "  does not reach the results, which are finite"
 
-    def _where(self, width: int) -> str:
-        rest = f" ({self.method})" if self.method else ""
-        rest, name = f"{rest}, {self.phase}", f"`{self.operation}`"
-        path = shortened(self.path, max(width - len(rest) - len(name) - 6, 15))
-        return f"{name} of `{path}`{rest}" if path else f"{name}{rest}"
-
     def _at(self) -> Iterator[str]:
+        if self.path:
+            path = shortened(self.path, 72 - len(self.method))
+            yield f"  of {path}, {self.method}" if self.method else f"  of {path}"
         if self.source:
             file, _, line = self.source.rpartition(":")
             code = linecache.getline(file, int(line)).strip()
