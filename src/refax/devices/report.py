@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 
 from ..objects.metadata import EMPTY
-from ..objects.placing import spec_of
+from ..objects.placing import place_text, spec_of
 from ..objects.representation import WIDTH, Text, bytes_text, shortened
 from ..objects.variable import Variable, raw
 from ..objects.watch import is_array
@@ -63,7 +62,7 @@ def sharding_report(obj: Any, /) -> ShardingReport:
             size = math.prod(part) * array.dtype.itemsize
             for device in () if sharding is None else sharding.device_set:
                 used[device] = used.get(device, 0) + size
-            place = _place(sharding)
+            place = place_text(sharding)
             whole = sharding and len(sharding.device_set) > 1 and sharding.is_fully_replicated
             if whole and any(spec_of(metadata)):
                 replicated.append(name)
@@ -75,15 +74,6 @@ def sharding_report(obj: Any, /) -> ShardingReport:
     report = ShardingReport(_table(_HEAD, rows))
     report.bytes_per_device, report.replicated = total, replicated
     return report
-
-
-def _place(sharding: Any) -> str:
-    if sharding is None:
-        return "nowhere yet"
-    if isinstance(sharding, NamedSharding):
-        host = "" if sharding.memory_kind in (None, "device") else f", {sharding.memory_kind}"
-        return f"{sharding.spec} of {dict(sharding.mesh.shape)}{host}"
-    return "1 device" if len(sharding.device_set) == 1 else f"{len(sharding.device_set)} devices"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from ..graph.filters import Filter, to_predicate
 from ..objects.arguments import Count, checked
 from ..objects.errors import suggest
+from ..objects.placing import place_text
 from ..objects.representation import Text, bytes_text, count, shortened
 from ..objects.variable import Variable, raw
 from ..objects.variable_types import RngState
@@ -20,7 +23,7 @@ from ..verbs.module import Module
 from .calls import Call, describe, trace_calls
 from .flops import FlopCounter
 
-_CALL_COLUMNS = ("path", "type", "inputs", "outputs", "flops", "vjp_flops")
+_CALL_COLUMNS = ("path", "type", "inputs", "outputs", "flops", "vjp_flops", "sharding")
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Row:
     vjp_flops: int | None = None
     own: dict[str, list[str]] = field(default_factory=dict)
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sharding: str = ""
     depth: int = 0
     repeats: int = 1
 
@@ -86,8 +90,8 @@ def tabulate(
         method: the name of the method that is called.
         row_filter: which rows to show, as a function of a row with the attributes `path`, `type`,
             `inputs`, `outputs`, `flops`, `vjp_flops`, `own` and `totals`.
-        columns: which columns to show, of path, type, inputs, outputs, flops, vjp_flops and the
-            names of Variable types; all by default.
+        columns: which columns to show, of path, type, inputs, outputs, flops, vjp_flops, sharding
+            and the names of Variable types; all by default, sharding if there are several devices.
         variable_types: a filter; what it leaves out is neither shown nor counted.
         collapse: show rows that differ only in an index of their paths as one; by default where
             there are more than 100 rows.
@@ -132,7 +136,8 @@ def tabulate(
     if len(rows) > _MANY_ROWS if collapse is None else collapse:
         rows = _collapse(rows)
     totals = variables.sizes.get((), {})
-    wanted = {"flops": compute_flops, "vjp_flops": compute_vjp_flops}
+    spread = variables.spread or "sharding" in (columns or ())
+    wanted = {"flops": compute_flops, "vjp_flops": compute_vjp_flops, "sharding": spread}
     known = [c for c in (*_CALL_COLUMNS, *sorted(totals)) if wanted.get(c, True)]
     for name in columns or ():
         if name not in known:
@@ -155,6 +160,8 @@ class _VariablesByModule:
         first = {id(v): path for path, v in visited if isinstance(v, Variable)}
         self.own: dict[tuple, dict[str, list[str]]] = {}
         self.sizes: dict[tuple, dict[str, tuple[int, int]]] = {}
+        self.places: dict[tuple, list[str]] = {}
+        self.spread = False  # whether there is something on several devices
         for path, node in visited:
             for key, child in iter_children_of(node):
                 place, is_leaf = (*path, key), isinstance(child, Variable) or is_array(child)
@@ -169,6 +176,11 @@ class _VariablesByModule:
                 else:
                     self._count(place, kind, child)
                 self.own.setdefault(module, {}).setdefault(kind, []).append(line)
+                for array in filter(is_array, jax.tree.leaves(raw(child))):
+                    sharding: Any = getattr(array, "sharding", None)
+                    self.spread |= sharding is not None and len(sharding.device_set) > 1
+                    where = f"{_name(place[len(module) :])}: {place_text(sharding)}"
+                    self.places.setdefault(module, []).append(where)
 
     def _module_above(self, path: tuple) -> tuple:
         while path not in self.modules:
@@ -186,6 +198,7 @@ class _VariablesByModule:
         inputs = [describe(x) for x in call.args]
         inputs += [f"{k}: {describe(x)}" for k, x in call.kwargs.items() if x is not None]
         row = Row(call.path, call.type, call.method, "\n".join(inputs), describe(call.outputs))
+        row.sharding = "\n".join(self.places.get(row.path, ()))
         row.own, row.totals = self.own.get(row.path, {}), self.sizes.get(row.path, {})
         row.depth = sum(row.path[:length] in self.modules for length in range(len(row.path)))
         return row
@@ -203,7 +216,8 @@ def _collapse(rows: list[Row]) -> list[Row]:
     for row in rows:
         pattern = tuple("#" if isinstance(key, int) else key for key in row.path)
         own = tuple((kind, *lines) for kind, lines in row.own.items())
-        looks = (row.type, row.method, row.inputs, row.outputs, row.flops, row.vjp_flops, own)
+        looks = (row.type, row.method, row.inputs, row.outputs, row.flops, row.vjp_flops, own,
+                 row.sharding)  # fmt: skip
         groups.setdefault((pattern, looks, tuple(row.totals.items())), []).append(row)
     for first, *others in groups.values():
         first.repeats += len(others)
@@ -227,7 +241,7 @@ def _cell(row: Row, column: str) -> str:
         return _name(row.path if row.method == "__call__" else (*row.path, row.method))
     if column == "type":
         return row.type if row.repeats == 1 else f"{row.type} ×{row.repeats}"
-    if column in ("inputs", "outputs"):
+    if column in ("inputs", "outputs", "sharding"):
         return getattr(row, column)
     if column in ("flops", "vjp_flops"):
         number = getattr(row, column)

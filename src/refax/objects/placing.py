@@ -156,6 +156,16 @@ def misfit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> str | None:
     return None
 
 
+def place_text(sharding: Any) -> str:
+    """Where an array is, for a table."""
+    if sharding is None:
+        return "nowhere yet"
+    if isinstance(sharding, NamedSharding):
+        host = "" if sharding.memory_kind in (None, "device") else f", {sharding.memory_kind}"
+        return f"{sharding.spec} of {dict(sharding.mesh.shape)}{host}"
+    return "1 device" if len(sharding.device_set) == 1 else f"{len(sharding.device_set)} devices"
+
+
 def spec_axes(spec: Any) -> list[str]:
     """The names of mesh axes in a spec."""
     entries = (names if isinstance(names, tuple) else (names,) for names in spec)
