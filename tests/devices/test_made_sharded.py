@@ -163,10 +163,7 @@ STACKS = {
     "scan": scanned,
     "constructor": lambda: ByConstructor(jax.random.split(jax.random.key(0), 4)),
 }
-MAKERS = {
-    "eagerly": lambda make: make(),
-    "nnx.jit": lambda make: nnx.jit(make)(),
-}
+MAKERS = {"eagerly": lambda make: make(), "nnx.jit": lambda make: nnx.jit(make)()}
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])

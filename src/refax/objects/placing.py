@@ -140,9 +140,9 @@ def check_fit(
     raise StructureError("".join([head, *more, cure]))
 
 
-def misfit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> str | None:
-    """Why an array of this shape cannot be laid out so; None if it can."""
-    if len(spec) > len(shape):
+def misfit(spec: PartitionSpec, shape: Sequence[int] | None, mesh: Any) -> str | None:
+    """Why an array of this shape (of any, for None) cannot be laid out so; None if it can."""
+    if shape is not None and len(spec) > len(shape):
         return f"it has {len(spec)} entries, and the array {len(shape)} axes"
     sizes, axes = dict(mesh.shape), spec_axes(spec)
     for axis in axes:
@@ -150,7 +150,7 @@ def misfit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> str | None:
             return f"the mesh has no axis {axis!r}, and no rule maps such a name"
         if (times := axes.count(axis)) > 1:
             return f"it has the axis {axis!r} {times} times"
-    for i, names in enumerate(spec):
+    for i, names in enumerate(spec if shape is not None else ()):
         if shape[i] % (parts := math.prod(sizes[axis] for axis in spec_axes((names,)))):
             return f"axis {i} of size {shape[i]} cannot be divided into {parts} equal parts"
     return None

@@ -23,7 +23,6 @@ from .._jax_compat import is_outside_of_traces
 from ..graph.graphdef import GraphDef
 from ..lift import errors
 from ..lift.arguments import Slot, named_like, set_unbound, unbind
-from ..lift.array_prefix import sorting
 from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.closures import collecting
 from ..lift.faults import execute
@@ -36,7 +35,7 @@ from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import B, C, O, P, Q, R, S
 from .bound import decorator_or_function, positions
 from .eval_shape import eval_shape
-from .jit_layout import Donated, Layout, layout_of, places_of_leaves
+from .jit_layout import Donated, Layout, check_results, layout_of, places_of_leaves
 from .jit_options import Options, StaticArguments
 from .jit_places import Spread, bring, is_spread, kept_places, spread_of
 from .prefixes import Shardings
@@ -279,7 +278,7 @@ class JitWrapped(Generic[P, R]):
             always=layout.donated,
             rules=layout.rules,
             observe=self._observer(call.graphdef, roots, labels, statics.named(labels)),
-            returned=layout.rules and sorting(layout.rules),
+            returned=check_results(layout, call),
         )
         inner: Any = layout.inner(pure)
         inner.__signature__ = layout.names(call.graphdef, roots, labels)

@@ -9,23 +9,23 @@ each leaf is a group of its own, so that one trace serves every placement (`jit_
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from jax.tree_util import SequenceKey
+from jax.tree_util import SequenceKey, keystr, tree_leaves_with_path
 
 from ..graph.graphdef import GraphDef
 from ..lift import errors
 from ..lift.arguments import named_like, slot_numbers
-from ..lift.array_prefix import for_arrays, for_result
+from ..lift.array_prefix import for_arrays, for_result, sorting, spread
 from ..lift.call import Call, group_by_prefix
 from ..lift.errors import argument_place, place_under
 from ..lift.faults import tell
-from ..lift.places import inputs_by_place
-from ..lift.prefix import FilterPrefix, Groups, OutputRules, by_path
-from ..objects.errors import describe_value
+from ..lift.places import check_outputs, inputs_by_place
+from ..lift.prefix import FilterPrefix, Groups, OutputRules, all_entries, by_path, stretched
+from ..objects.errors import clipped, describe_value
 from ..objects.placing import misfit
 from .jit_options import Options
 
@@ -122,23 +122,52 @@ class Layout(NamedTuple):
         parts += [(kwargs[name], name in self.given.names) for name in sorted(kwargs)]
         donated = [self.donated[group] for group in self.groups.of_leaf]
         donated += [gone for x, gone in parts for _ in jax.tree.leaves(x)]
-        return self._unfit(call, function) or tell(error, call, function, donated)
-
-    def _unfit(self, call: Call, function: Callable) -> ValueError | None:
-        """The error for a sharding that does not fit what it is for."""
         args = self.keywords.get("in_shardings", ())[len(self.donated) : -2] or None
-        for place, value, sharding in inputs_by_place(call, function, args, _is_sharding):
-            mesh: Any = getattr(sharding, "mesh", None) or jax.sharding.get_abstract_mesh()
-            spec = getattr(sharding, "spec", sharding)
-            for array in jax.tree.leaves(value) if isinstance(spec, PartitionSpec) else ():
-                if why := misfit(spec, jax.numpy.shape(array), mesh):
-                    return ValueError(
-                        f"jit: `{place}` ({describe_value(array)}) cannot have the sharding that "
-                        f"in_shardings gives it, {spec} on the mesh {dict(mesh.shape)}: {why}.\n"
-                        "Cure: a spec of no more axes than the array has, whose mesh axes divide "
-                        "its sizes; None for an axis that is whole."
-                    )
+        unfit = _unfit(inputs_by_place(call, function, args, _is_sharding), "in_shardings")
+        return unfit or tell(error, call, function, donated)
+
+
+def _unfit(parts: Iterable[tuple[str, Any, Any]], prefix: str) -> ValueError | None:
+    """The error for the first sharding, of (place, value, sharding), that does not fit."""
+    for place, value, sharding in parts:
+        mesh: Any = getattr(sharding, "mesh", None) or jax.sharding.get_abstract_mesh()
+        spec = getattr(sharding, "spec", sharding)
+        known = isinstance(spec, PartitionSpec) and not mesh.empty
+        for array in jax.tree.leaves(value) if known else ():
+            if why := misfit(spec, jax.numpy.shape(array), mesh):
+                return ValueError(
+                    f"jit: `{place}` ({describe_value(array)}) cannot have the sharding that "
+                    f"{prefix} gives it, {spec} on the mesh {dict(mesh.shape)}: {why}.\n"
+                    "Cure: a spec of no more axes than the array has, whose mesh axes divide "
+                    "its sizes; None for an axis that is whole."
+                )
+    return None
+
+
+def check_results(layout: Layout, call: Call) -> Callable[..., Any] | None:
+    """For `pure_function(returned=…)`: results sorted, after a check that they fit their places."""
+    if (rules := layout.rules) is None:
         return None
+
+    def problem(entry: Any, value: Any) -> Any:
+        return _unfit([("", value, entry)], "") and (entry, value)
+
+    def error(place: str, kind: str, entry: Any, found: Any) -> Exception:
+        return _unfit([(place, found[1], entry)], "out_shardings") or AssertionError(kind)
+
+    checked = check_outputs(call.graphdef, rules, problem, error)
+
+    def returned(result: Any, grouped: Any, change: Any) -> Any:
+        prefix = by_path(rules.out_prefix, result)
+        stretched(prefix, result, rules.name, rules.is_leaf)
+        entries = spread(prefix, result, rules.name, rules.is_leaf)
+        places = [(f"result{keystr(path)}", x) for path, x in tree_leaves_with_path(result)]
+        parts = ((*part, entry) for part, entry in zip(places, entries, strict=True))
+        if fault := _unfit(parts, rules.name):
+            raise fault
+        return sorting(rules)(*checked(result, grouped, change))
+
+    return returned
 
 
 def layout_of(
@@ -205,7 +234,17 @@ def _rules(
     prefix = _in_prefix(options.in_shardings, len(args), shift, static_at)
     prefix = tuple(map(by_path, prefix, args)) if isinstance(prefix, tuple) else prefix
     out, name = options.out_shardings, "in_shardings"
-    return prefix, group_by_prefix(call, function, prefix, out, name, is_leaf=_is_sharding)
+    rules = group_by_prefix(call, function, prefix, out, name, is_leaf=_is_sharding)
+    if fault := _unfit(inputs_by_place(call, function, prefix, _is_sharding), name):
+        raise fault
+    for entry in all_entries(out, _is_sharding):
+        mesh = jax.sharding.get_abstract_mesh()
+        if isinstance(entry, PartitionSpec) and (why := misfit(entry, None, mesh)):
+            raise ValueError(
+                f"jit: out_shardings has {entry}, on the mesh {dict(mesh.shape)}: {why}.\n"
+                f"Cure: axes of that mesh, each once; it is given as {clipped(repr(out))}."
+            )
+    return prefix, rules
 
 
 def places_of_leaves(

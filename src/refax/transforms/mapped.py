@@ -24,6 +24,7 @@ from ..lift.prefix import OutputRules, is_entry
 from ..lift.programs import eager_program
 from ..lift.records import recorded_apart, records_of, with_axis
 from ..objects.errors import describe_value
+from ..objects.placing import misfit
 
 
 def mapped_call(
@@ -117,10 +118,16 @@ def check_sizes(transform: str, inputs: Iterable[tuple[str, Any, Any]]) -> None:
         )
 
 
-def check_specs(mesh: Any, inputs: Iterable[tuple[str, Any, Any]]) -> None:
-    """Raise if an array cannot be split by its spec; name its place."""
-    sizes = (mesh if mesh is not None else jax.sharding.get_abstract_mesh()).shape
-    for place, value, spec in inputs:
+def check_specs(mesh: Any, entries: Iterable[Any], inputs: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise if an array cannot be split by its spec, or a spec is none of the mesh."""
+    mesh = mesh if mesh is not None else jax.sharding.get_abstract_mesh()
+    sizes, specs = mesh.shape, [("out_specs", None, entry) for entry in entries]
+    for place, value, spec in [*inputs, *specs]:
+        if isinstance(spec, PartitionSpec) and (why := misfit(spec, None, mesh)):
+            raise PrefixError(
+                f"shard_map: `{place}` has {spec!r}, on the mesh {dict(sizes)}: {why}.\n"
+                "Cure: axes of that mesh, each once."
+            )
         for leaf in jax.tree.leaves(value) if isinstance(spec, PartitionSpec) else ():
             shape = getattr(leaf, "shape", ())
             if len(spec) > len(shape):

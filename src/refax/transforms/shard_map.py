@@ -15,7 +15,7 @@ from ..graph.state import map_state
 from ..lift.arguments import is_object, named_like, unbind
 from ..lift.array_prefix import for_arrays, for_result, sorting
 from ..lift.call import Call, pure_function
-from ..lift.prefix import FilterPrefix, OutputRules
+from ..lift.prefix import FilterPrefix, OutputRules, all_entries
 from ..objects import arguments as fit
 from ..objects.placing import spec_axes
 from ..objects.statics import static_key
@@ -77,6 +77,7 @@ def shard_map(
 
         def make(call: Call, rules: OutputRules, function: Callable) -> Callable:
             by_group, given = list(rules.entries), dict(cast(Any, options))
+            check_specs(mesh, all_entries(out_prefix, _is_spec), ())
             checked = sorting(rules, check_replicated(call.graphdef, rules))
             inner = with_static(function, statics)
             pure = pure_function(inner, call, rules=rules, returned=checked)
@@ -91,7 +92,7 @@ def shard_map(
             )
 
         key = ("shard_map", mesh, static_key(tuple(statics.items())), *options.items())
-        prefixes, explain = (prefix, out_prefix), functools.partial(check_specs, mesh)
+        prefixes, explain = (prefix, out_prefix), functools.partial(check_specs, mesh, ())
         return mapped_call(
             function, args, {}, prefixes, "in_specs", make, key, explain, is_leaf=_is_spec
         )

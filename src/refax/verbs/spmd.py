@@ -109,6 +109,7 @@ def as_abstract(tree: T, graph: Switch = None) -> T:
     mesh: Any = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         mesh = jax.sharding.get_mesh()
+        check_annotations(tree, mesh)
 
     def of_array(x: Any, sharding: Any) -> Any:
         if not is_array(x) or not hasattr(x, "shape"):
@@ -152,10 +153,15 @@ def get_named_sharding(tree: Any, mesh: fit.AnyMesh) -> Any:
     Raises:
         StructureError: annotations that do not fit the mesh, or their values: all of them by path.
     """
+    check_annotations(tree, mesh)
+    return _map_variables(tree, lambda leaf: named_sharding_of(leaf, mesh))
+
+
+def check_annotations(tree: Any, mesh: Any) -> None:
+    """Raise a StructureError with all annotations that do not fit the mesh, or their values."""
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Variable))
     named = [(path_string(tuple(map(key_name, path))) or type(v).__name__, v) for path, v in found]
     check_fit([(n, get_var_pspec(v), v.shape) for n, v in named if hasattr(v, "shape")], mesh)
-    return _map_variables(tree, lambda leaf: named_sharding_of(leaf, mesh))
 
 
 def named_sharding_of(leaf: Any, mesh: Any) -> NamedSharding:

@@ -30,7 +30,7 @@ from ..objects.representation import WIDTH, wrapped
 from ..objects.variable import raw
 from ..verbs.errors import Misfits
 from ..verbs.matching import same_values, void_corrections
-from ..verbs.spmd import named_sharding_of
+from ..verbs.spmd import check_annotations, named_sharding_of
 from ..verbs.updating import check_writable
 from .places import Place, Places
 from .stacks import read, with_stacks
@@ -211,6 +211,8 @@ def load_into(
     unexpected += others
     leaves = [place.leaf for place, _, _ in ready]
     check_writable(places.plan, places.obj, leaves, "load weights into")
+    if mesh is not None:
+        check_annotations(places.obj, mesh)
     new = {leaf: jax.tree.flatten(raw(places.leaves[leaf])) for leaf in leaves}
     for place, value, target in ready:
         leaf = places.leaves[place.leaf]
