@@ -150,9 +150,9 @@ def misfit(spec: PartitionSpec, shape: Sequence[int] | None, mesh: Any) -> str |
             return f"the mesh has no axis {axis!r}, and no rule maps such a name"
         if (times := axes.count(axis)) > 1:
             return f"it has the axis {axis!r} {times} times"
-    for i, names in enumerate(spec if shape is not None else ()):
-        if shape[i] % (parts := math.prod(sizes[axis] for axis in spec_axes((names,)))):
-            return f"axis {i} of size {shape[i]} cannot be divided into {parts} equal parts"
+    for i, (names, size) in enumerate(zip(spec, shape or ())):
+        if size % (parts := math.prod(sizes[axis] for axis in spec_axes((names,)))):
+            return f"axis {i} of size {size} cannot be divided into {parts} equal parts"
     return None
 
 
