@@ -8,6 +8,7 @@ import fnmatch
 import importlib.metadata
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import jax
 from . import (
     forms,
     rows_calls,
+    rows_devices,
     rows_eager,
     rows_files,
     rows_objects,
@@ -41,6 +43,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="how long to measure each row")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: see README.md")
     parser.add_argument("--forms", action="store_true", help="the forms of layers (forms.py)")
+    parser.add_argument("--devices", action="store_true", help="the rows of 8 made-up devices")
     parser.add_argument("--list", action="store_true", help="print the names of the rows")
     parser.add_argument(
         "--markdown",
@@ -102,7 +105,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.forms:
         _show(options, "forms", forms.table(options.rows, options.quick))
         return 0
-    rows = _chosen([r for g in _GROUPS for r in g.rows()], options.rows, options.quick)
+    if options.devices and jax.device_count() < rows_devices.COUNT:  # begin again, with as many
+        flag = f"--xla_force_host_platform_device_count={rows_devices.COUNT}"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+        given = sys.argv[1:] if arguments is None else arguments
+        command = [sys.executable, "-m", "benchmarks", *given]
+        return subprocess.run(command, env=environment, check=False).returncode
+    groups = (rows_devices,) if options.devices else _GROUPS
+    rows = _chosen([r for g in groups for r in g.rows()], options.rows, options.quick)
     if options.list:
         print("\n".join(row.name + ("  (slow)" if row.slow else "") for row in rows))
         return 0
@@ -117,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("  ".join(filter(None, cells(result))), file=sys.stderr, flush=True)
         for side, error in result.errors.items():
             print(f"    {side}: {error}", file=sys.stderr, flush=True)
-    _show(options, "table", table(results))
+    _show(options, "devices" if options.devices else "table", table(results))
     return 1 if any(result.verdict == "ERROR" for result in results) else 0
 
 
