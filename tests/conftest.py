@@ -48,6 +48,12 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variable_types, "_TYPE_OF_NAME", dict(variable_types._TYPE_OF_NAME))
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What readline, where something imports it, says of the terminal that a test has not."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def strict_numerics() -> Iterator[None]:
     """Raise where JAX would promote dtypes or ranks silently.

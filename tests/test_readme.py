@@ -21,7 +21,7 @@ LONG = {
         "gan",
         "gated_recurrence",
         "meta_learning",
-        "mixture_of_experts",
+        "routed_experts",
         "second_order",
     )
 }

@@ -12,6 +12,13 @@ from refax import nnx
 
 pytestmark = pytest.mark.usefixtures("strict_numerics")
 
+
+@pytest.fixture(autouse=True)
+def a_wide_terminal(monkeypatch: pytest.MonkeyPatch, no_terminal: None) -> None:
+    """Also where the tests run in a narrow one."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+
 M, K, N, H = 5, 3, 7, 4  # batch, inputs, outputs, hidden
 
 

@@ -68,6 +68,8 @@ def on_files(files: Any, config: Any) -> Any:
             code = path.read_text(encoding="utf-8")
             made[source_place(file)] = f'# {file}\n\n``````{{.python linenums="1"}}\n{code}``````\n'
     for place, text in made.items():
+        if files.get_file_from_path(place) is not None:
+            raise ValueError(f"docs/{place} is written and would be made, too: rename one of them")
         files.append(File.generated(config, place, content=text))
     return files
 

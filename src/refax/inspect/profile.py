@@ -6,6 +6,7 @@ import dataclasses
 import io
 import re
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -304,13 +305,16 @@ def _bytes(cost: Cost) -> float:
 def _seconds(data: Any, program: Program) -> Iterator[tuple[str, float]]:
     """By instruction, the time that it took in one run."""
     found: dict[str, float] = defaultdict(float)
-    for plane in data.planes:
-        for line in plane.lines:
-            for event in line.events:
-                stats = dict(event.stats)
-                name = str(stats.get("hlo_op", ""))
-                if stats.get("hlo_module") == program.name and not program.is_container(name):
-                    found[name] += event.duration_ns * 1e-9 / _RUNS
+    with warnings.catch_warnings():
+        # Of a type that JAX's extension makes here; an error instead would end the process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        events = [
+            (e, dict(e.stats)) for plane in data.planes for x in plane.lines for e in x.events
+        ]
+    for event, stats in events:
+        name = str(stats.get("hlo_op", ""))
+        if stats.get("hlo_module") == program.name and not program.is_container(name):
+            found[name] += event.duration_ns * 1e-9 / _RUNS
     return iter(found.items())
 
 

@@ -85,7 +85,7 @@ def shard_map(
                 arrays = for_arrays(prefix, call.tree[0], "args", _is_spec)
                 given["in_specs"] = (by_group, (arrays, _WHOLE))
             return jax.shard_map(
-                _with_counts(pure, call, rules, prefix, mesh, inspect.unwrap(function)),
+                _with_counts(pure, call, rules, prefix, mesh, where(inspect.unwrap(function))),
                 mesh=mesh,
                 out_specs=(_whole_for_none(for_result(rules)), by_group, _WHOLE),
                 **given,
@@ -109,7 +109,7 @@ class SameRandomnessWarning(UserWarning):
 
 
 def _with_counts(
-    pure: Callable, call: Call, rules: OutputRules, prefix: Any, mesh: Any, function: Callable
+    pure: Callable, call: Call, rules: OutputRules, prefix: Any, mesh: Any, function: str
 ) -> Callable:
     """`pure`, which leaves the counts of replicated streams the same on every device."""
     cure = "@nnx.split_rngs(splits='the mesh axis') on the function"
@@ -123,7 +123,7 @@ def _with_counts(
 
         def alike(streams: list[str]) -> None:
             if streams and axes:
-                text = _same_randomness(where(function), streams, axes)
+                text = _same_randomness(function, streams, axes)
                 warnings.warn(text, SameRandomnessWarning, users_level())
 
         return counts.run(pure, (grouped, tree), entries, alike)
