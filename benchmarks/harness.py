@@ -41,7 +41,7 @@ _SLICE = 0.003  # seconds for which a side runs before the next one has its turn
 
 @dataclass(frozen=True)
 class Bound:
-    """What DESIGN.md allows refax: a multiple of the floor, a value by itself, or nothing said."""
+    """What refax is allowed: a multiple of the floor, a value by itself, or nothing said."""
 
     ratio: float | None = None
     value: float | None = None  # in the row's unit
