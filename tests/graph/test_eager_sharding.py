@@ -1,5 +1,7 @@
 """Annotated Variables that are made under a mesh are placed by it, and so are their moments."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,8 +67,8 @@ def test_every_spelling(spelling, kind):
         eager, compiled = SPELLINGS[spelling](), nnx.jit(SPELLINGS[spelling])()
     for variable in (eager, compiled):
         assert lies_as(variable.value, mesh, None, "model")
-    # A compiled initializer may fuse a product with a sum, and round once less.
-    np.testing.assert_allclose(eager.value, compiled.value, rtol=1e-6)
+    if os.environ.get("REFAX_TESTS") != "quick":  # less optimized, a product may round otherwise
+        np.testing.assert_array_equal(eager.value, compiled.value)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -251,6 +255,16 @@ def test_initializers_give_the_bits_of_jax(name: str, args: tuple) -> None:
     mine, its = (f(key, (7, 13), jnp.float32) for f in (init, plain))
     assert mine.dtype == its.dtype
     np.testing.assert_array_equal(mine, its)
+
+
+@pytest.mark.skipif(os.environ.get("REFAX_TESTS") != "quick", reason="they run as they are")
+def test_the_tests_of_bits_pass_in_a_process_that_optimizes() -> None:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("REFAX_", "XLA_", "PYTEST_"))}
+    files = (__file__, str(Path(__file__).parent.parent / "graph" / "test_eager_sharding.py"))
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "bits_of_jax or every_spelling", *files]
+    run = subprocess.run(command, env=kept, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 and "skipped" not in run.stdout, run.stdout
+    assert int(re.findall(r"(\d+) passed", run.stdout)[0]) >= len(MAKERS) + 10
 
 
 def test_a_maker_gives_one_function_per_arguments() -> None:

@@ -225,16 +225,17 @@ def test_a_model_of_a_trace_where_what_is_computed_is_known():
     f(X)
 
 
+class Scaled(nnx.Module):
+    def __init__(self):
+        self.w = nnx.Param(jnp.ones(3))
+
+    @functools.cached_property
+    def scale(self):
+        return self.w.sum() * 2
+
+
 @pytest.mark.parametrize("case", TRACING, ids=str)
 def test_a_cached_property_of_a_captured_object(case):
-    class Scaled(nnx.Module):
-        def __init__(self):
-            self.w = nnx.Param(jnp.ones(3))
-
-        @functools.cached_property
-        def scale(self):
-            return self.w.sum() * 2
-
     model = Scaled()
     with pytest.raises(nnx.TraceContextError, match=r"`Scaled.scale`, an attribute of"):
         case.make(lambda m, x: (vars(model).update(scale=x * m.w.sum()), x)[1])(argument(), X)
@@ -246,14 +247,6 @@ def test_a_cached_property_of_a_captured_object(case):
 
 
 def test_a_cached_property_of_an_argument_comes_back():
-    class Scaled(nnx.Module):
-        def __init__(self):
-            self.w = nnx.Param(jnp.ones(3))
-
-        @functools.cached_property
-        def scale(self):
-            return self.w.sum() * 2
-
     model = Scaled()
     assert float(nnx.jit(lambda m: m.scale + 1)(model)) == 7.0
     assert float(model.scale) == 6.0 and tracers_in(model) == []
