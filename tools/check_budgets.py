@@ -343,8 +343,11 @@ def check_package(package: Path) -> tuple[dict[str, Module], list[Violation]]:
 # ── Import time ───────────────────────────────────────────────────────────────────────────────
 
 BASE_IMPORT = "import jax, optax"
+# Without the garbage collector: when it next goes through all that JAX has made, which takes as
+# long as our own import, is a matter of chance.
 MEASURE = """
-import sys, time
+import gc, sys, time
+gc.disable()
 start = time.perf_counter()
 {statement}
 print(time.perf_counter() - start, *{{name.split('.')[0] for name in sys.modules}})

@@ -2,6 +2,8 @@
 
 # pyright: reportUnusedImport=false
 
+from typing import TYPE_CHECKING
+
 from ..graph.filters import (
     All as All, Any as Any, Everything as Everything, Filter as Filter, Not as Not,
     Nothing as Nothing, OfType as OfType, PathContains as PathContains, PathIn as PathIn,
@@ -169,17 +171,21 @@ from ..weights.files import inspect_file as inspect_file, load as load, save as 
 from ..weights.export import export as export
 from ..weights.state_dict import load_state_dict as load_state_dict, state_dict as state_dict
 from ..weights.torch_weights import from_torch as from_torch, to_torch as to_torch
-from . import (
-    state as _state_address, variables as _variables_address, bridge as bridge, compat as compat,
-    errors as errors, extract as extract, filterlib as filterlib, graph as graph,
-    graphlib as graphlib, helpers as helpers, ids as ids, metrics as metrics, module as module,
-    nn as nn, object as object, optimizer as optimizer,
-    proxy_caller as proxy_caller, pytreelib as pytreelib, reprlib as reprlib,
-    rnglib as rnglib, spmd as spmd, statelib as statelib, summary as summary, tracers as tracers,
-    training as training, transforms as transforms, traversals as traversals,
-    variablelib as variablelib, visualization as visualization)
-from .bridge import wrappers as wrappers
-from .nn import initializers as initializers
+from . import state as _state_address, variables as _variables_address
 
 # After the addresses of the same names, so that these are the verbs.
 from ..verbs.splitting import state as state, unpack as unpack, variables as variables
+
+if TYPE_CHECKING:
+    from . import (
+        bridge as bridge, compat as compat, errors as errors, extract as extract,
+        filterlib as filterlib, graph as graph, graphlib as graphlib, helpers as helpers,
+        ids as ids, metrics as metrics, module as module, nn as nn, object as object,
+        optimizer as optimizer, proxy_caller as proxy_caller, pytreelib as pytreelib,
+        reprlib as reprlib, rnglib as rnglib, spmd as spmd, statelib as statelib,
+        summary as summary, tracers as tracers, training as training, transforms as transforms,
+        traversals as traversals, variablelib as variablelib, visualization as visualization)
+    from .bridge import wrappers as wrappers
+    from .nn import initializers as initializers
+else:
+    from ..objects.addresses import __dir__ as __dir__, __getattr__ as __getattr__
