@@ -10,6 +10,8 @@ import pkgutil
 import sys
 from types import ModuleType
 
+from .errors import suggest
+
 _FACE = "refax.nnx"
 _BELOW = {"wrappers": "bridge.wrappers", "initializers": "nn.initializers"}
 
@@ -21,7 +23,10 @@ def __getattr__(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != address:
             raise
-        raise AttributeError(f"module {_FACE!r} has no attribute {name!r}") from None
+        raise AttributeError(
+            f"module {_FACE!r} has no attribute {name!r}.{suggest(name, __dir__())}\n"
+            "Cure: take a name that dir(nnx) lists."
+        ) from None
 
 
 def __dir__() -> list[str]:
