@@ -18,6 +18,7 @@ import optax
 import pytest
 
 from refax import nnx
+from refax.inspect.interpreter import innermost
 from refax.verbs.scopes import running, watching
 
 T = TypeVar("T")
@@ -245,6 +246,79 @@ def test_all_blocks_of_a_stack_are_one_path(remat, backward):
         scopes = found(lambda net, x: net(x), net, X)
     assert scopes["sin"] == {"net.stack.blocks[*]"}
     assert scopes["dot_general"] == {"net.stack.blocks[*].linear"}
+
+
+class JittedBlock(nnx.Module):
+    def __init__(self):
+        self.inner = Layer()
+
+    @nnx.jit
+    def __call__(self, x):
+        return jnp.cos(self.inner(x))
+
+    @nnx.jit
+    def encode(self, x):
+        return jnp.tan(self.inner(x))
+
+
+class JittedOuter(nnx.Module):
+    def __init__(self):
+        self.below = {"a": JittedBlock()}
+
+    @nnx.jit
+    def __call__(self, x):
+        return self.below["a"](x) + self.below["a"].encode(x)
+
+
+class OfJitted(nnx.Module):
+    def __init__(self):
+        self.blocks = [JittedBlock(), JittedBlock(), JittedOuter()]
+
+    def __call__(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def names_of(text, operation):
+    """The joined path of each scope with an operation, in the text of a compiled program."""
+    scopes = re.findall(rf'op_name="([^"]*)/{operation}"', text)
+    return {innermost(scope, lambda name: name.startswith("model")) for scope in scopes}
+
+
+def test_a_jitted_method_goes_on_from_the_path_of_its_object():
+    model = OfJitted()
+    call = JittedBlock.__dict__["__call__"]
+    before = call.traces.count
+    step = nnx.jit(lambda model, x: nnx.grad(lambda model: model(x).sum())(model))
+    text = step.lower(model, X).compile().as_text()
+    assert call.traces.count == before + 1  # one for all three that call it
+    blocks = {"model.blocks.0", "model.blocks.1", "model.blocks.2.below.a"}
+    assert names_of(text, "sin") >= blocks | {f"{block}.inner" for block in blocks}
+    assert names_of(text, "tan") == {"model.blocks.2.below.a.encode"}
+    assert "model.blocks.2.below.a.inner" in names_of(text, "sin")
+    assert not re.search(r'op_name="[^"]*(JittedBlock|JittedOuter)', text)
+    # ... and by itself it has a name of its own, in a trace of its own.
+    alone = JittedBlock()
+    text = call.lower(alone, X).compile().as_text()
+    assert '"jit(__call__)/JittedBlock.inner/sin"' in text
+    assert "called by a Module inside of a trace: True → False" in call.explain()
+    alone(X), alone(X), model(X), step(model, X), step(model, X)
+    assert call.traces.count == before + 2
+
+
+def test_a_fault_in_a_jitted_method_has_its_whole_path():
+    class Faulty(nnx.Module):
+        def __call__(self, x):
+            return jnp.log(x - 9)
+
+    model = OfJitted()
+    model.blocks[2].below["a"].inner = Faulty()
+    report = nnx.find_nonfinite(nnx.jit(lambda model, x: model(x)), model, X)
+    assert (report.operation, report.path) == ("log", "model.blocks.2.below.a.inner")
+    assert report.method == "Faulty.__call__"
+    table = nnx.profile_table(lambda model, x: model(x), model, X, measure_time=False)
+    assert {"model.blocks.1.inner", "model.blocks.2.below.a.inner"} <= {r.path for r in table.rows}
 
 
 # -- kinds of classes and methods -----------------------------------------------------------------

@@ -265,5 +265,11 @@ def _user_line(tracebacks: Sequence[Any]) -> tuple[str, int]:
 def innermost(scopes: str, known: Callable[[str], bool]) -> str:
     """The innermost scope that is known, else the innermost; without what transforms put around."""
     names = [re.sub(r"\w+\(|\)", "", part) for part in scopes.split("/")]
-    names = [name for name in names if name]
-    return next((n for n in reversed(names) if known(n)), names[-1] if names else "")
+    found = last = ""
+    for name in filter(None, names):
+        last = name
+        if name[0] == "." and found:  # of a jitted method: it goes on from there
+            found += name
+        elif known(name):
+            found = name
+    return found or last

@@ -144,7 +144,7 @@ def find_nonfinite(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Nonfi
     names = _names(call, function)
 
     def note(running: Running, *_: Any) -> None:
-        names[running.name] = f"{type(running.module).__name__}.{running.method}"
+        names[running.whole_name] = f"{type(running.module).__name__}.{running.method}"
 
     with watching(note), use_scopes(True):
         program, shapes = jax.make_jaxpr(pure, return_shape=True)(call.grouped, call.tree)

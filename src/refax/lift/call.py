@@ -22,7 +22,7 @@ from ..graph.plan import Plan, plan_for
 from ..graph.walk import Walk, key_name, walk
 from ..objects.node import Node, set_object_path
 from ..objects.trace_errors import tracing
-from ..verbs.scopes import Path, call_scoped, path_of
+from ..verbs.scopes import Path, call_scoped, goes_on, path_of
 from . import errors
 from .arguments import named_like, put_back, slot_places, take_apart
 from .array_prefix import Sorted
@@ -123,7 +123,7 @@ def _name_objects(
     if None in [path for path, root in zip(paths, roots, strict=True) if root is not None]:
         labels = errors.argument_names(function, len(tree[0]))
         if labels[:1] == ["self"]:
-            labels[0] = type(roots[0]).__name__
+            labels[0] = "" if goes_on() else type(roots[0]).__name__
 
         def place(path: Any) -> Any:
             kind, first, *below = path

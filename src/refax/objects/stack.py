@@ -14,9 +14,13 @@ class Stack(threading.local):
 
     @contextlib.contextmanager
     def during(self, item: Any) -> Iterator[None]:
-        """`item` is on top for the time of a `with` block."""
-        self.items.append(item)
+        """`item` is on top for the time of a `with` block.
+
+        What an interrupt may have left above it is taken away with it.
+        """
+        depth = len(self.items)
         try:
+            self.items.append(item)
             yield
         finally:
-            self.items.pop()
+            del self.items[depth:]

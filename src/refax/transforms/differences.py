@@ -23,10 +23,12 @@ from ..lift.arguments import is_slot
 from ..lift.closures import content
 from ..lift.errors import argument_place, place_under
 from ..lift.places import Fact, outline, said
+from ..objects.modes import using_scopes
 from ..objects.placing import get_logical_axis_rules
 from ..objects.representation import short
 from ..objects.statics import FunctionKey, frozen
 from ..objects.trace_errors import where
+from ..verbs.scopes import goes_on
 
 NOTHING = "nothing"
 _INTO = (tuple, functools.partial)  # what differs in them is shorter than they are
@@ -94,6 +96,8 @@ class TraceRecord:
         self._settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
         self._settings["mesh"] = jax.sharding.get_abstract_mesh()
         self._settings["logical axis rules"] = get_logical_axis_rules()
+        self._settings["names of Modules (nnx.use_scopes)"] = using_scopes()
+        self._settings["called by a Module inside of a trace"] = goes_on()
 
     @functools.cached_property
     def parts(self) -> tuple[dict[str, Fact], ...]:

@@ -25,6 +25,7 @@ from ..lift import errors
 from ..lift.arguments import Slot, named_like, set_unbound, unbind
 from ..lift.call import Call, enter, leave, pure_function, root_places
 from ..lift.closures import collecting
+from ..lift.errors import argument_names
 from ..lift.faults import execute
 from ..lift.inside import Change, Inside
 from ..lift.places import inputs_of, said
@@ -33,6 +34,7 @@ from ..objects.arguments import checked
 from ..objects.at_once import uninterrupted
 from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import B, C, O, P, Q, R, S
+from ..verbs.scopes import call_jitted
 from .bound import decorator_or_function, positions
 from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, check_results, layout_of, places_of_leaves
@@ -151,13 +153,21 @@ class JitWrapped(Generic[P, R]):
 
     def _run(self, call: Call, program: _Program, inputs: tuple) -> Any:
         try:
-            out = program.jitted(*inputs)
+            if is_outside_of_traces():
+                out = program.jitted(*inputs)
+            else:
+                out = call_jitted(program.jitted, inputs, self._object_of(call))
         except Exception as error:
             fault = program.layout.tell(error, call, self._function)
             if fault is None:
                 raise
             raise fault from error
         return leave(call, out)
+
+    def _object_of(self, call: Call) -> Any:
+        """The object whose method this is; None if it is a function."""
+        own = call.roots and argument_names(self._function, 1) == ["self"]
+        return call.roots[0] if own and type(call.tree[0][0]) is Slot else None
 
     @overload
     def __get__(self, obj: None, objtype: Any = None) -> Self: ...

@@ -11,6 +11,10 @@ The lift tells the objects that it makes inside of a trace what they are called.
 did not make (one from the surrounding code, or made in the trace) is called by its class, and all
 below it from there on: `GPT.blocks.3`.
 
+A jitted method that is called inside of a trace goes on from there: its call has the path of its
+object, and what is in it a name that begins with a dot, `model.blocks.3/jit(f)/.attention`, so that
+one trace of it is good for every object. (A method that is called both ways is traced for each.)
+
 A class gets its methods wrapped when it is made. Outside of traces a wrapped method asks one
 question (60 ns) and calls the method. Whoever wants to know of all calls, `watching` tells them,
 outside of traces too.
@@ -23,8 +27,10 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from .._jax_compat import OUTSIDE, TRACE, hide_frames, name_scope
 from ..objects.modes import using_scopes
@@ -43,12 +49,17 @@ class Running(NamedTuple):
     method: str
     path: Path
     below: Below  # by id: what has no path of its own, and its path here
+    within: str = ""  # what a path goes on from whose root is an empty name
 
     @property
     def name(self) -> str:
         """`model.blocks.3`; `model.encoder.encode` for another method than `__call__`."""
         keys = self.path if self.method.startswith("_") else (*self.path, self.method)
         return ".".join(map(str, keys))
+
+    @property
+    def whole_name(self) -> str:
+        return self.within + self.name
 
 
 Before = Callable[[Running, tuple[Any, ...], dict[str, Any]], None]
@@ -173,23 +184,61 @@ def _run(
     last = _RUNNING.items[-1] if _RUNNING.items else None
     if last is not None and last.module is module and last.method == name:
         return method(module, *args, **kwargs)
-    named, watchers = using_scopes(), tuple(_WATCHERS.items)
-    if not (named or watchers):
+    watchers = tuple(_WATCHERS.items)
+    if not (watchers or using_scopes()):
         return method(module, *args, **kwargs)
-    now = Running(module, name, *_place(module, last.below if last is not None else {}))
+    now = _now(module, name, last)
     for before, _ in watchers:
         if before is not None:
             before(now, args, kwargs)
-    with _RUNNING.during(now):
-        if named:
-            with name_scope(now.name, "" if last is None else last.name):
-                output = method(module, *args, **kwargs)
-        else:
-            output = method(module, *args, **kwargs)
+    with _inside(now, last):
+        output = method(module, *args, **kwargs)
     for _, after in watchers:
         if after is not None:
             after(now, output)
     return output
+
+
+def _now(module: Any, method: str, last: Running | None) -> Running:
+    if last is None:
+        return Running(module, method, *_place(module, {}))
+    path, below = _place(module, last.below)
+    goes_on = path[0] == "" and last.method == _CALL_OF_JIT
+    return Running(module, method, path, below, last.whole_name if goes_on else last.within)
+
+
+@contextlib.contextmanager
+def _inside(now: Running, last: Running | None) -> Iterator[None]:
+    with _RUNNING.during(now):
+        if now.name and using_scopes():
+            with name_scope(now.name, "" if last is None else last.name):
+                yield
+        else:
+            yield
+
+
+_CALL_OF_JIT = "_"
+
+
+def call_jitted(program: Callable, inputs: Sequence[Any], module: Any = None) -> Any:
+    """`program(*inputs)` inside of a trace: a jitted function, or a method of a module."""
+    last = _RUNNING.items[-1] if _RUNNING.items else None
+    known = isinstance(module, Node) and path_of(module) is not None and using_scopes()
+    if not (known or goes_on()):
+        return program(*inputs)
+    with _GOES_ON(known):
+        if not known:
+            return program(*inputs)
+        with _inside(_now(module, _CALL_OF_JIT, last), last):
+            return program(*inputs)
+
+
+# Whether names go on from those of the call: a context of JAX, since a trace is for one of both.
+_GOES_ON = jax.make_user_context(False)
+
+
+def goes_on() -> bool:
+    return _GOES_ON.value
 
 
 def path_of(obj: Any) -> Path | None:
