@@ -233,7 +233,16 @@ def test_cloudpickle_of_a_local_class():
         def __init__(self):
             self.w = nnx.Param(jnp.ones(2))
 
+        def __call__(self, *x):
+            return self.times(self.w + sum(x))
+
+        def times(self, x, y=2.0):
+            return x * y
+
     new = cloudpickle.loads(cloudpickle.dumps(Local()))
+    np.testing.assert_array_equal(new(1.0), [4, 4])
+    text = nnx.jit(lambda model: model()).lower(new).as_text(debug_info=True)
+    assert "model.times/mul" in text
     np.testing.assert_array_equal(new.w.value, [1, 1])
     new.w += 1.0
     np.testing.assert_array_equal(nnx.jit(lambda m: m.w * 2.0)(new), [4, 4])

@@ -1,6 +1,7 @@
 """Operations are named by the path of the Module that made them, in every transform."""
 
 import abc
+import asyncio
 import copy
 import dataclasses
 import functools
@@ -9,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import traceback
 from typing import Generic, TypeVar
 
@@ -19,6 +21,7 @@ import pytest
 
 from refax import nnx
 from refax.inspect.interpreter import innermost
+from refax.verbs import scopes as scopes_module
 from refax.verbs.scopes import running, watching
 
 T = TypeVar("T")
@@ -543,6 +546,117 @@ def test_an_error_inside_leaves_nothing_running():
             nnx.jit(lambda m, x: m(x))(Fails(), X)
     assert running() == ()
     assert found(lambda model, x: model(x), Layer(), X)["sin"] == {"model"}
+
+
+class Recursive(nnx.Module):
+    """Every way in which a method may end, or not end."""
+
+    def __init__(self):
+        self.layers = [Layer(), Layer()]
+        self.tied = self.layers[0]
+
+    def __call__(self, x, fault=None):
+        x = self.tied(x)
+        if fault is not None:
+            self.fail(fault)
+        return x
+
+    def fail(self, fault):
+        raise fault
+
+    def each(self, x):
+        for layer in self.layers:
+            x = layer(x)
+            yield x
+
+    async def wait(self, x):
+        return self.layers[1](x)
+
+    def deep(self, x, n):
+        return jnp.sin(x) if n == 0 else self.layers[0](self.deep(x, n - 1))
+
+    def within(self, x):
+        return nnx.jit(lambda model, x: model(x))(self, x)
+
+
+FAULTS = [KeyError("k"), KeyboardInterrupt(), SystemExit(1), StopIteration(), GeneratorExit()]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_nothing_is_left_of_what_was_interrupted(fault):
+    model = Recursive()
+    for function in (
+        lambda model, x: model(x, fault),
+        lambda model, x: nnx.vmap(lambda m, x: m(x, fault), in_axes=(None, 0))(model, x),
+        lambda model, x: nnx.remat(lambda m, x: m(x, fault))(model, x),
+        lambda model, x: nnx.jit(lambda m, x: m(x, fault))(model, x),
+    ):
+        with pytest.raises((type(fault), RuntimeError)):
+            nnx.jit(function)(model, X)
+        with pytest.raises((type(fault), RuntimeError)), watching(lambda *_: None):
+            model(X, fault)
+        with pytest.raises((type(fault), RuntimeError)):
+            nnx.find_nonfinite(function, model, X)
+        assert running() == () and scopes_module._WATCHERS.items == []
+        assert scopes_module._quiet is scopes_module.OUTSIDE
+    assert found(lambda model, x: model(x), model, X)["sin"] == {"model.layers.0"}
+
+
+def test_generators_coroutines_recursion_and_tied_modules():
+    model = Recursive()
+    assert found(lambda model, x: list(model.each(x)), model, X)["sin"] == {
+        "model.layers.0",
+        "model.layers.1",
+    }
+
+    def halfway(model, x):  # a generator that is left open
+        return next(model.each(x)) + next(iter(model.each(x)))
+
+    assert found(halfway, model, X)["sin"] == {"model.layers.0"}
+    assert found(lambda model, x: asyncio.run(model.wait(x)), model, X)["sin"] == {"model.layers.1"}
+    assert found(lambda model, x: model.deep(x, 3), model, X)["sin"] == {
+        "model.deep",
+        "model.layers.0",
+    }
+    assert found(lambda model, x: model.within(x), model, X)["sin"] == {"model.layers.0"}
+    assert running() == ()
+
+
+def test_threads_have_scopes_of_their_own():
+    model, names = Recursive(), {}
+
+    def trace(name):
+        space = {}
+        exec(f"def f({name}, x): return {name}(x)", space)
+        names[name] = found(space["f"], model, X)["sin"]
+
+    threads = [threading.Thread(target=trace, args=(f"m{i}",)) for i in range(6)]
+    with watching(lambda *_: None):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert names == {f"m{i}": {f"m{i}.layers.0"} for i in range(6)}
+
+
+def test_odd_names():
+    class Odd(nnx.Module):
+        def __init__(self):
+            setattr(self, "a/b", Layer())
+            self.größe = nnx.Dict({"x.y": Layer(), "(z)": Layer(), '"q"': Layer()})
+
+        def __call__(self, x):
+            for layer in (getattr(self, "a/b"), *vars(self.größe).values()):
+                x = layer(x)
+            return x
+
+    odd = Odd()
+    text = nnx.jit(lambda model, x: model(x)).lower(odd, X).compile().as_text()
+    assert "größe" in text or "gr\\" in text
+    table = nnx.profile_table(lambda model, x: model(x), odd, X, measure_time=False)
+    assert table.total.parameters == 4 and len(str(table).splitlines()) > 4
+    vars(odd.größe)["(z)"].w[...] = jnp.nan
+    assert "(z)" in nnx.find_nonfinite(lambda model, x: model(x), odd, X).path
 
 
 # -- what it costs --------------------------------------------------------------------------------

@@ -165,7 +165,8 @@ def _check_shapes(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int
         raise fit.ArgumentError(
             f"dot_product_attention: the query has the shape {query}, the key {key}, the value "
             f"{value}; they must be (*batch, queries, heads, d), (*batch, keys, kv_heads, d) and "
-            "(*batch, keys, kv_heads, v), where kv_heads divides heads."
+            "(*batch, keys, kv_heads, v), where kv_heads divides heads.\n"
+            "Cure: an axis of positions in each: x[None] for one, before the heads are split."
         )
 
 

@@ -51,7 +51,8 @@ def _check_sizes(equation: str, x: tuple[int, ...], kernel: tuple[int, ...]) -> 
         if label != "..." and sizes.get(label, size) != size:
             raise fit.ArgumentError(
                 f"Einsum: in {equation!r} the axis {label} has size {size[0]} in the input (shape "
-                f"{x}), but {sizes[label][0]} in the kernel (shape {kernel})."
+                f"{x}), but {sizes[label][0]} in the kernel (shape {kernel}).\n"
+                f"Cure: a kernel_shape with {label}={size[0]}, or an input with the other size."
             )
     return sizes
 
@@ -62,7 +63,8 @@ def _sizes(which: str, labels: str, shape: tuple[int, ...], equation: str) -> Si
     if len(shape) < named or (len(shape) > named and not dots):
         raise fit.ArgumentError(
             f"Einsum: in {equation!r} the {which} has {'at least ' if dots else ''}{named} axes, "
-            f"but its shape is {shape}."
+            f"but its shape is {shape}.\n"
+            "Cure: an equation with `...` for any axes in front, or such an input."
         )
     sizes = {label: (size,) for label, size in zip(head, shape)}
     sizes |= {label: (size,) for label, size in zip(tail[::-1], shape[::-1])}

@@ -100,7 +100,8 @@ class GroupNorm(Normalization):
             if axes[-1:] != (x.ndim - 1,):
                 raise fit.ArgumentError(
                     f"GroupNorm: reduction_axes={self.reduction_axes} lacks the last axis of the "
-                    f"input (shape {x.shape}), whose groups are what is normalized."
+                    f"input (shape {x.shape}), whose groups are what is normalized.\n"
+                    "Cure: reduction_axes=None, for all axes but the first."
                 )
         how = self._averaging((*axes[:-1], x.ndim))  # of a group: the axis after that of the groups
         groups = self.num_groups, self.group_size

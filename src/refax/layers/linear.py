@@ -15,7 +15,7 @@ from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .contractions import fastest, last_axes, placed
-from .options import Layer, Replaceable, keep_options, make_parameter, value_of
+from .options import Layer, Replaceable, keep_options, make_parameter, value_of, wrong_size
 
 default_kernel_init = initializers.lecun_normal()
 default_bias_init = initializers.zeros
@@ -70,7 +70,7 @@ class Affine(Layer):
             form = f"*spatial, features), with {axes} spatial axes" if axes else "features)"
             raise fit.ArgumentError(
                 f"{name}: the input has the shape {x.shape}, but it must be (*batch, {form} and "
-                f"in_features={in_features}."
+                f"in_features={in_features}.{wrong_size(name, 'in_features', *x.shape[-1:])}"
             )
 
     def _options(self, out_sharding: fit.OutSharding = None) -> Options:

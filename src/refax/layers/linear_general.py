@@ -145,7 +145,8 @@ class LinearGeneral(Affine):
             raise fit.ArgumentError(
                 f"the input has the shape {x.shape}, but its axes "
                 f"{(*batch, *self.axis)} must be different ones of the sizes {expected} "
-                f"(in_features={self.in_features})."
+                f"(in_features={self.in_features}).\n"
+                "Cure: axis=… and in_features=… of this input, or an input with such axes."
             )
         dot_general = self.dot_general or DOT_GENERAL.now()
         if self.dot_general_cls is not None:

@@ -20,7 +20,15 @@ from ..objects.variable_types import Param
 from ..verbs.rngs import Rngs
 from . import dtypes, initializers
 from .contractions import last_axes, placed
-from .options import Layer, check_broadcasts, keep_options, make_parameter, positive_axes, value_of
+from .options import (
+    Layer,
+    check_broadcasts,
+    keep_options,
+    make_parameter,
+    positive_axes,
+    value_of,
+    wrong_size,
+)
 from .standardize import Averaging, standardize
 
 
@@ -102,6 +110,7 @@ class Normalization(Layer):
             raise fit.ArgumentError(
                 f"{type(self).__name__}: the input has {features} features along axis {axes} "
                 f"(shape {x.shape}), but num_features={self.num_features}."
+                f"{wrong_size(type(self).__name__, 'num_features', features)}"
             )
         return along
 

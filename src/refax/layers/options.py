@@ -80,7 +80,14 @@ def check_last_axis(where: str, shape: tuple[int, ...], name: str, size: int) ->
     if shape[-1:] != (size,):
         raise ArgumentError(
             f"{where}: the input has the shape {shape}, but its last axis must have {name}={size}."
+            f"{wrong_size(where.partition('.')[0], name, *shape[-1:])}"
         )
+
+
+def wrong_size(layer: str, name: str, size: int = 0) -> str:
+    """The cure of an input with `size` features, when the layer's argument `name` says another."""
+    made = f"{layer}({name}={size}, …) for this input, or " if size else ""
+    return f"\nCure: {made}an input with the features along that axis."
 
 
 def check_broadcasts(name: str, given: tuple[int, ...], shape: tuple[int, ...], form: str) -> None:
@@ -88,7 +95,8 @@ def check_broadcasts(name: str, given: tuple[int, ...], shape: tuple[int, ...], 
     ends = zip(given[::-1], shape[::-1], strict=False)
     if len(given) > len(shape) or any(a not in (1, b) for a, b in ends):
         raise ArgumentError(
-            f"the {name} has the shape {given}, which does not broadcast to {form}, here {shape}."
+            f"the {name} has the shape {given}, which does not broadcast to {form}, here {shape}.\n"
+            "Cure: one of its axes, or an axis of length 1, for each of them."
         )
 
 
@@ -97,10 +105,15 @@ def positive_axes(name: str, axes: Any, ndim: int, of: str = "an input") -> tupl
     axes = as_tuple(axes)
     for axis in axes:
         if not -ndim <= axis < ndim:
-            raise ArgumentError(f"{name}={axes}: there is no axis {axis} in {of} of {ndim} axes.")
+            raise ArgumentError(
+                f"{name}={axes}: there is no axis {axis} in {of} of {ndim} axes.\n"
+                "Cure: an axis that is there; a batch axis is added by x[None]."
+            )
     positive = tuple(sorted(axis % ndim for axis in axes))
     if len({*positive}) < len(positive):
-        raise ArgumentError(f"{name}={axes} names an axis twice, in {of} of {ndim} axes.")
+        raise ArgumentError(
+            f"{name}={axes} names an axis twice, in {of} of {ndim} axes.\nCure: each axis once."
+        )
     return positive
 
 

@@ -177,7 +177,8 @@ class RNN(Module):
         if batch_axes < 0:
             raise fit.ArgumentError(
                 f"RNN: the input has the shape {x.shape}, but needs an axis of time and, for "
-                f"{type(self.cell).__name__}, num_feature_axes={self.cell.num_feature_axes}."
+                f"{type(self.cell).__name__}, num_feature_axes={self.cell.num_feature_axes}.\n"
+                "Cure: x[None] for one step of time."
             )
         time_axis = 0 if time_major else batch_axes
         shape = x.shape[:time_axis] + x.shape[time_axis + 1 :]
@@ -186,7 +187,8 @@ class RNN(Module):
             if seq_lengths.shape != shape[:batch_axes]:
                 raise fit.ArgumentError(
                     f"RNN: seq_lengths has the shape {seq_lengths.shape}, but the batch axes of "
-                    f"the input (shape {x.shape}) are {shape[:batch_axes]}."
+                    f"the input (shape {x.shape}) are {shape[:batch_axes]}.\n"
+                    "Cure: one length for each sequence."
                 )
         carry = initial_carry
         if carry is None:
@@ -343,7 +345,7 @@ class Bidirectional(Module):
         if len(carries) != 2:
             raise fit.ArgumentError(
                 f"Bidirectional: initial_carry has {len(carries)} parts, but must be the first "
-                "carries (forward, backward)."
+                "carries (forward, backward).\nCure: bidirectional.initialize_carry(shape)."
             )
         forward_carry, backward_carry = carries
         common = {

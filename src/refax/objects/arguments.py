@@ -35,6 +35,7 @@ class ArgumentError(TypeError, ValueError):
     """An argument that does not fit."""
 
     of_caller = False  # whether it is said of the public callable already
+    has_place = False  # whether it says where the object is whose method it is
 
 
 class Fits(NamedTuple):
@@ -73,6 +74,19 @@ def unfit(value: Any, what: str, cure: str = "") -> ArgumentError:
         frame = frame.f_back
     error = misfit(owner, name, value, what, cure)
     error.of_caller = True
+    return error
+
+
+# What tells where an object is, if it does: `verbs/scopes.py` adds it.
+PLACES: list[Callable[[Any], str]] = []
+
+
+def _placed(error: ArgumentError, args: tuple) -> ArgumentError:
+    """The error of a method, with the place of its object, if that is in another one."""
+    place = next(filter(None, (tell(args[0]) for tell in PLACES if args)), "")
+    if place and not error.has_place:
+        text, cure, rest = str(error).partition("\nCure:")
+        error.args, error.has_place = (f"{text}\nIn `{place}`.{cure}{rest}",), True
     return error
 
 
@@ -116,18 +130,21 @@ def checked(function: F) -> F:
             tests.append(fits[starred].test if starred in fits else None)
         for test, value in zip(tests, args):
             if test is not None and not test(value):
-                raise error(args)
+                raise _placed(error(args), args)
         rest_fits = tests[-1] is None or all(map(tests[-1], args[len(positional) :]))
         named_fit = not kwargs or all(fits[key].test(kwargs[key]) for key in kwargs if key in fits)
         if not (rest_fits and named_fit):
-            raise error(args, **kwargs)
+            raise _placed(error(args, **kwargs), args)
         try:
             return function(*args, **kwargs)
         except ArgumentError as inner:  # of a layer inside this one
             owner = owner_of(args)
+            told = _placed(inner, args).has_place
             if inner.of_caller or str(inner).startswith(owner):
                 raise
-            raise ArgumentError(f"{owner}: {inner}") from inner
+            outer = ArgumentError(f"{owner}: {inner}")
+            outer.has_place = told
+            raise outer from inner
 
     return typing.cast(F, call)
 
@@ -316,6 +333,11 @@ _FLAG = Fits(
     "a bool of Python; where JAX compiles a function, a static argument of it.",
 )
 
+_AN_ARRAY = Fits(
+    "an array of numbers (or what `jnp.asarray` takes)",
+    is_array,
+    "the array itself; of several, jnp.stack([…]); an object is called for one, model(x).",
+)
 is_size, is_axis = _at_least(1), _at_least(-np.inf)
 Size = Annotated[int, Fits("an int of at least 1", is_size)]
 Count = Annotated[int, Fits("an int of at least 0", _at_least(0))]
@@ -327,7 +349,7 @@ Hooks = Callable[..., Any] | Sequence[Callable[..., Any]]
 Rate = Annotated[float, Fits("a number between 0 and 1", _between(0, 1))]
 Epsilon = Annotated[float, Fits("a number of at least 0", _between(0, np.inf))]
 Number = Annotated[float, Fits("a number", _between(-np.inf, np.inf))]
-Array = Annotated[Any, Fits("an array of numbers (or what `jnp.asarray` takes)", is_array)]
+Array = Annotated[Any, _AN_ARRAY]
 Key = Annotated[jax.Array, Fits("one random key", _is_key, "jax.random.key(0).")]
 Integers = Annotated[Any, Fits("an array of integers", _are_integers)]
 Wrapped = Annotated[

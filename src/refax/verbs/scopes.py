@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from typing import Any, NamedTuple
 import jax
 
 from .._jax_compat import OUTSIDE, TRACE, hide_frames, name_scope
+from ..objects.arguments import PLACES
+from ..objects.errors import path_string
 from ..objects.modes import using_scopes
 from ..objects.node import Node, object_path
 from ..objects.stack import Stack
@@ -69,6 +72,7 @@ hide_frames(__file__)
 _RUNNING = Stack()
 _WATCHERS = Stack()
 _WATCHED: list[None] = []  # as long as there are watchers, in any thread
+_trace = TRACE
 _quiet: Any = OUTSIDE  # the trace in which there is nothing to do
 
 
@@ -131,23 +135,23 @@ def _scoped(method: types.FunctionType, name: str) -> Callable:
     here, code = sys.modules[__name__], method.__code__
 
     def any_parameters(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if here.TRACE.value is here._quiet:
+        if here._trace.value is here._quiet:
             return method(self, *args, **kwargs)
         return here._run(method, name, self, args, kwargs)
 
     # The most common ones apart: stars would take 0.4 µs, ten times as much as the question.
     def one(self: Any) -> Any:
-        if here.TRACE.value is here._quiet:
+        if here._trace.value is here._quiet:
             return method(self)
         return here._run(method, name, self, (), {})
 
     def two(self: Any, a: Any) -> Any:
-        if here.TRACE.value is here._quiet:
+        if here._trace.value is here._quiet:
             return method(self, a)
         return here._run(method, name, self, (a,), {})
 
     def three(self: Any, a: Any, b: Any) -> Any:
-        if here.TRACE.value is here._quiet:
+        if here._trace.value is here._quiet:
             return method(self, a, b)
         return here._run(method, name, self, (a, b), {})
 
@@ -192,11 +196,22 @@ def _run(
         if before is not None:
             before(now, args, kwargs)
     with _inside(now, last):
-        output = method(module, *args, **kwargs)
+        try:
+            output = method(module, *args, **kwargs)
+        except Exception as error:
+            _note(error, now)
+            raise
     for _, after in watchers:
         if after is not None:
             after(now, output)
     return output
+
+
+def _note(error: Exception, now: Running) -> None:
+    """Note where it was raised, once: Python shows it with the error."""
+    told = getattr(error, "has_place", False) or getattr(error, "__notes__", ())
+    if not told:
+        error.add_note(f"In `{now.whole_name}`, {type(now.module).__name__}.{now.method}.")
 
 
 def _now(module: Any, method: str, last: Running | None) -> Running:
@@ -244,6 +259,35 @@ def goes_on() -> bool:
 def path_of(obj: Any) -> Path | None:
     """The path of an object in what is traced now; None if nothing is known of it."""
     return _known(obj, _RUNNING.items[-1].below if _RUNNING.items else {})
+
+
+def place_of(obj: Any) -> str:
+    """Where an object is, `model.blocks[3].norm`, for messages; nothing if it is in no other.
+
+    Outside of traces it is looked for in the objects whose methods run, the outermost first.
+    """
+    if not isinstance(obj, Node):
+        return ""
+    frame, holders = sys._getframe(1), []
+    while frame is not None:
+        code, frame = (frame.f_code, frame.f_locals), frame.f_back
+        first = code[1].get(code[0].co_varnames[0]) if code[0].co_argcount else None
+        if isinstance(first, Node) and first is not obj:
+            holders.append(first)
+    if path := path_of(obj):
+        root = _RUNNING.items[-1].within if path[0] == "" and _RUNNING.items else str(path[0])
+        # A method that a transform traces, in an object outside of traces.
+        for holder in holders:
+            if type(holder).__name__ == root and path_of(holder) is None:
+                root = place_of(holder) or root
+                break
+        return re.sub(r"\['(\w+\[\*\])'\]", r".\1", path_string(path[1:], root))
+    found = ((holder, *each) for holder in holders[::-1] for each in iter_graph(holder))
+    places = (path_string(path, type(holder).__name__) for holder, path, x in found if x is obj)
+    return next(places, "")
+
+
+PLACES.append(place_of)
 
 
 def rename_stacked(obj: Any) -> None:
