@@ -75,5 +75,5 @@ class PReLU(Layer):
 
     @fit.checked
     def __call__(self, inputs: fit.Array) -> jax.Array:
-        x, slope = self.promote_dtype((inputs, self.negative_slope.value), dtype=self.dtype)
+        x, slope = self.promote_dtype((inputs, self.negative_slope[...]), dtype=self.dtype)
         return jnp.where(x >= 0, x, slope * x)

@@ -84,7 +84,7 @@ class Embed(Layer):
                 "`x @ embed.embedding`."
             )
         # Cast after the look-up: the rows are few, the table is large.
-        rows = _rows(self.embedding.value, indices, out_sharding)
+        rows = _rows(self.embedding[...], indices, out_sharding)
         return self.promote_dtype((rows,), dtype=self.dtype, inexact=False)[0]
 
     @fit.checked
@@ -94,6 +94,6 @@ class Embed(Layer):
         With it, the table that embeds the tokens gives the logits of the output too. Paper: Press
         and Wolf, "Using the Output Embedding to Improve Language Models" (2017), arXiv:1608.05859.
         """
-        query, table = self.promote_dtype((query, self.embedding.value), dtype=self.dtype)
+        query, table = self.promote_dtype((query, self.embedding[...]), dtype=self.dtype)
         check_last_axis("Embed.attend", query.shape, "features", table.shape[-1])
         return dot(query, table, axis=1, out_sharding=out_sharding)

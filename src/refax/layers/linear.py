@@ -55,7 +55,7 @@ class Affine(Layer):
 
     def _promoted(self, inputs: Any) -> tuple[Any, ...]:
         """The input, the kernel and the bias in one dtype."""
-        arrays = (inputs, self.kernel.value, value_of(self.bias))
+        arrays = (inputs, self.kernel[...], value_of(self.bias))
         return self.promote_dtype(arrays, dtype=self.dtype)
 
     def _check_shapes(self, x: Any, kernel: Any, axes: int, in_features: int) -> None:
@@ -68,9 +68,12 @@ class Affine(Layer):
             )
         if x.ndim <= axes or x.shape[-1] != in_features:
             form = f"*spatial, features), with {axes} spatial axes" if axes else "features)"
+            first = axes and x.ndim > axes and x.shape[-1 - axes] == in_features
+            cure = "\nCure: channels come last here: jnp.moveaxis(x, 1, -1)." if first else ""
             raise fit.ArgumentError(
                 f"{name}: the input has the shape {x.shape}, but it must be (*batch, {form} and "
-                f"in_features={in_features}.{wrong_size(name, 'in_features', *x.shape[-1:])}"
+                f"in_features={in_features}."
+                f"{cure or wrong_size(name, 'in_features', *x.shape[-1:])}"
             )
 
     def _options(self, out_sharding: fit.OutSharding = None) -> Options:

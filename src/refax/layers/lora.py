@@ -100,9 +100,7 @@ class LoRA(Layer):
     @fit.checked
     def __call__(self, x: fit.Array, **kwargs: Any) -> jax.Array:
         """x·A·B, plus `base_module(x, **kwargs)` if there is one."""
-        given, a, b = self.promote_dtype(
-            (x, self.lora_a.value, self.lora_b.value), dtype=self.dtype
-        )
+        given, a, b = self.promote_dtype((x, self.lora_a[...], self.lora_b[...]), dtype=self.dtype)
         check_last_axis("LoRA", given.shape, "in_features", a.shape[0])
         change = dot(dot(given, a), b)
         if self.base_module is None:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from ..lift.replaced import Replaceable as Replaceable
 from ..objects.arguments import ArgumentError, as_tuple
 from ..objects.errors import describe_value
+from ..objects.torch_names import OF_A_LAYER, tell
 from ..objects.type_names import A, Initializer
 from ..objects.variable_types import Param
 from ..verbs.module import Module
@@ -27,6 +28,9 @@ class Layer(Module):
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
     promote_dtype = PROMOTE_DTYPE
+
+
+tell(Layer, OF_A_LAYER)
 
 
 def keep_options(layer: Module, arguments: Mapping[str, Any]) -> None:
@@ -72,7 +76,7 @@ def initial(
 
 def value_of(parameter: Param | None) -> jax.Array | None:
     """The value of a parameter that a layer may lack."""
-    return None if parameter is None else parameter.value
+    return None if parameter is None else parameter[...]
 
 
 def check_last_axis(where: str, shape: tuple[int, ...], name: str, size: int) -> None:

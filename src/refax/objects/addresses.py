@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 
 from .errors import suggest
+from .torch_names import of_public
 
 _FACE = "refax.nnx"
 _BELOW = {"wrappers": "bridge.wrappers", "initializers": "nn.initializers"}
@@ -23,9 +24,11 @@ def __getattr__(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != address:
             raise
+        cure = of_public(name)
+        near = ", which is PyTorch's." if cure else f".{suggest(name, __dir__())}"
         raise AttributeError(
-            f"module {_FACE!r} has no attribute {name!r}.{suggest(name, __dir__())}\n"
-            "Cure: take a name that dir(nnx) lists."
+            f"module {_FACE!r} has no attribute {name!r}{near}\n"
+            f"Cure: {cure or 'take a name that dir(nnx) lists.'}"
         ) from None
 
 

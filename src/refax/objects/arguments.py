@@ -27,6 +27,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from .errors import describe_value
+from .torch_names import renamed
 from .type_names import F, PromoteDtypeFn
 from .type_names import Initializer as Initializer
 
@@ -102,6 +103,7 @@ def checked(function: F) -> F:
     count = code.co_argcount + code.co_kwonlyargcount
     positional = code.co_varnames[: code.co_argcount]
     starred = code.co_varnames[count] if code.co_flags & inspect.CO_VARARGS else ""
+    open_ended = bool(code.co_flags & inspect.CO_VARKEYWORDS)
     tests: list[Any] = []  # of the positional arguments
     fits: dict[str, Fits] = {}
 
@@ -145,6 +147,10 @@ def checked(function: F) -> F:
             outer = ArgumentError(f"{owner}: {inner}")
             outer.has_place = told
             raise outer from inner
+        except TypeError:
+            if not open_ended and (said := renamed(kwargs, code.co_varnames[:count])):
+                raise TypeError(f"{owner_of(args)}: {said}") from None
+            raise
 
     return typing.cast(F, call)
 

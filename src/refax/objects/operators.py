@@ -37,7 +37,6 @@ _UNARY = {
     "iter": iter,
     "round": round,
     "array": np.asarray,
-    "call": operator.call,
     "dlpack": lambda array, **options: array.__dlpack__(**options),
     "dlpack_device": operator.methodcaller("__dlpack_device__"),
 }
@@ -103,6 +102,7 @@ def add_operators(cls: type) -> None:
     for name in ("shape", "dtype", "ndim", "size"):
         setattr(cls, name, property(operator.attrgetter(f"value.{name}")))
     define("bool", _truth)
+    define("call", _called)
     define("contains", lambda self, item: other_value(item) in self.value)
     define("format", lambda self, spec: format(self.value, spec) if spec else repr(self))
     # Comparison is elementwise, so identity is what a Variable can be hashed by.
@@ -118,4 +118,15 @@ def _truth(self: Any) -> bool:
         f"The truth of {type(self).__name__}{f' `{name}`' if name else ''} "
         f"({describe_value(value)}) is ambiguous: it has several entries, or none.\n"
         "Cure: `variable.value.any()` or `.all()`; whether there is one: `variable is not None`."
+    )
+
+
+def _called(self: Any, *args: Any, **options: Any) -> Any:
+    if callable(value := self.value):
+        return value(*args, **options)
+    name = known_name(self)
+    raise TypeError(
+        f"{type(self).__name__}{f' `{name}`' if name else ''} ({describe_value(value)}) is called, "
+        "but holds no function.\nCure: variable.value is what it holds; in the place of PyTorch's "
+        "optimizer.step() there is optimizer.update(model, gradients)."
     )

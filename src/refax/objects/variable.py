@@ -38,6 +38,7 @@ from .pickling import copy_leaf, pack_leaf
 from .placing import placed_by_annotation
 from .representation import Form
 from .snapshots import UNREAD, Snapshot, taken, written
+from .torch_names import OF_AN_ARRAY, no_metadata, warn_of_metadata
 from .trace_errors import mutation_error
 from .watch import invalidate
 
@@ -263,6 +264,8 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
         elif name.startswith("__"):  # such as the `__orig_class__` of typing
             raise AttributeError(name)
         else:
+            if name in OF_AN_ARRAY and name not in self._metadata:
+                warn_of_metadata(name)
             self._replace_metadata(self._metadata.with_items(**{name: value}))
 
     def __delattr__(self, name: str) -> None:
@@ -282,12 +285,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
         try:
             return getattr(self.value, name)
         except AttributeError:
-            known = ", ".join(self._metadata) or "none"
-            raise AttributeError(
-                f"{type(self).__name__} has no attribute or metadata {name!r} "
-                f"(metadata: {known}), nor has its value, a {type(self._value).__name__}.\n"
-                "Cure: give metadata when the Variable is made, nnx.Param(value, name=...)."
-            ) from None
+            raise no_metadata(self, name) from None
 
     # -- copies --------------------------------------------------------------------------------
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from ..graph.plan import plan_for
 from ..lift.arguments import named_like, put_back, slot_numbers, unbind
 from ..lift.call import Call, enter, occurrences_in, pure_function
@@ -61,7 +64,12 @@ def group_by_argument(call: Call, f: Callable, args: tuple, wrt: list) -> None:
 
 
 def prepare(
-    f: Callable, args: tuple, kwargs: dict[str, Any], differentiated: list, has_aux: bool
+    f: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    differentiated: list,
+    has_aux: bool,
+    number: bool = False,
 ) -> tuple[Call, list[tuple[int, Any]], Any, Callable]:
     """(call, what is differentiated, its values and trees, the function of these).
 
@@ -71,6 +79,7 @@ def prepare(
         f: the user's function or method, of `args` and `kwargs`.
         differentiated: as `normalize_argnums` gives it.
         has_aux: whether it returns (value, aux).
+        number: whether the value has to be one number.
     """
     function, bound = unbind(f)
     args = args if bound is None else (bound, *args)
@@ -85,6 +94,12 @@ def prepare(
             raise TypeError(
                 "The value of a differentiated function must be arrays, but it has an object in "
                 "it.\nCure: return the object's arrays (nnx.state), or the object as aux."
+            )
+        if number and (not jax.tree_util.all_leaves([value]) or np.shape(value)):
+            raise TypeError(
+                "Gradient only defined for scalar-output functions. The value of this one is "
+                f"{describe_value(value).partition(' ')[0]}.\n"
+                "Cure: return the loss alone, such as its .mean(); with has_aux=True, (loss, aux)."
             )
         return value, (aux, grouped, static)
 

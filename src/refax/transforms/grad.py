@@ -56,7 +56,7 @@ def _runner(
         options["reduce_axes"] = reduce_axes
 
     def run(f: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        call, wrt, diff, of_diff = prepare(f, args, kwargs, differentiated, has_aux)
+        call, wrt, diff, of_diff = prepare(f, args, kwargs, differentiated, has_aux, True)
         as_users_get_them = gradient_builder(call, wrt, argnums)
         program = jax.value_and_grad(of_diff, has_aux=True, **options)
         (loss, out), grads = execute(call, f, program, diff)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Never, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ..graph.filters import matches_any
 from ..objects.errors import TraceContextError
 from ..objects.modes import Switch
+from ..objects.torch_names import OF_A_MODULE, tell
 from ..objects.type_names import T
 from ..objects.variable import Variable
 from ..objects.variable_types import Perturbation, variable_type_from_name
@@ -131,8 +132,13 @@ class Module(Pytree):
         pop, clone = _Verb(pop), _Verb(clone)
         merge = _Verb(lambda _, *given, **options: merge(*given, **options))
 
-    def train(self, **attributes: Any) -> None:
+    def train(self, *mode: Never, **attributes: Any) -> None:
         """Training mode everywhere below: `deterministic=False`, `use_running_average=False`."""
+        if mode:
+            raise TypeError(
+                f"{type(self).__name__}.train({mode[0]!r}): it takes no mode, as PyTorch's does.\n"
+                "Cure: model.train() or model.eval(); one mode: model.eval(deterministic=False)."
+            )
         self._set_modes({"deterministic": False, "use_running_average": False}, attributes)
 
     def eval(self, **attributes: Any) -> None:
@@ -199,6 +205,7 @@ class Module(Pytree):
         return value if zero is None else jax.tree.map(jnp.add, value, zero)
 
 
+tell(Module, OF_A_MODULE)
 Module._refax_phase = "forward"  # of its subclasses: its own methods compute nothing
 
 CAPTURES = "__captures__"  # the attribute in which `nnx.capture` puts Variables to record in

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from ..graph.jax_pytree import register
 from ..objects.node import Node
+from ..objects.torch_names import OF_AN_OBJECT, tell
 from .copying import deep_copy
 from .scopes import scope_methods
 
@@ -32,4 +33,5 @@ class Pytree(Node):
         return deep_copy(self, memo)
 
 
+tell(Pytree, OF_AN_OBJECT)
 Object = Pytree  # its older name

@@ -148,7 +148,7 @@ def _lost(names: list[str]) -> str:
         f"nnx.export: the function writes {', '.join(map(repr, names[:5]))}{more}, which lies "
         "inside the artifact: what is written would be lost.\n"
         "Cure: beside=nnx.Cache (or another filter) for what is to come back; for dropout and "
-        "batch statistics model.eval(), or nnx.view(model, deterministic=True)."
+        "batch statistics model.eval()."
     )
 
 
