@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jax.sharding import get_abstract_mesh
+
 
 class _OpaqueTrace:
     """Fallback for `TRACE`, built on JAX's public (slower) trace-state query."""
@@ -38,6 +40,20 @@ except ImportError:  # pragma: no cover - depends on the JAX release
 
 
 OUTSIDE = TRACE.value  # what it is outside of every trace
+
+# The mesh of `with mesh:`, JAX's older way to set one, of which `get_abstract_mesh` does not know.
+# Without it, only `jax.set_mesh` sets a mesh.
+_OF_THREAD: Any
+try:
+    from jax._src.mesh import thread_resources as _OF_THREAD
+except ImportError:  # pragma: no cover - depends on the JAX release
+    _OF_THREAD = None
+
+
+def mesh_around() -> Any:
+    """The mesh that is set, by `jax.set_mesh` or by `with mesh:`; an empty one if there is none."""
+    mesh: Any = get_abstract_mesh()
+    return _OF_THREAD.env.physical_mesh if mesh.empty and _OF_THREAD is not None else mesh
 
 
 def is_outside_of_traces() -> bool:

@@ -186,6 +186,65 @@ def test_a_layer_axis_is_placed_by_its_name(stack, maker, kind):
     np.testing.assert_allclose(kernel, expected, rtol=1e-5, atol=1e-7)
 
 
+class Annotated(nnx.Module):
+    """A kernel that is mapped, and a bias that is the same for all."""
+
+    def __init__(self, key):
+        names, of_bias = {"sharding": (None, "out")}, {"sharding": ("out",)}
+        self.linear = nnx.Linear(
+            8, 16, kernel_metadata=names, bias_metadata=of_bias, rngs=nnx.Rngs(key)
+        )
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eagerly", "jax"])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_a_layer_axis_of_the_vmap_of_jax_is_placed(axis, jit, kind):
+    mesh, rules = mesh_of(kind), RULES["on layers"]
+    keys = jax.random.split(jax.random.key(0), 4)
+    make = nnx.transform_metadata(Annotated, out_axes=axis, partition="layers")
+    at = axis % 3, axis % 2
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(rules):
+        made = jit(jax.vmap(make, out_axes=axis))(keys).linear
+    for variable, inner, i in (
+        (made.kernel, [None, "model"], at[0]),
+        (made.bias, ["model"], at[1]),
+    ):
+        spec = P(*inner[:i], "data", *inner[i:])
+        assert variable.value.sharding.is_equivalent_to(NamedSharding(mesh, spec), variable.ndim)
+        names = [{"model": "out", "data": "layers"}.get(axis) for axis in spec]
+        assert variable.sharding == tuple(names)
+    expected = jax.vmap(make, out_axes=axis)(keys).linear.kernel
+    np.testing.assert_allclose(made.kernel, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, nnx.jit], ids=["eagerly", "nnx"])
+def test_a_layer_axis_of_the_scan_of_jax_is_named_and_placed_by_a_constraint(jit):
+    mesh, keys = mesh_of(), jax.random.split(jax.random.key(0), 4)
+    ends = nnx.Carry, 0
+    body = nnx.transform_metadata(
+        lambda carry, key: (carry, Annotated(key)), in_axes=ends, out_axes=ends, partition="layers"
+    )
+
+    def make(keys):
+        made = jax.lax.scan(body, 0.0, keys)[1]
+        return nnx.with_sharding_constraint(made, nnx.get_partition_spec(made))
+
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(RULES["on layers"]):
+        kernel = jit(make)(keys).linear.kernel
+    assert kernel.sharding == ("layers", None, "out")
+    assert kernel.value.sharding.is_equivalent_to(NamedSharding(mesh, P("data", None, "model")), 3)
+
+
+def test_a_layer_axis_of_the_vmap_of_jax_that_does_not_fit():
+    make = nnx.transform_metadata(Annotated, partition="out")
+    with jax.set_mesh(mesh_of()), nnx.logical_axis_rules(RULES["on layers"]):
+        with pytest.raises(ValueError) as error:
+            jax.vmap(make)(jax.random.split(jax.random.key(0), 4))
+    assert "result.linear.kernel of shape (4, 8, 16)" in str(error.value)
+    assert "it has the axis 'model' 2 times" in str(error.value)
+
+
 def test_a_layer_axis_that_does_not_fit():
     rules = [("layers", "model"), ("in", None), ("out", "model")]
     with jax.set_mesh(mesh_of()), nnx.logical_axis_rules(rules):

@@ -197,13 +197,13 @@ def test_what_differs_between_devices_needs_their_axis(mesh):
 
 def test_shapes_that_specs_do_not_divide(mesh):
     model = Dense(3, 5)
-    with pytest.raises(nnx.GraphError, match=r"`model\.(kernel|bias)` is .* into 8 parts"):
+    with pytest.raises(nnx.GraphError, match=r"`model\.(kernel|bias)` .* into 8 equal parts"):
         nnx.shard_map(call, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())(model, X)
-    with pytest.raises(nnx.GraphError, match=r"`x\['a'\]` is float32\[3\].* do not divide 3"):
+    with pytest.raises(nnx.GraphError, match=r"`x\['a'\]` \(float32\[3\]\).* size 3"):
         nnx.shard_map(lambda m, x: 0, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())(
             model, {"a": jnp.ones(3)}
         )
-    with pytest.raises(nnx.GraphError, match=r"`model\.bias` is float32\[5\].*has 2 entries"):
+    with pytest.raises(nnx.GraphError, match=r"`model\.bias` .*float32\[5\].*has 2 entries"):
         nnx.shard_map(call, mesh=mesh, in_specs=(P(None, None), P()), out_specs=P())(model, X)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, NamedSharding
 
 from ..objects.metadata import EMPTY
 from ..objects.placing import place_text, spec_of
@@ -16,6 +19,7 @@ from ..verbs.layouts import object_plan
 from ..verbs.names import dotted_name
 
 _HEAD = ("name", "shape", "annotation", "on devices", "per device")
+_GAPS = 2 * (len(_HEAD) - 1)
 
 
 class ShardingReport(Text):
@@ -50,7 +54,7 @@ def sharding_report(obj: Any, /) -> ShardingReport:
         total                                              16.6 KB
     """
     plan = object_plan(obj, "sharding_report")
-    rows, replicated, used = [], [], dict[Any, int]()
+    rows, replicated, used, meshes = [], [], dict[Any, int](), set[str]()
     leaves, paths = [*plan.variables, *plan.bare()], plan.graphdef.paths
     for number in paths.order:
         leaf, name = leaves[number], dotted_name(paths.leaves[number])
@@ -60,29 +64,40 @@ def sharding_report(obj: Any, /) -> ShardingReport:
             sharding: Any = getattr(array, "sharding", None)
             part = array.shape if sharding is None else sharding.shard_shape(array.shape)
             size = math.prod(part) * array.dtype.itemsize
-            for device in () if sharding is None else sharding.device_set:
+            mesh = getattr(sharding, "mesh", None)
+            abstract = isinstance(mesh, AbstractMesh)  # whose devices are all alike
+            for device in () if sharding is None else [mesh] if abstract else sharding.device_set:
                 used[device] = used.get(device, 0) + size
             place = place_text(sharding)
-            whole = sharding and len(sharding.device_set) > 1 and sharding.is_fully_replicated
+            if isinstance(sharding, NamedSharding):
+                meshes.add(str(dict(sharding.mesh.shape)))
+            whole = sharding and sharding.num_devices > 1 and sharding.is_fully_replicated
             if whole and any(spec_of(metadata)):
                 replicated.append(name)
-                place += "  ← annotated, but whole on each"
+                place += "  ← whole on each"
             shown = "-" if annotation is None else str(annotation)
             rows.append((name, str(array.shape), shown, place, bytes_text(size)))
     total = max(used.values(), default=0)
     rows.append(("total", "", "", "", bytes_text(total)))
-    report = ShardingReport(_table(_HEAD, rows))
+    legend = []
+    if len(meshes) == 1 and sum(_widths(rows)) + _GAPS > WIDTH:  # the mesh is told once, then
+        [mesh] = meshes
+        rows = [(*r[:3], r[3].replace(f" of {mesh}", ""), r[4]) for r in rows]
+        legend = textwrap.wrap(f"The mesh is {mesh}.", WIDTH)
+    report = ShardingReport("\n".join([*_table(rows), *legend]))
     report.bytes_per_device, report.replicated = total, replicated
     return report
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    # Where a line is too long, names give way, though not all of them.
-    widths[0] = min(widths[0], max(WIDTH - sum(widths[1:]) - 2 * len(widths[1:]), 24))
-    lines = []
-    for *cells, last in (head, *rows):
-        cells[0] = shortened(cells[0], widths[0])
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
-        lines.append("  ".join([*padded, last.rjust(widths[-1])]))
-    return "\n".join(lines)
+def _widths(rows: list[tuple[str, ...]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(_HEAD, *rows)]
+
+
+def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """The lines; where they are too long, names give way, then the widest columns."""
+    widths = _widths(rows)
+    for _ in range(sum(widths) + _GAPS - WIDTH):
+        widths[0 if widths[0] > 16 else max(range(4), key=widths.__getitem__)] -= 1
+    for *cells, last in (_HEAD, *rows):
+        padded = [shortened(cell, width).ljust(width) for cell, width in zip(cells, widths)]
+        yield "  ".join([*padded, last.rjust(widths[-1])])

@@ -13,12 +13,20 @@ from jax.sharding import PartitionSpec
 from ..objects import arguments as fit
 from ..objects.at_once import at_once
 from ..objects.errors import suggest
-from ..objects.placing import Rules, check_fit, get_logical_axis_rules, logical_axis_rules, spec_of
+from ..objects.placing import (
+    Rules,
+    check_fit,
+    get_logical_axis_rules,
+    logical_axis_rules,
+    mesh_set,
+    spec_of,
+)
 from ..objects.type_names import M, T
 from ..objects.variable import check_write, metadata_writes, set_raw_value
 from ..transforms.jit import jit
 from ..verbs.hosts import fail_together
-from ..verbs.names import named_variables
+from ..verbs.layouts import object_plan
+from ..verbs.names import dotted_name
 from ..verbs.spmd import with_sharding_constraint
 
 
@@ -59,10 +67,11 @@ def make_sharded(
 
 def _mesh_of(verb: str, mesh: Any) -> Any:
     """The mesh that is given, or else set."""
-    if mesh is None and jax.sharding.get_abstract_mesh().empty:
+    mesh = mesh_set() if mesh is None else mesh
+    if mesh.empty:
         cure = "pass one, or call it under `with jax.set_mesh(mesh)`"
         raise ValueError(f"{verb}: there is no mesh.\nCure: {cure}.")
-    return jax.sharding.get_mesh() if mesh is None else mesh
+    return mesh
 
 
 @fit.checked
@@ -98,16 +107,32 @@ def shard(
     """
     mesh = _mesh_of("shard", mesh)
     specs = {pattern: spec_of({"sharding": names}) for pattern, names in dict(patterns).items()}
-    variables = list(named_variables(model))
-    matching = [[p for p in specs if fnmatch.fnmatchcase(name, p)] for name, _ in variables]
-    wanted = [specs[found[0]] if found else PartitionSpec() for found in matching]
+    plan, names = object_plan(model, "shard"), list[tuple[str, int]]()
+    for path, leaf in plan.graphdef.all_paths(plan.graphdef.roots[0]):
+        if leaf < len(plan.variables):
+            names.append((dotted_name(path) or "value", leaf))
+    matching = [[p for p in specs if fnmatch.fnmatchcase(name, p)] for name, _ in names]
     if unused := [p for p in specs if not any(p in found for found in matching)]:
         raise ValueError(
-            f"shard: patterns: {unused[0]!r} matches none of the {len(variables)} Variables."
-            f"{suggest(unused[0], [name for name, _ in variables])}\n"
+            f"shard: patterns: {unused[0]!r} matches none of the {len(plan.variables)} Variables."
+            f"{suggest(unused[0], [name for name, _ in names])}\n"
             "Cure: a pattern of names as nnx.named_variables tells them, with * for any part."
         )
-    pairs = list(zip(variables, wanted, strict=True))
+    wanted = dict[int, tuple[str, str]]()  # by leaf: its name and pattern; a tied one has several
+    for (name, leaf), found in zip(names, matching, strict=True):
+        if found:
+            first, pattern = wanted.setdefault(leaf, (name, found[0]))
+            if specs[pattern] != specs[found[0]]:
+                raise ValueError(
+                    f"shard: {first!r} and {name!r} are one Variable, but {pattern!r} gives it "
+                    f"{specs[pattern]}, and {found[0]!r} {specs[found[0]]}.\n"
+                    "Cure: patterns that say the same for both names, or for one of them only."
+                )
+    known = dict(reversed([(leaf, name) for name, leaf in names]))
+    pairs = [
+        ((known[leaf], v), specs[wanted[leaf][1]] if leaf in wanted else PartitionSpec())
+        for leaf, v in enumerate(plan.variables)
+    ]
     shape, leaves = jax.numpy.shape, jax.tree.leaves
     check_fit([(n, spec, shape(x)) for (n, v), spec in pairs for x in leaves(v._value)], mesh)
     writes = []

@@ -14,8 +14,10 @@ from typing import Any
 
 import jax
 from jax.core import Tracer
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from ..objects.errors import describe_value, left_behind
+from ..objects.errors import clipped, describe_value, left_behind
+from ..objects.placing import mesh_set
 from ..objects.trace_errors import where
 from .arguments import unbind
 from .call import Call
@@ -27,6 +29,7 @@ _NAME = r"(?:grouped|tree|carry)(?:\[(?:\d+|'[^']*')\])+"
 _ARGUMENT = re.compile(rf"(?:(?<=rgument )|(?<=path is ))'?{_NAME}")
 _ARGUMENTS = re.compile("(?<=the values of the arguments ).*")
 _ABSTRACT = re.compile("valid JAX type|ShapeDtypeStruct")
+_NOT_TOGETHER = re.compile("incompatible devices|should match the aval mesh|^memory_space of all")
 _TRACED = re.compile(r"the function (\S+) at \S*[/\\]refax[/\\]\S+?:\d+ for ")
 
 
@@ -68,7 +71,7 @@ def tell(
         fault = None  # the user's function: its inputs are right
     else:
         fault = _fault(inputs, error)
-    fault = fault or _shared_and_donated(inputs, donated)
+    fault = fault or _shared_and_donated(inputs, donated) or _apart(inputs, error, function)
     if fault is None and error.args and isinstance(error.args[0], str):
         count, places = len(call.values), [place for place, _ in inputs]
         tree = jax.tree.structure(call.tree).unflatten(places[count:])
@@ -136,6 +139,45 @@ def _shared_and_donated(
                     "and nnx.split share arrays, which never change.)"
                 )
     return None
+
+
+def _apart(
+    inputs: Sequence[tuple[str, Any]], error: Exception, function: Callable
+) -> ValueError | None:
+    """The error for inputs that lie where no one program takes them all."""
+    if not _NOT_TOGETHER.search(str(error)):
+        return None
+    found: dict[str, list[str]] = {}
+    for place, value in inputs:
+        for array in jax.tree.leaves(value):
+            if isinstance(array, jax.Array) and getattr(array, "committed", False):
+                found.setdefault(_lies(array.sharding), []).append(f"`{place}`")
+    if not (mesh := mesh_set()).empty:
+        found.setdefault(_lies(NamedSharding(mesh, PartitionSpec())), []).append("the mesh set")
+    if len(found) < 2:
+        return None
+    listed = "".join(
+        f"\n  {', '.join(places[:3])}{' …' if len(places) > 3 else ''}: {clipped(where, 150)}"
+        for where, places in list(found.items())[:6]
+    )
+    return ValueError(
+        f"What {where(function)} takes does not lie together, on the same devices, mesh, kind of "
+        f"axes and memory:{listed}\n"
+        "Cure: make the model under the mesh that it is used in, or bring it there: "
+        "jax.device_put(model, nnx.get_named_sharding(model, mesh)); a single array by "
+        "jax.device_put(x, sharding)."
+    )
+
+
+def _lies(sharding: Any) -> str:
+    """The devices of a sharding, its mesh and its memory."""
+    mesh, memory = getattr(sharding, "mesh", None), sharding.memory_kind
+    ids = [] if isinstance(mesh, AbstractMesh) else sorted(d.id for d in sharding.device_set)
+    on = f"device {ids[0]}" if len(ids) == 1 else f"devices {ids[0]} to {ids[-1]}" if ids else ""
+    kinds = () if mesh is None else sorted({kind.name for kind in mesh.axis_types})
+    of = f"{dict(mesh.shape)} of {' and '.join(kinds)} axes" if mesh is not None else ""
+    host = "" if memory in (None, "device") else str(memory)
+    return ", ".join(part for part in (on, of, host) if part)
 
 
 def _put_names(error: Exception, function: Callable, arranged: dict[str, Any]) -> None:

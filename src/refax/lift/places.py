@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jax.tree_util import tree_leaves_with_path
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..graph.graphdef import VARIABLE, GraphDef, record_children
 from ..objects.errors import path_string
@@ -15,7 +15,7 @@ from .array_prefix import spread
 from .call import Call, root_places
 from .errors import argument_names, argument_place, place_under
 from .inside import Change, leaves_out
-from .prefix import Occurrence, OutputRules, is_entry
+from .prefix import Occurrence, OutputRules, by_path, is_entry, stretched
 
 
 def place_of_leaf(graphdef: GraphDef, occurring: Sequence[Occurrence], leaf: int) -> str:
@@ -66,6 +66,19 @@ def inputs_by_place(
         entries += spread(given, tree, "args", is_leaf)
     for (place, value), entry in zip(inputs_of(call, function), entries, strict=True):
         yield place, value, entry
+
+
+def results_by_place(rules: OutputRules, result: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(place, value, entry) of every array of a result with slots.
+
+    Raises:
+        PrefixError: what the rules have for the result is no prefix of it.
+    """
+    prefix = by_path(rules.out_prefix, result)
+    stretched(prefix, result, rules.name, rules.is_leaf)
+    entries = spread(prefix, result, rules.name, rules.is_leaf)
+    for (path, value), entry in zip(tree_leaves_with_path(result), entries, strict=True):
+        yield f"result{keystr(path)}", value, entry
 
 
 def check_outputs(

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, Sharding
 
-from .._jax_compat import is_outside_of_traces
+from .._jax_compat import is_outside_of_traces, mesh_around
 from .arguments import AxisNames, checked
 from .errors import StructureError, clipped
 from .modes import Switch, using_eager_sharding
@@ -82,8 +82,19 @@ def whole_where_free(spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*(None if axis is PartitionSpec.UNCONSTRAINED else axis for axis in spec))
 
 
+def mesh_set() -> Any:
+    """The mesh that is set; one with devices, if it has some and there is no trace."""
+    mesh = mesh_around()
+    if isinstance(mesh, AbstractMesh) and is_outside_of_traces():
+        mesh = mesh if (concrete := jax.sharding.get_mesh()).empty else concrete
+    return mesh
+
+
 def placed_by_annotation(
-    value: Any, metadata: Mapping[str, Any], name: str, eager_sharding: Switch = None
+    value: Any,
+    metadata: Mapping[str, Any],
+    name: str | Callable[[], str],
+    eager_sharding: Switch = None,
 ) -> Any:
     """`value` where its annotation says that it belongs, if there is a mesh; `name` is for errors.
 
@@ -95,21 +106,36 @@ def placed_by_annotation(
         return value
     annotation = metadata["sharding"]
     given = metadata.get("mesh") or getattr(annotation, "mesh", None)
-    around: Any = jax.sharding.get_abstract_mesh()
+    around = mesh_set()
     mesh = around if given is None else given
-    if mesh.empty:
+    at_once = is_outside_of_traces()
+    if mesh.empty or (at_once and around is mesh and isinstance(mesh, AbstractMesh)):
         return value
     kinds = dict(zip(around.axis_names, around.axis_types))  # those of shard_map are Manual
     if AxisType.Manual in kinds.values():
         return value
     spec = spec_of(metadata)
-    check_fit([(name, spec, value.shape)], mesh, annotation)
-    if is_outside_of_traces():
-        mesh = jax.sharding.get_mesh() if given is None else given
+    if misfit(spec, value.shape, mesh):
+        told = name if isinstance(name, str) else name()
+        check_fit([(told, spec, value.shape)], mesh, annotation)
+    if at_once:
         return jax.device_put(value, NamedSharding(mesh, whole_where_free(spec)))
-    if any(kinds.get(axis) is AxisType.Explicit for axis in spec_axes(spec)):
-        return jax.sharding.reshard(value, whole_where_free(spec))
+    explicit = {axis for axis in spec_axes(spec) if kinds.get(axis) is AxisType.Explicit}
+    if explicit:
+        value = jax.sharding.reshard(value, _only(whole_where_free(spec), explicit.__contains__))
+        spec = _only(spec, lambda axis: axis not in explicit)
+        if not spec_axes(spec):
+            return value
     return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, spec))
+
+
+def _only(spec: PartitionSpec, chosen: Callable[[str], bool]) -> PartitionSpec:
+    """The spec with those of its axes that are chosen."""
+
+    def of_entry(entry: Any) -> Any:
+        return entry if entry in _NO_AXIS else tuple(filter(chosen, spec_axes((entry,)))) or None
+
+    return PartitionSpec(*map(of_entry, spec))
 
 
 def check_fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import gc
 import inspect
 import os
@@ -70,6 +71,36 @@ def _owner_of(attributes: dict) -> str:
         if getattr(holder, "__dict__", None) is attributes and not isinstance(holder, type):
             return type(holder).__name__
     return ""
+
+
+def name_of_new(variable: Any) -> str:
+    """What is being made, for a message: `Net.blocks….kernel`, a Param.
+
+    No object holds it yet. But those who make it are at work, and where the result of a call is
+    stored in `self`, the next instruction says by which name; `…` stands for what is between.
+    """
+    kind, parts, owner, waiting, below = type(variable).__name__, list[str](), variable, None, False
+    for frame, line in traceback.walk_stack(sys._getframe(1)):
+        code = frame.f_code
+        first = code.co_varnames[0] if code.co_argcount else ""
+        method = first == "self" or code.co_name == "__init__"
+        mine = frame.f_locals.get(first) if method else None
+        below = below or code.co_name.startswith("<")  # a comprehension
+        if mine is None or mine is owner:
+            continue
+        if waiting is not None and mine is not waiting:
+            break
+        after = [i for i in dis.get_instructions(code)
+                 if i.offset > frame.f_lasti and i.opname != "CACHE"]  # fmt: skip
+        stores = [i for i in after if i.opname == "STORE_ATTR" and (i.positions or i)[0] <= line]
+        if len(stores) != 1:
+            waiting = mine  # a method that another one of the same object calls
+            continue
+        between = after[: after.index(stores[0])]
+        below = below or not all(i.opname.startswith(("LOAD_", "JUMP_F")) for i in between)
+        parts[:0] = [str(stores[0].argval), "…." if below else "."]
+        owner, waiting, below = mine, None, False
+    return f"`{type(owner).__name__}.{''.join(parts)[:-1]}`, a {kind}" if parts else kind
 
 
 def mutation_error(obj: Any, action: str, place: str = "") -> TraceContextError:

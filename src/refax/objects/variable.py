@@ -39,7 +39,7 @@ from .placing import placed_by_annotation
 from .representation import Form
 from .snapshots import UNREAD, Snapshot, taken, written
 from .torch_names import OF_AN_ARRAY, no_metadata, warn_of_metadata
-from .trace_errors import mutation_error
+from .trace_errors import mutation_error, name_of_new
 from .watch import invalidate
 
 
@@ -115,7 +115,8 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
         value = entered(self.create_value(value))
         if "sharding" in self._metadata:
             eager = metadata.get("eager_sharding")
-            value = placed_by_annotation(value, self._metadata, type(self).__name__, eager)
+            name = partial(name_of_new, self)
+            value = placed_by_annotation(value, self._metadata, name, eager)
         set_raw_value(self, value)
 
     # -- value ---------------------------------------------------------------------------------

@@ -58,11 +58,18 @@ def map_beside(f: Callable[[tuple, Any, Any], Any], tree: Any, params: State) ->
     return jax.tree.map(of_part, tree, is_leaf=lambda x: isinstance(x, (Variable, State)))
 
 
-def annotated_like(tree: Any, params: State) -> Any:
-    """The same state of an optimizer: what belongs to an annotated parameter lies as that says.
+def _is_spread(x: Any) -> bool:
+    """Whether an array, and no tracer, is divided over several devices."""
+    place = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    return place is not None and place.num_devices > 1 and not place.is_fully_replicated
 
-    The entry `optimizer_sharding` of a parameter's metadata goes before its own annotation. What
-    has another shape than its parameter, as in factored states, has no annotation.
+
+def annotated_like(tree: Any, params: State) -> Any:
+    """The same state of an optimizer: what belongs to a parameter lies as that, or as it says.
+
+    The entry `optimizer_sharding` of a parameter's metadata goes before its own annotation, and so
+    does the place of one that is divided already. What has another shape than its parameter, as in
+    factored states, has no annotation.
     """
 
     def placed(path: tuple, param: Any, leaf: Any) -> Any:
@@ -72,6 +79,8 @@ def annotated_like(tree: Any, params: State) -> Any:
         if "optimizer_sharding" in metadata:
             own = metadata["optimizer_sharding"]
             metadata = metadata.without("sharding").with_items(out_sharding=own)
+        elif jnp.shape(value) == jnp.shape(param._value) and _is_spread(param._value):
+            return make_variable(type(leaf), jax.device_put(value, param._value.sharding), metadata)
         if "sharding" not in metadata:
             return leaf
         if jnp.shape(value) == jnp.shape(param._value):

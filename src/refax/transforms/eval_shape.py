@@ -70,15 +70,16 @@ def _abstract(values: list[Any]) -> list[Any]:
 
 @fit.checked
 def get_abstract_model(
-    init_fn: Callable[[], M], mesh: fit.Mesh | None = None, *, graph: Switch = None
+    init_fn: Callable[[], M], mesh: fit.AnyMesh | None = None, *, graph: Switch = None
 ) -> tuple[GraphDef[M], State]:
     """(graphdef, abstract state) of the model that `init_fn()` would make, sharded over `mesh`.
 
-    `init_fn` runs under the mesh, if it is given.
+    `init_fn` runs under the mesh, if it is given; also an abstract one, of more devices than here.
     """
     if mesh is None:
         return split(eval_shape(init_fn))
-    with jax.set_mesh(mesh):
+    abstract = mesh if isinstance(mesh, fit.AbstractMesh) else mesh.abstract_mesh
+    with jax.sharding.use_abstract_mesh(abstract):  # which may be within a trace, too
         graphdef, state = split(eval_shape(init_fn))
     shardings = get_named_sharding(state, mesh)
     return graphdef, jax.tree.map(

@@ -14,19 +14,19 @@ from typing import Any, NamedTuple, cast
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from jax.tree_util import SequenceKey, keystr, tree_leaves_with_path
+from jax.tree_util import SequenceKey
 
 from ..graph.graphdef import GraphDef
 from ..lift import errors
 from ..lift.arguments import named_like, slot_numbers
-from ..lift.array_prefix import for_arrays, for_result, sorting, spread
+from ..lift.array_prefix import for_arrays, for_result, sorting
 from ..lift.call import Call, group_by_prefix
 from ..lift.errors import argument_place, place_under
 from ..lift.faults import tell
-from ..lift.places import check_outputs, inputs_by_place
-from ..lift.prefix import FilterPrefix, Groups, OutputRules, all_entries, by_path, stretched
+from ..lift.places import check_outputs, inputs_by_place, results_by_place
+from ..lift.prefix import FilterPrefix, Groups, OutputRules, all_entries, by_path
 from ..objects.errors import clipped, describe_value
-from ..objects.placing import misfit
+from ..objects.placing import mesh_set, misfit
 from .jit_options import Options
 
 
@@ -130,7 +130,7 @@ class Layout(NamedTuple):
 def _unfit(parts: Iterable[tuple[str, Any, Any]], prefix: str) -> ValueError | None:
     """The error for the first sharding, of (place, value, sharding), that does not fit."""
     for place, value, sharding in parts:
-        mesh: Any = getattr(sharding, "mesh", None) or jax.sharding.get_abstract_mesh()
+        mesh: Any = getattr(sharding, "mesh", None) or mesh_set()
         spec = getattr(sharding, "spec", sharding)
         known = isinstance(spec, PartitionSpec) and not mesh.empty
         for array in jax.tree.leaves(value) if known else ():
@@ -158,12 +158,7 @@ def check_results(layout: Layout, call: Call) -> Callable[..., Any] | None:
     checked = check_outputs(call.graphdef, rules, problem, error)
 
     def returned(result: Any, grouped: Any, change: Any) -> Any:
-        prefix = by_path(rules.out_prefix, result)
-        stretched(prefix, result, rules.name, rules.is_leaf)
-        entries = spread(prefix, result, rules.name, rules.is_leaf)
-        places = [(f"result{keystr(path)}", x) for path, x in tree_leaves_with_path(result)]
-        parts = ((*part, entry) for part, entry in zip(places, entries, strict=True))
-        if fault := _unfit(parts, rules.name):
+        if fault := _unfit(results_by_place(rules, result), rules.name):
             raise fault
         return sorting(rules)(*checked(result, grouped, change))
 
@@ -238,7 +233,7 @@ def _rules(
     if fault := _unfit(inputs_by_place(call, function, prefix, _is_sharding), name):
         raise fault
     for entry in all_entries(out, _is_sharding):
-        mesh = jax.sharding.get_abstract_mesh()
+        mesh = mesh_set()
         if isinstance(entry, PartitionSpec) and (why := misfit(entry, None, mesh)):
             raise ValueError(
                 f"jit: out_shardings has {entry}, on the mesh {dict(mesh.shape)}: {why}.\n"
@@ -253,7 +248,7 @@ def places_of_leaves(
     """(leaf, where `in_shardings` say that it lies) of the leaves of a call, if they do."""
     _rules(function, call, options, shift, static_at)
     entries: list[Any] = [call.groups.entries[group] for group in call.groups.of_leaf]
-    mesh = jax.sharding.get_mesh()
+    mesh = mesh_set()
     found = enumerate(
         NamedSharding(mesh, e) if isinstance(e, PartitionSpec) else e for e in entries
     )

@@ -6,11 +6,11 @@ inputs are looked at again, by their places; what leaves is looked at at the end
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from .._jax_compat import is_mapped_here, varying_axes
@@ -19,12 +19,12 @@ from ..lift.array_prefix import hashable, spread
 from ..lift.call import Call, enter, group_by_prefix, leave
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
-from ..lift.places import check_outputs, inputs_by_place
+from ..lift.places import check_outputs, inputs_by_place, results_by_place
 from ..lift.prefix import OutputRules, is_entry
 from ..lift.programs import eager_program
 from ..lift.records import recorded_apart, records_of, with_axis
-from ..objects.errors import describe_value
-from ..objects.placing import misfit
+from ..objects.errors import clipped, describe_value
+from ..objects.placing import mesh_set, misfit, spec_axes
 
 
 def mapped_call(
@@ -120,34 +120,25 @@ def check_sizes(transform: str, inputs: Iterable[tuple[str, Any, Any]]) -> None:
 
 def check_specs(mesh: Any, entries: Iterable[Any], inputs: Iterable[tuple[str, Any, Any]]) -> None:
     """Raise if an array cannot be split by its spec, or a spec is none of the mesh."""
-    mesh = mesh if mesh is not None else jax.sharding.get_abstract_mesh()
-    sizes, specs = mesh.shape, [("out_specs", None, entry) for entry in entries]
-    for place, value, spec in [*inputs, *specs]:
-        if isinstance(spec, PartitionSpec) and (why := misfit(spec, None, mesh)):
-            raise PrefixError(
-                f"shard_map: `{place}` has {spec!r}, on the mesh {dict(sizes)}: {why}.\n"
-                "Cure: axes of that mesh, each once."
-            )
-        for leaf in jax.tree.leaves(value) if isinstance(spec, PartitionSpec) else ():
-            shape = getattr(leaf, "shape", ())
-            if len(spec) > len(shape):
-                raise PrefixError(
-                    f"shard_map: `{place}` is {describe_value(leaf)}, but its spec {spec!r} has "
-                    f"{len(spec)} entries.\nCure: give it a spec with at most one entry per axis."
-                )
-            for axis, names in enumerate(spec):
-                parts = math.prod(sizes.get(name, 1) for name in _names(names))
-                if shape[axis] % parts:
-                    raise PrefixError(
-                        f"shard_map: `{place}` is {describe_value(leaf)}, but its spec {spec!r} "
-                        f"splits axis {axis} into {parts} parts, which do not divide "
-                        f"{shape[axis]}.\n"
-                        "Cure: pad it to a multiple, split another axis, or give it the spec P()."
-                    )
+    for place, value, spec in [*inputs, *(("out_specs", None, entry) for entry in entries)]:
+        for leaf in jax.tree.leaves(value) if value is not None else [None]:
+            _check_spec(place, leaf, spec, mesh)
 
 
-def _names(entry: Any) -> tuple:
-    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+def _check_spec(place: str, value: Any, spec: Any, mesh: Any, inside: bool = False) -> None:
+    """Raise if a value, or any value for None, cannot have a spec; `inside`, it is a part."""
+    mesh = mesh_set() if mesh is None else mesh
+    shape = None if value is None else jnp.shape(value)
+    if not isinstance(spec, PartitionSpec):
+        return
+    if why := misfit(spec, shape if not inside or len(spec) > len(shape or ()) else None, mesh):
+        what = "" if value is None else f" ({describe_value(value)})"
+        raise PrefixError(
+            f"shard_map: `{place}`{what} has {spec} on the mesh {clipped(str(dict(mesh.shape)))}, "
+            f"which does not fit: {why}.\n"
+            "Cure: axes of that mesh, each once; no more entries than the array has axes; sizes "
+            "that they divide (pad it to a multiple), or P() for what every device has whole."
+        )
 
 
 # -- outputs -------------------------------------------------------------------------------------
@@ -170,12 +161,31 @@ def check_broadcast(graphdef: GraphDef, rules: OutputRules, transform: str) -> C
     return check_outputs(graphdef, rules, mapped, error)
 
 
+def check_lengths(graphdef: GraphDef, rules: OutputRules, mesh: Any) -> Callable[..., Any]:
+    """A check, at the end of the trace, that no spec has more entries than what leaves has axes."""
+
+    def too_long(spec: Any, value: Any) -> Any:
+        return [x for x in jax.tree.leaves(value) if spec and len(spec) > jnp.ndim(x)]
+
+    def error(place: str, kind: str, spec: Any, found: list[Any]) -> None:
+        _check_spec(place, found[0], spec, mesh, inside=True)
+
+    checked = check_outputs(graphdef, rules, too_long, error)
+
+    def returned(result: Any, grouped: Any, change: Any) -> Any:
+        for place, value, spec in results_by_place(rules, result):
+            _check_spec(place, value, spec, mesh, inside=True)
+        return checked(result, grouped, change)
+
+    return returned
+
+
 def check_replicated(graphdef: GraphDef, rules: OutputRules) -> Callable[..., Any]:
     """A check, at the end of the trace, that what differs between devices leaves by its axes."""
 
     def varying(spec: Any, value: Any) -> list[Any]:
         axes = set().union(*map(varying_axes, jax.tree.leaves(value)))
-        return sorted(axes.difference(*map(_names, spec or ())), key=str)
+        return sorted(axes.difference(spec_axes(spec or ())), key=str)
 
     def error(place: str, kind: str, spec: Any, axes: list[Any]) -> PrefixError:
         names = ", ".join(map(repr, axes))

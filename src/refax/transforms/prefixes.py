@@ -19,6 +19,7 @@ from ..objects.modes import Switch
 from ..objects.type_names import Path
 from ..objects.variable_types import Param
 from ..verbs.splitting import state
+from .carry import is_carry
 
 Entries = Mapping[Filter, Any] | Iterable[tuple[Filter, Any]] | Callable[[Path, Any], Any]
 
@@ -33,6 +34,10 @@ def _all(what: str, test: Callable[[Any], bool]) -> Fits:
     return Fits(f"{what}, or containers of them", are)
 
 
+def _is_axis_or_carry(x: Any) -> bool:
+    return is_axis(x) or is_carry(x)
+
+
 def _is_spec(x: Any) -> bool:
     return isinstance(x, PartitionSpec)
 
@@ -44,6 +49,7 @@ def _is_sharding(x: Any) -> bool:
 _COUNTED = "the position of an argument, 0 for the first; of an object, nnx.DiffState(0, filter)."
 Position = Annotated[int, Fits("an int", is_axis, _COUNTED)]
 Axes = Annotated[Any, _all("an int, None, nnx.StateAxes", is_axis)]
+AxesOrCarry = Annotated[Any, _all("an int, None, nnx.Carry, nnx.StateAxes", _is_axis_or_carry)]
 Specs = Annotated[Any, _all("a PartitionSpec, None, nnx.StateSharding", _is_spec)]
 Shardings = Annotated[Any, _all("a sharding, None, nnx.StateSharding", _is_sharding)]
 

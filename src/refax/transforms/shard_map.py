@@ -24,7 +24,7 @@ from ..objects.variable import Variable, raw
 from ..verbs.splitting import state
 from .bound import by_position, decorator_or_function, lifted, with_self, with_static
 from .broadcast_counts import BroadcastCounts
-from .mapped import check_replicated, check_specs, leaf_entries, mapped_call
+from .mapped import check_lengths, check_replicated, check_specs, leaf_entries, mapped_call
 from .prefixes import Specs
 from .retrace import users_level
 from .signatures import ShardMapOptions
@@ -78,9 +78,12 @@ def shard_map(
         def make(call: Call, rules: OutputRules, function: Callable) -> Callable:
             by_group, given = list(rules.entries), dict(cast(Any, options))
             check_specs(mesh, all_entries(out_prefix, _is_spec), ())
+            fits = check_lengths(call.graphdef, rules, mesh)
             checked = sorting(rules, check_replicated(call.graphdef, rules))
             inner = with_static(function, statics)
-            pure = pure_function(inner, call, rules=rules, returned=checked)
+            pure = pure_function(
+                inner, call, rules=rules, returned=lambda *out: checked(*fits(*out))
+            )
             if in_specs is not _INFER:  # JAX infers the same, and says why where it cannot
                 arrays = for_arrays(prefix, call.tree[0], "args", _is_spec)
                 given["in_specs"] = (by_group, (arrays, _WHOLE))

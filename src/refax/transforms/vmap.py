@@ -7,20 +7,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack, cast
 
 import jax
+import jax.numpy as jnp
 
-from ..lift.arguments import unbind
+from .._jax_compat import is_mapped_here
+from ..graph.graphdef import VARIABLE
+from ..lift.arguments import named_like, unbind
 from ..lift.array_prefix import for_arrays, for_result, sorting
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, pure_function
 from ..lift.prefix import OutputRules
 from ..objects.arguments import Count
+from ..objects.errors import path_string
 from ..objects.modes import Modes, Switch
+from ..objects.placing import placed_by_annotation
 from ..objects.statics import static_key
 from ..verbs.spmd import PARTITION_NAME
 from .bound import decorator_or_function, lifted, with_self, with_static, without_static
 from .jit_options import as_tuple, resolved
 from .mapped import check_broadcast, check_sizes, mapped_call
-from .prefixes import Axes
+from .prefixes import Axes, AxesOrCarry
 
 
 @decorator_or_function
@@ -95,18 +100,23 @@ def pmap(
 
 @decorator_or_function
 def transform_metadata(
-    f: Callable[..., Any], *, in_axes: Axes = 0, out_axes: Axes = 0, partition: str | None
+    f: Callable[..., Any],
+    *,
+    in_axes: AxesOrCarry = 0,
+    out_axes: AxesOrCarry = 0,
+    partition: str | None,
 ) -> Callable[..., Any]:
     """A function that sees objects without a mapped axis, for a transform that takes it away.
 
     While it runs, `partition` is taken out of the annotations of what comes in, at the positions
     of `in_axes`; afterwards it is put back, and into those of what is new at the positions of
-    `out_axes`. It maps nothing: `jax.vmap` around it does. (`nnx.vmap(transform_metadata=…)` does
-    both.)
+    `out_axes`. It maps nothing: `jax.vmap` around it does, and what is new is placed along the
+    mapped axis too, if a mesh is set; under `jax.lax.scan` that axis is left to the compiler.
+    (`nnx.vmap(transform_metadata=…)` and `nnx.scan(transform_metadata=…)` do all of it.)
 
     Args:
         f: the function, or a method.
-        in_axes, out_axes: those of the transform around it.
+        in_axes, out_axes: those of the transform around it; `nnx.Carry` for what a scan carries.
         partition: the name of the mapped axis.
 
     Example:
@@ -152,7 +162,8 @@ def _mapped(
         def make(call: Call, rules: OutputRules, function: Callable) -> Callable:
             inner = with_static(function, statics)
             if transform is None:
-                return pure_function(inner, call, rules=rules, axis_name=named)
+                pure = pure_function(inner, call, rules=rules, axis_name=named)
+                return _placed_when_mapped(pure, rules) if named and named.places else pure
             checked = check_broadcast(call.graphdef, rules, name)
             checked = sorting(rules, checked)
             pure = pure_function(inner, call, rules=rules, axis_name=named, returned=checked)
@@ -180,6 +191,53 @@ def _mapped(
 
     wrapped = lifted(f, run)
     return wrapped
+
+
+def _placed_when_mapped(pure: Callable, rules: OutputRules) -> Callable:
+    """`pure`, for a `jax.vmap` around it, which places what is new: it sees the mapped axis."""
+
+    def placed(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
+        mapped = [x for x in jax.tree.leaves((grouped, tree)) if is_mapped_here(x)][:1]
+        result, out, change = pure(grouped, tree)
+        if not mapped or (graph := change.graph) is None:
+            return result, out, change
+        places, records = iter(graph.graphdef.paths.leaves), graph.graphdef.records
+        sources = iter(graph.sources)
+        for record, origin in zip(records, graph.origins, strict=True):
+            if record[0] != VARIABLE:
+                continue
+            path, source = next(places), next(sources)
+            if origin is None and type(source) is tuple and "sharding" in record[2]:
+                group, at = source
+                if isinstance(axis := rules.entries[group], int):
+                    name = path_string(path, "result")
+                    out[group][at] = _place(out[group][at], mapped[0], axis, record[2], name)
+        return result, out, change
+
+    return named_like(pure, placed)
+
+
+def _place(value: Any, mapped: Any, axis: int, metadata: Any, name: str) -> Any:
+    """A value in a vmap, which places it by an annotation that has an entry for the mapped axis.
+
+    `mapped` is something mapped, without which JAX would not ask for the rule.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def place(value: Any, mapped: Any) -> Any:
+        return value
+
+    @place.def_vmap
+    def _(size: int, batched: Sequence[Any], value: Any, mapped: Any) -> tuple[Any, Any]:
+        def of_array(x: Any, batched: bool) -> Any:
+            x = x if batched else jnp.broadcast_to(x, (size, *x.shape))
+            x = placed_by_annotation(jnp.moveaxis(x, 0, axis), metadata, name)
+            return jnp.moveaxis(x, axis, 0)
+
+        whole = jax.tree.map(of_array, value, batched[0])
+        return whole, jax.tree.map(lambda _: True, whole)
+
+    return place(value, mapped)
 
 
 def _look(call: Call, pure: Callable, prefixes: dict[str, Any], options: dict[str, Any]) -> None:

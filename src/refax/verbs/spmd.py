@@ -19,7 +19,7 @@ from ..objects import arguments as fit
 from ..objects.errors import path_string
 from ..objects.metadata import with_metadata
 from ..objects.modes import Switch
-from ..objects.placing import check_fit, placed_by_annotation, spec_of, whole_where_free
+from ..objects.placing import check_fit, mesh_set, placed_by_annotation, spec_of, whole_where_free
 from ..objects.type_names import T
 from ..objects.variable import Variable, make_variable
 from ..objects.watch import is_array
@@ -106,9 +106,8 @@ def as_abstract(tree: T, graph: Switch = None) -> T:
         >>> type(layer).__name__, type(layer.kernel.value).__name__, layer.kernel.shape
         ('Linear', 'ShapeDtypeStruct', (2, 3))
     """
-    mesh: Any = jax.sharding.get_abstract_mesh()
+    mesh = mesh_set()
     if not mesh.empty:
-        mesh = jax.sharding.get_mesh()
         check_annotations(tree, mesh)
 
     def of_array(x: Any, sharding: Any) -> Any:
