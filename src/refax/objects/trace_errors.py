@@ -92,7 +92,8 @@ def name_of_new(variable: Any) -> str:
             break
         after = [i for i in dis.get_instructions(code)
                  if i.offset > frame.f_lasti and i.opname != "CACHE"]  # fmt: skip
-        stores = [i for i in after if i.opname == "STORE_ATTR" and (i.positions or i)[0] <= line]
+        lines = [(i.positions and i.positions.lineno) or line for i in after]
+        stores = [i for i, at in zip(after, lines) if i.opname == "STORE_ATTR" and at <= line]
         if len(stores) != 1:
             waiting = mine  # a method that another one of the same object calls
             continue

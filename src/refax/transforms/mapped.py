@@ -122,23 +122,23 @@ def check_specs(mesh: Any, entries: Iterable[Any], inputs: Iterable[tuple[str, A
     """Raise if an array cannot be split by its spec, or a spec is none of the mesh."""
     for place, value, spec in [*inputs, *(("out_specs", None, entry) for entry in entries)]:
         for leaf in jax.tree.leaves(value) if value is not None else [None]:
-            _check_spec(place, leaf, spec, mesh)
+            shape = None if leaf is None else jnp.shape(leaf)
+            if fault := _unfit(place, leaf, shape, spec, mesh):
+                raise fault
 
 
-def _check_spec(place: str, value: Any, spec: Any, mesh: Any, inside: bool = False) -> None:
-    """Raise if a value, or any value for None, cannot have a spec; `inside`, it is a part."""
+def _unfit(place: str, value: Any, shape: Any, spec: Any, mesh: Any) -> PrefixError | None:
+    """The error for an array of a shape, or of any for None, that cannot have a spec."""
     mesh = mesh_set() if mesh is None else mesh
-    shape = None if value is None else jnp.shape(value)
-    if not isinstance(spec, PartitionSpec):
-        return
-    if why := misfit(spec, shape if not inside or len(spec) > len(shape or ()) else None, mesh):
-        what = "" if value is None else f" ({describe_value(value)})"
-        raise PrefixError(
-            f"shard_map: `{place}`{what} has {spec} on the mesh {clipped(str(dict(mesh.shape)))}, "
-            f"which does not fit: {why}.\n"
-            "Cure: axes of that mesh, each once; no more entries than the array has axes; sizes "
-            "that they divide (pad it to a multiple), or P() for what every device has whole."
-        )
+    if not isinstance(spec, PartitionSpec) or not (why := misfit(spec, shape, mesh)):
+        return None
+    what = "" if value is None else f" ({describe_value(value)})"
+    return PrefixError(
+        f"shard_map: `{place}`{what} has {spec} on the mesh {clipped(str(dict(mesh.shape)))}, "
+        f"which does not fit: {why}.\n"
+        "Cure: axes of that mesh, each once; no more entries than the array has axes; sizes "
+        "that they divide (pad it to a multiple), or P() for what every device has whole."
+    )
 
 
 # -- outputs -------------------------------------------------------------------------------------
@@ -164,17 +164,19 @@ def check_broadcast(graphdef: GraphDef, rules: OutputRules, transform: str) -> C
 def check_lengths(graphdef: GraphDef, rules: OutputRules, mesh: Any) -> Callable[..., Any]:
     """A check, at the end of the trace, that no spec has more entries than what leaves has axes."""
 
-    def too_long(spec: Any, value: Any) -> Any:
+    def too_long(spec: Any, value: Any) -> Any:  # the value is a part: only its rank says something
         return [x for x in jax.tree.leaves(value) if spec and len(spec) > jnp.ndim(x)]
 
-    def error(place: str, kind: str, spec: Any, found: list[Any]) -> None:
-        _check_spec(place, found[0], spec, mesh, inside=True)
+    def error(place: str, kind: str, spec: Any, found: list[Any]) -> Exception:
+        of_part = found[0], jnp.shape(found[0])
+        return _unfit(place, *of_part, spec, mesh) or AssertionError(kind)
 
     checked = check_outputs(graphdef, rules, too_long, error)
 
     def returned(result: Any, grouped: Any, change: Any) -> Any:
         for place, value, spec in results_by_place(rules, result):
-            _check_spec(place, value, spec, mesh, inside=True)
+            if found := too_long(spec, value):
+                raise error(place, "", spec, found)
         return checked(result, grouped, change)
 
     return returned
