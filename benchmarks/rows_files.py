@@ -1,7 +1,8 @@
 """Rows for files: saving and loading 1 GB of weights, time and memory.
 
 The floor is safetensors alone, on NumPy's arrays, brought to the disk as refax brings it there: no
-checksums, no names of objects, no temporary file. Beside it stand orbax, with which Flax's users
+checksums, no names of objects, no temporary file; and, for saving, in a row of its own, as it is, when
+what it wrote may be in the memory of the system alone. Beside it stand orbax, with which Flax's users
 save, in the column of Flax, Equinox's `tree_serialise_leaves`, and in rows of their own
 `torch.save` and `torch.load`, where PyTorch is installed.
 """
@@ -30,6 +31,8 @@ _WIDTH, _LAYERS = 2048, 60  # 60 matrices of 16 MiB: 1.007 GB
 def rows() -> Iterator[Row]:
     for verb in SIDES:
         yield Files(verb)
+        if verb == "save":
+            yield Files(verb, "safetensors")
         if _is_there("torch"):
             yield Files(verb, "torch")
         yield Memory(verb)
@@ -45,10 +48,14 @@ def _to_disk(path: Path) -> None:
 
 
 def _safetensors_save(folder: Path, arrays: dict[str, jax.Array]) -> None:
+    _safetensors_save_to_memory(folder, arrays)
+    _to_disk(folder / "x.safetensors")
+
+
+def _safetensors_save_to_memory(folder: Path, arrays: dict[str, jax.Array]) -> None:
     from safetensors.numpy import save_file
 
     save_file({name: np.asarray(x) for name, x in arrays.items()}, folder / "x.safetensors")
-    _to_disk(folder / "x.safetensors")
 
 
 def _safetensors_load(folder: Path, like: Any) -> Any:
@@ -120,6 +127,7 @@ SIDES: dict[str, dict[str, Callable[..., Any]]] = {
         "flax": _orbax_save,
         "equinox": _equinox_save,
         "torch": _torch_save,
+        "safetensors": _safetensors_save_to_memory,
     },
     "load": {
         "floor": _safetensors_load,
@@ -175,7 +183,7 @@ class Files(Row):
 
     def side(self, name: str) -> Work | None:
         name = self._floor if name == "floor" else name
-        if not _is_there(name) or self._floor == "torch" and name in ("flax", "equinox"):
+        if not _is_there(name) or self._floor != "floor" and name in ("flax", "equinox"):
             return None
         do, folder = SIDES[self._verb][name], folder_with_files()
         if self._verb == "save":

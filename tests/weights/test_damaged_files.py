@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import pytest
 import safetensors.numpy
 
 from refax import nnx
+from refax.weights.file_format import open_file, write_file
 
 
 def make_model(seed: int = 0):
@@ -85,6 +87,69 @@ def test_pieces_that_changed_places(file):
     assert "`layers.1.kernel` is not as it was written" in load_or_error(file, {})
 
 
+CONTENTS = {
+    "noise": lambda rng, n: rng.normal(size=n),
+    "zeros": lambda rng, n: np.zeros(n),
+    "twos": lambda rng, n: np.full(n, 2.0),  # one bit of 64: what sums lose most easily
+    "minus zeros": lambda rng, n: np.full(n, -0.0),
+    "integers": lambda rng, n: rng.integers(0, 1000, n),
+}
+
+
+def damages(data: np.ndarray, stale: np.ndarray, rng) -> Iterator[tuple[str, np.ndarray]]:
+    """What disks, memory and copying do to the bytes of a tensor."""
+    size, sector = data.size, 4096
+    for _ in range(20):
+        flipped = data.copy()
+        for at in rng.integers(0, size, rng.integers(1, 5)):
+            flipped[at] ^= 1 << rng.integers(8)
+        yield "flipped bits", flipped
+    for length in (1, 8, 512, 511 * 8, sector, 511 * 8 * 4, 512 * 8 * 511, 1 << 20):
+        for at in {0, sector, int(rng.integers(size)), 511 * 8 * 4}:
+            for fill in (0, 255):
+                lost = data.copy()
+                lost[at : at + length] = fill
+                yield f"{length} bytes at {at} are {fill}", lost
+            old = data.copy()
+            old[at : at + length] = stale[at : at + length]
+            yield f"{length} bytes at {at} of the version before", old
+    for _ in range(20):
+        one, other = sector * rng.integers(0, size // sector, 2)
+        swapped = data.copy()
+        swapped[one : one + sector] = data[other : other + sector]
+        yield f"the sector at {one} is that of {other}", swapped.copy()
+        swapped[other : other + sector] = data[one : one + sector]
+        yield f"the sectors at {one} and {other} changed places", swapped
+    yield "one byte is missing", np.append(np.delete(data, rng.integers(size)), np.uint8(0))
+    yield "shifted by a word", np.roll(data, 8)
+    yield "shifted by a row", np.roll(data, 511 * 8)
+    yield "shifted by a block", np.roll(data, 1 << 20)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("content", CONTENTS)
+def test_whatever_befalls_the_bytes_of_a_tensor(tmp_path, content, dtype):
+    rng, dtype = np.random.default_rng(0), jnp.dtype(dtype)
+    right, stale = (CONTENTS[content](rng, 2_300_000 // dtype.itemsize) for _ in range(2))
+    right = right.astype(dtype).view(np.uint8)
+    stale = (stale + 1).astype(dtype).view(np.uint8)
+    write_file(tmp_path / "x", {"a": right}, {})
+    with open_file(tmp_path / "x") as reader, open(tmp_path / "x", "r+b") as file:
+        start = file.seek(0, os.SEEK_END) - right.size
+        assert (reader.read("a") == right).all()
+        tried = 0
+        for what, damaged in damages(right, stale, rng):
+            if not (damaged == right).all():
+                file.seek(start)
+                file.write(damaged)
+                file.flush()
+                with pytest.raises(nnx.WeightsFileError, match="`a` is not as it was written"):
+                    reader.read("a")
+                    raise AssertionError(what)
+                tried += 1
+        assert tried > 40
+
+
 FOREIGN = {
     "a pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x01a\x94K\x01s.",
     "a zip": b"PK\x03\x04" + bytes(100),
@@ -126,10 +191,10 @@ def test_foreign_weights_that_do_not_fit(tmp_path):
 def test_a_newer_version(file, monkeypatch):
     from refax.weights import file_format
 
-    monkeypatch.setattr(file_format, "VERSION", 2)
+    monkeypatch.setattr(file_format, "VERSION", 3)
     nnx.save(file, make_model(), overwrite=True)
     monkeypatch.undo()
-    assert "version 2 of refax's format; this refax knows versions up to 1" in load_or_error(
+    assert "version 3 of refax's format; this refax knows versions up to 2" in load_or_error(
         file, {}
     )
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -334,3 +335,37 @@ def test_a_whole_number_of_pieces(tmp_path, monkeypatch):
         header = json.loads(path.read_bytes()[8:].split(b"]}}")[0] + b"]}}")
         own = json.loads(header["__metadata__"]["refax.checksums"])
         assert len(own["a"]) == 8 * math.ceil(n / 4)
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec("x"), PartitionSpec(None, "x"), PartitionSpec()])
+def test_saving_leaves_no_copy_on_the_host(tmp_path, spec):
+    """JAX keeps the NumPy array that it makes of one that is spread, for the next time."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    numbers = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    array = jax.device_put(numbers, NamedSharding(mesh, spec))
+    nnx.save(tmp_path / "x", nnx.Param(array))
+    assert (safetensors.numpy.load_file(tmp_path / "x")["value"] == numbers).all()
+    assert array._npy_value is None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("size", [0, 7, 511, 4088, 4096, 1 << 20, (1 << 24) + 5])
+def test_files_of_the_version_before(tmp_path, monkeypatch, size):
+    """Their checksums were CRC-32s of all bytes."""
+
+    def crc(number, block):
+        return zlib.crc32(block, number)
+
+    data = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    with monkeypatch.context() as before:
+        before.setattr(file_format, "VERSION", 1)
+        before.setattr(file_format, "_sums", crc)
+        file_format.write_file(tmp_path / "x", {"a": data}, {})
+    with file_format.open_file(tmp_path / "x") as file:
+        assert (file.read("a") == data).all()
+    if size:
+        content = bytearray((tmp_path / "x").read_bytes())
+        content[-1] ^= 1
+        (tmp_path / "x").write_bytes(content)
+        with file_format.open_file(tmp_path / "x") as file:
+            with pytest.raises(nnx.WeightsFileError, match="`a` is not as it was written"):
+                file.read("a")
