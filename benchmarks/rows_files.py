@@ -1,10 +1,10 @@
 """Rows for files: saving and loading 1 GB of weights, time and memory.
 
-The floor is safetensors alone, on NumPy's arrays, brought to the disk as refax brings it there: no
-checksums, no names of objects, no temporary file; and, for saving, in a row of its own, as it is, when
-what it wrote may be in the memory of the system alone. Beside it stand orbax, with which Flax's users
-save, in the column of Flax, Equinox's `tree_serialise_leaves`, and in rows of their own
-`torch.save` and `torch.load`, where PyTorch is installed.
+The floor is safetensors alone, on NumPy's arrays, brought to the disk as refax brings it there:
+no checksums, no names of objects, no temporary file; for saving, in a row of its own, also as
+it is, when what it wrote may be in the memory of the system alone. Beside it stand orbax, with
+which Flax's users save, in the column of Flax, Equinox's `tree_serialise_leaves`, and in rows
+of their own `torch.save` and `torch.load`, where PyTorch is installed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """`state_dict` and `load_state_dict`: names, tied arrays, stacks, dtypes, placement."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,6 +226,55 @@ def test_names_and_layouts_of_others():
     assert nnx.load_state_dict(linear, theirs, rename=dropped, **options)[:2] == ([], [])
     with pytest.raises(ValueError, match=r"are both renamed to `bias`"):
         nnx.load_state_dict(linear, {"a": np.ones(3), "b": np.zeros(3)}, rename=lambda _: "bias")
+
+
+def test_the_report_on_a_large_model_is_short():
+    class Large(nnx.Module):
+        def __init__(self):
+            self.layers = [nnx.Param(jnp.zeros(2, jnp.bfloat16)) for _ in range(500)]
+            self.an_attribute_with_a_rather_long_name = {"k" * 300: nnx.Param(jnp.zeros(2))}
+
+    model = Large()
+    wide = {name: np.ones(2) for name in nnx.state_dict(model)}
+    others = {f"an.unexpected.name.of.a.layer.{i}": np.ones(2) for i in range(3000)}
+    for loaded, texts in (
+        (nnx.load_state_dict(model, wide), ["float64 → bfloat16: ['layers.0'", "500 in all"]),
+        (nnx.load_state_dict(model, others, strict=False), ["501 in all", "3,000 in all"]),
+        (nnx.load_state_dict(model, {}, strict=False), ["missing=['an_att", "unexpected=[],"]),
+    ):
+        text = repr(loaded)
+        assert len(text) < 1500 and all(len(line) <= 80 for line in text.splitlines()), text
+        assert all(x in text.replace("\n    ", " ") for x in texts), text
+    few = nnx.load_state_dict([model.layers[0]], {"0": np.ones(2), "b": 1}, strict=False)
+    assert repr(few) == (
+        "Loaded(\n  missing=[],\n  unexpected=['b'],\n  cast={float64 → bfloat16: ['0']},\n)"
+    )
+
+
+@pytest.mark.parametrize("length", [3, 300, 20_000])
+def test_errors_about_many_names_are_short_and_quick(length):
+    """Of each kind of misfit the first are told, and how many there are."""
+
+    class Large(nnx.Module):
+        def __init__(self):
+            self.layers = {f"{'k' * length}{i}": nnx.Param(jnp.zeros(2)) for i in range(200)}
+            self.tied, self.stack = [self.layers] * 2, nnx.Stack(Block, 3, rngs=nnx.Rngs(0))
+
+    model = Large()
+    names = list(nnx.state_dict(model))
+    given: dict = {name: np.ones(5 if i % 3 else 2) for i, name in enumerate(names[:150])}
+    given |= {f"wrong.{'x' * length}{i}": 1.0 for i in range(200)}
+    given |= {f"stack.{i}.linear.bias": np.ones(2) for i in range(2)}
+    with pytest.raises(ValueError) as caught:
+        nnx.load_state_dict(model, given, rename=lambda name: re.sub("wrong.x*[12]", "same", name))
+    text = str(caught.value)
+    assert len(text) <= 1500, len(text)
+    for what in (
+        " values of the mapping do not fit the object; nothing was changed:",
+        " is float32[2] in the object but float64[5] in the mapping", "more\n  missing: `",
+        "missing: … and ", "unexpected: … and ", "stacks 3 blocks", "Cure: ",
+    ):  # fmt: skip
+        assert what in text, (what, text)
 
 
 def test_dtypes():

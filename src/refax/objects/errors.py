@@ -71,7 +71,9 @@ def describe_value(value: Any) -> str:
 
 def suggest(name: Any, choices: Iterable[Any]) -> str:
     """ " Did you mean …?" for the nearest of `choices`, or nothing."""
-    others = [str(c) for c in choices if str(c) != str(name)]
+    # Names of a sane length: to compare others takes long.
+    names = [str(c) for c in (name, *choices)]
+    others = [c for c in names if c != names[0] and len(c) + len(names[0]) < 400]
     near = difflib.get_close_matches(str(name), others, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 

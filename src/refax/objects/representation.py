@@ -308,7 +308,7 @@ def shortened(text: str, width: int) -> str:
     `encoder.layers.11.attention.query.kernel` becomes `encod….layers.11.atten….query.kernel`;
     where even that is too long, the middle is left out.
     """
-    parts = [*re.split(r"([./])", text)]
+    parts = [part[: width + 1] for part in re.split(r"([./])", text)]
     while len("".join(parts)) > width:
         i = max(range(len(parts)), key=lambda i: len(parts[i]))
         if len(parts[i]) <= 4:

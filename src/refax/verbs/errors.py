@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
 from ..objects.errors import StructureError, describe_value, path_string
+from ..objects.representation import shortened
 
-_SHOWN = 12
+# What one error shows of each kind: so many lines, and characters of a name, of a line at least, of
+# all kinds.
+_SHOWN, _LONG, _LEAST, _ROOM = 30, 60, 150, 1200
 
 
 class Misfits:
@@ -20,16 +25,13 @@ class Misfits:
 
     def __init__(self, verb: str, given: str = "State"):
         self.verb, self._given = verb, given
-        self._lines: list[str] = []
-        self._count = 0
+        self._lines: dict[tuple[str, str], list[str]] = {}  # by cure and by how they begin
         self._cures: dict[str, None] = {}  # each once, in order
 
     def add(self, cure: str, *lines: str) -> None:
         """Things that do not fit, one a line, with one cure."""
         if lines:
-            more = len(lines) - _SHOWN
-            self._lines += [*lines[:_SHOWN], f"… and {more} more"] if more > 0 else lines
-            self._count += len(lines)
+            self._lines.setdefault((cure, lines[0].partition("`")[0]), []).extend(lines)
             self._cures[cure] = None
 
     def unlike(self, what: str, old: Any, new: Any, cure: str) -> None:
@@ -37,15 +39,27 @@ class Misfits:
         self.add(cure, f"{what} is {describe_value(old)} in the object but {given}.")
 
     def raise_if_any(self) -> None:
-        if not self._lines:
+        count = sum(map(len, self._lines.values()))
+        if not count:
             return
-        what = self._lines[0]
-        if len(self._lines) > 1:
+        cures = "; or ".join(self._cures)
+        room = (_ROOM - len(cures)) // len(self._lines)
+        shown = [x for (_, kind), lines in self._lines.items() for x in _some(kind, lines, room)]
+        what = shown[0]
+        if count > 1:
             what = (
-                f"{self._count} values of the {self._given} do not fit the object; nothing was "
-                "changed:\n  " + "\n  ".join(self._lines)
+                f"{count:,} values of the {self._given} do not fit the object; nothing was "
+                "changed:\n  " + "\n  ".join(shown)
             )
-        raise StructureError(f"nnx.{self.verb}: {what}\nCure: {'; or '.join(self._cures)}.")
+        raise StructureError(f"nnx.{self.verb}: {what}\nCure: {cures}.")
+
+
+def _some(kind: str, lines: list[str], room: int) -> list[str]:
+    """The first lines, in about so many characters, with long names cut."""
+    cut = [re.sub("`.*?`", lambda name: shortened(name[0], _LONG), x) for x in lines[:_SHOWN]]
+    cut = [shortened(x, max(room, _LEAST)) for x in cut]
+    fit = sum(length <= room for length in accumulate(map(len, cut))) or 1
+    return cut[:fit] + [f"{kind}… and {len(lines) - fit:,} more"] * (len(lines) > fit)
 
 
 def number_of_leaves(expected: int, given: int) -> StructureError:

@@ -5,20 +5,20 @@ the header, the header (JSON: dtype, shape and place of each tensor), the bytes 
 refax adds stands in the header's `__metadata__`, which other readers pass over:
 
     refax.format      the version of what refax adds
-    refax.checksums   {name: the checksum of each 16 MiB of the tensor, eight hexadecimal digits each}
+    refax.checksums   {name: checksums of each 16 MiB of the tensor, eight hexadecimal digits each}
     refax.dtypes      {name: dtype} of tensors whose dtype the format does not know; their bits are
                       kept as integers
     refax.header      the CRC-32 of the header itself, with these eight digits as zeros
 
 A checksum is a CRC-32, but not of every byte, which would take a third of the time of writing. Each
-MiB is laid out as rows of 511 words of 64 bits, little-endian; of these the sums of the columns go
-into the CRC, the sums of the rows, and what is left of the last row. A word that changed shows in two
+MiB is laid out as rows of 511 words of 64 bits, little-endian; into the CRC go the sums of their
+columns, the sums of the rows, and what is left of the last row. A word that changed shows in two
 sums, a sector that was lost or changed places (4 KiB, a row is shorter) in as many as it has words.
 In version 1 it was the CRC-32 of all bytes.
 
-A tensor on a CPU is never in memory a second time; from other devices, or from several, one at a time
-is brought to the host. It is written piece by piece, with zeros for the checksums, which are put in at
-the end. A reader reads only what it is asked for, and checks it.
+A tensor on a CPU is never in memory a second time; from other devices, or from several, one at a
+time is brought to the host. It is written piece by piece, with zeros for the checksums, which are
+put in at the end. A reader reads only what it is asked for, and checks it.
 """
 
 from __future__ import annotations

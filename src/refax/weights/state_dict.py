@@ -26,7 +26,7 @@ from ..graph.rebuild import write_leaves
 from ..objects.arguments import Fits, checked, is_dtype, taken_by
 from ..objects.entering import castable, is_key, keys_of_data
 from ..objects.errors import suggest
-from ..objects.representation import WIDTH, wrapped
+from ..objects.representation import WIDTH, shortened, wrapped
 from ..objects.variable import raw
 from ..verbs.errors import Misfits
 from ..verbs.matching import same_values, void_corrections
@@ -44,6 +44,7 @@ LoadDtype = Annotated[Any, Fits("'model', 'file', or a dtype", _says_dtype)]
 _Pattern = Annotated[str, Fits("a regular expression", taken_by(re.compile))]
 Rename = Mapping[_Pattern, str] | Mapping[_Pattern, str | None] | Callable[[str], str | None]
 Transform = Callable[[str, Any], Any]
+_SHOWN = 6  # names, of each kind
 _OTHER_NAMES = (
     "rename={…} for other names; strict=False for what is missing, or is not of the object"
 )
@@ -60,10 +61,24 @@ class Loaded(NamedTuple):
     """Names whose dtype was changed: (of the mapping, of the object)."""
 
     def __repr__(self) -> str:
-        parts = [f"{name}={value!r}" for name, value in self._asdict().items()]
-        line = f"Loaded({', '.join(parts)})"
-        lines = [f"  {wrapped(part, WIDTH - 3, '    ')},\n" for part in parts]
-        return line if len(line) <= WIDTH else f"Loaded(\n{''.join(lines)})"
+        line = f"Loaded({', '.join(f'{k}={v}' for k, v in self._asdict().items())})"
+        if len(line) <= WIDTH:
+            return line
+        pairs: dict[str, list[str]] = {}
+        for name, (given, taken) in self.cast.items():
+            pairs.setdefault(f"{given} → {taken}", []).append(name)
+        casts = ", ".join(f"{pair}: {_some(names)}" for pair, names in pairs.items())
+        parts = [f"missing={_some(self.missing)}", f"unexpected={_some(self.unexpected)}"]
+        lines = [
+            f"  {wrapped(part, WIDTH - 3, '    ')},\n" for part in (*parts, f"cast={{{casts}}}")
+        ]
+        return f"Loaded(\n{''.join(lines)})"
+
+
+def _some(names: list[str]) -> str:
+    """The first names, and how many there are."""
+    more = f", … {len(names):,} in all" if len(names) > _SHOWN else ""
+    return f"[{', '.join(repr(shortened(name, 60)) for name in names[:_SHOWN])}{more}]"
 
 
 @checked
