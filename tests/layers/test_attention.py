@@ -270,6 +270,20 @@ def test_decoding_inside_a_scan() -> None:
     np.testing.assert_allclose(y.swapaxes(0, 1), expected, atol=3e-6)
 
 
+def test_an_ensemble_has_a_cache_for_each_member() -> None:
+    attentions = nnx.vmap(lambda key: nnx.MultiHeadAttention(4, 16, rngs=nnx.Rngs(key)))(
+        jax.random.split(jax.random.key(0), 3)
+    )
+    x = jnp.asarray(X)
+    expected = nnx.vmap(lambda a: a(x, is_causal=True))(attentions)
+    attentions.init_cache(X.shape)
+    assert attentions.cached_key.shape == (3, *X.shape[:-1], 4, 4)
+    step = nnx.jit(nnx.vmap(lambda a, x: a(x, decode=True), in_axes=(0, None)))
+    outputs = [step(attentions, x[:, i : i + 1]) for i in range(6)]
+    np.testing.assert_allclose(np.concatenate(outputs, 2), expected, atol=3e-6)
+    assert attentions.cache_index.tolist() == [6, 6, 6]
+
+
 def test_decoding_beside_the_peer(peer: Any) -> None:
     mine, its = (
         lib.MultiHeadAttention(4, 16, num_kv_heads=2, decode=True, rngs=lib.Rngs(0), **AFFINE)

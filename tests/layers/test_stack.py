@@ -432,12 +432,18 @@ def test_caches_of_attention() -> None:
     x = jax.random.normal(jax.random.key(1), (2, 5, 8))
     whole = stack(x, nnx.make_causal_mask(x[..., 0]))
     stack.set_attributes(decode=True)
-    stack.vmap(lambda block: block.attention.init_cache((2, 5, 8)))
-    assert stack.blocks.attention.cached_key.shape == (N, 2, 5, 2, 4)
-    steps = [stack(x[:, i : i + 1]) for i in range(5)]
-    # The softmax is over the same numbers in another order.
-    np.testing.assert_allclose(jnp.concatenate(steps, 1), whole, rtol=1e-4, atol=1e-5)
-    assert stack.blocks.attention.cache_index.value.tolist() == [5] * N
+    view = nnx.view(stack, batch_size=2, max_length=5)
+    for make_caches in (
+        lambda: stack.vmap(lambda block: block.attention.init_cache((2, 5, 8))),
+        lambda: stack.blocks.attention.init_cache((2, 5, 8)),
+        lambda: setattr(stack, "blocks", view.blocks),
+    ):
+        make_caches()
+        assert stack.blocks.attention.cached_key.shape == (N, 2, 5, 2, 4)
+        steps = [stack(x[:, i : i + 1]) for i in range(5)]
+        # The softmax is over the same numbers in another order.
+        np.testing.assert_allclose(jnp.concatenate(steps, 1), whole, rtol=1e-4, atol=1e-5)
+        assert stack.blocks.attention.cache_index.value.tolist() == [5] * N
 
 
 def test_a_block_must_return_the_form_that_it_got() -> None:

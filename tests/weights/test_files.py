@@ -175,6 +175,40 @@ def test_tied_arrays_are_written_once_and_read_untied(tmp_path):
         assert (model.out.value == tied.embed.value).all()
 
 
+def test_a_mapping_is_written_under_its_names(tmp_path):
+    """What gives arrays by dotted names, and what takes them, have the same names."""
+    model, other = make_model(), make_model(1)
+    arrays = nnx.state_dict(model, filter=nnx.Param)
+    assert nnx.state_dict(arrays) == arrays
+    nnx.save(tmp_path / "model.safetensors", arrays, metadata={"format": "pt"})
+    assert sorted(safetensors.numpy.load_file(tmp_path / "model.safetensors")) == sorted(arrays)
+    nnx.load(tmp_path / "model.safetensors", other, filter=nnx.Param)
+    assert same(nnx.state(model, nnx.Param), nnx.state(other, nnx.Param))
+    empty = {name: jnp.zeros_like(array) for name, array in arrays.items()}
+    nnx.load(tmp_path / "model.safetensors", empty)
+    assert all(equal(empty[name], array) for name, array in arrays.items())
+    part = {"layers.0.bias": None, "head": {"kernel.of": arrays["head.kernel"]}}
+    assert [*nnx.state_dict(part)] == ["head['kernel.of']"]  # no mapping of names to arrays
+
+
+def test_the_brackets_of_former_files_are_read(tmp_path):
+    safetensors.numpy.save_file({"['a.b']": np.ones(2, np.float32)}, tmp_path / "x.safetensors")
+    arrays = {"a.b": jnp.zeros(2)}
+    nnx.load(tmp_path / "x.safetensors", arrays)
+    assert arrays["a.b"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("size", ["5GB", "100B"])
+def test_a_folder_as_hugging_face_lays_it_out(tmp_path, size):
+    model, other = make_model(), make_model(1)
+    nnx.save(tmp_path / "model.safetensors", model, max_file_size=size)
+    (tmp_path / "config.json").write_text("{}")
+    assert (tmp_path / "model.safetensors").exists() == (size == "5GB")
+    assert nnx.load(tmp_path, other) == ([], [], {})
+    assert same(model, other)
+    assert nnx.inspect_file(tmp_path).tensors.keys() == nnx.state_dict(model).keys()
+
+
 def test_several_files(tmp_path):
     model = make_model()
     path = tmp_path / "model.safetensors"

@@ -437,6 +437,47 @@ def test_rename_drops_and_transform_turns():
 # -- errors ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", ["5GB", "100B"])
+def test_a_file_a_folder_and_an_index_go_in(tmp_path, size):
+    model = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs()), nnx.Linear(4, 2, rngs=rngs()))
+    file = tmp_path / "model.safetensors"
+    nnx.save(file, nnx.to_torch(model), max_file_size=size)
+    assert nnx.inspect_file(file).tensors["1.weight"].shape == (2, 4)
+    paths = [file, str(file), tmp_path, *tmp_path.glob("*.json")]
+    assert len(paths) == (3 if size == "5GB" else 4)
+    for path in paths:
+        other = nnx.eval_shape(
+            lambda: nnx.Sequential(nnx.Linear(3, 4, rngs=rngs()), nnx.Linear(4, 2, rngs=rngs()))
+        )
+        assert nnx.from_torch(other, path) == ([], [], {})
+        for name, array in nnx.state_dict(model).items():
+            np.testing.assert_array_equal(nnx.state_dict(other)[name], array)
+    file.write_bytes(b"PK torch.save")
+    with pytest.raises(nnx.WeightsFileError, match="model.safetensors is no safetensors file"):
+        nnx.from_torch(model, file)
+    with pytest.raises(IsADirectoryError, match="nnx.from_torch: .* is a folder"):
+        nnx.from_torch(model, tmp_path.parent)
+
+
+def test_names_and_layouts_go_back_as_they_came():
+    model = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs()))
+    theirs = {"up.w": random(3, 4), "up.b": random(4)}
+    names = {r"^up\.w$": "0.weight", r"^up\.b$": "0.bias"}
+    back = {r"^0\.(\w).*": r"up.\1"}
+
+    def turn(name, array):
+        return array.T if name == "0.weight" else array
+
+    nnx.from_torch(model, theirs, names, transform=turn)
+    given = nnx.to_torch(model, back, transform=turn)
+    assert {n: np.asarray(x).tolist() for n, x in given.items()} == {
+        name: array.tolist() for name, array in theirs.items()
+    }
+    assert [*nnx.to_torch(model, {"bias": None})] == ["0.weight"]
+    with pytest.raises(ValueError, match="`0.bias` and `0.weight` are both renamed to `0`"):
+        nnx.to_torch(model, {r"\..*": ""})
+
+
 def test_one_report_tells_all_and_nothing_is_changed():
     model, theirs = Model(), model_arrays()
     del theirs["layers.0.scale"], theirs["embed.weight"], theirs["head.weight"]

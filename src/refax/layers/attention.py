@@ -297,10 +297,12 @@ class MultiHeadAttention(Module):
             raise fit.ArgumentError(
                 f"input_shape={tuple(input_shape)}, but must be (*batch, max_length, in_features)."
             )
-        shape = (*input_shape[:-1], self.num_kv_heads, self.head_dim)
+        # Of a Stack, or of an ensemble by `vmap`: a cache for each of them.
+        stacked = self.key.kernel.shape[:-3] if isinstance(self.key, LinearGeneral) else ()
+        shape = (*stacked, *input_shape[:-1], self.num_kv_heads, self.head_dim)
         self.cached_key = Cache(jnp.zeros(shape, dtype))
         self.cached_value = Cache(jnp.zeros(shape, dtype))
-        self.cache_index = Cache(jnp.array(0, jnp.int32))
+        self.cache_index = Cache(jnp.zeros(stacked, jnp.int32))
 
     def _extend_cache(
         self, key: jax.Array, value: jax.Array

@@ -37,6 +37,7 @@ from . import file_errors as errors
 from .file_format import Reader, new_file, open_file, write_file
 from .orbax_folders import read_tree, trees_in
 from .places import Place, Places
+from .tensors import as_numpy, is_tensor
 from .state_dict import LoadDtype, Loaded, Rename, Transform, load_into
 
 
@@ -91,7 +92,8 @@ def save(
         path: the file, such as `model.safetensors`. What is larger than `max_file_size` goes into
             `model-00001-of-00003.safetensors`, … and `model.safetensors.index.json`.
         obj: a Module, an Optimizer, any object graph. Tied arrays are written once, static
-            attributes are not.
+            attributes are not. Also a mapping of names to arrays, as `nnx.state_dict` and
+            `nnx.to_torch` give it: it is written under these names.
         filter: which arrays; everything by default.
         metadata: texts to keep in the file: `nnx.inspect_file` returns them.
         max_file_size: bytes, or a text like "500MB".
@@ -120,6 +122,8 @@ def save(
         True
     """
     path = Path(path)
+    if isinstance(obj, Mapping):
+        obj = {n: as_numpy(x) if is_tensor(x) else x for n, x in obj.items()}
     places = Places(obj, filter, "save")
     arrays = {name: place.value for name, place in places.by_name.items()}
     for name, array in arrays.items():
@@ -176,8 +180,9 @@ def load(
     sharded. Every byte that is read is checked.
 
     Args:
-        path: the file; for several files the index, or the name that was given to `nnx.save`. Also
-            a folder that orbax has written, such as a checkpoint of Flax.
+        path: the file; for several files the index, or the name that was given to `nnx.save`. A
+            folder of Hugging Face's stands for the `model.safetensors` or the index in it. Also a
+            folder that orbax has written, such as a checkpoint of Flax.
         obj: the object; an abstract one (`nnx.eval_shape`) is filled in.
         mesh: place each array on this mesh by the annotations of its Variable. By default an array
             goes where the one is that it replaces.
@@ -194,7 +199,7 @@ def load(
     if path.is_dir() and (trees := trees_in(path)):
         mapping = _of_folder(path, trees, {} if rename else places.by_path)
         return load_into(places, mapping, strict, rename, transform, dtype, mesh)
-    with _open(path, "load") as file:
+    with opened(path, "load") as file:
         mapping = dict(file.tensors)
         for alias, name in file.aliases.items():
             if alias not in mapping and name in mapping and places.find(alias) is not None:
@@ -209,7 +214,7 @@ def inspect_file(path: str | os.PathLike[str]) -> FileInfo:
     Raises:
         WeightsFileError, OSError: as `nnx.load`.
     """
-    with _open(Path(path), "inspect_file") as file:
+    with opened(Path(path), "inspect_file") as file:
         forms = {name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in file.tensors.items()}
         return file._replace(tensors=forms)
 
@@ -250,10 +255,13 @@ class _Lazy:
 
 
 @contextlib.contextmanager
-def _open(path: Path, verb: str) -> Iterator[FileInfo]:
+def opened(path: Path, verb: str) -> Iterator[FileInfo]:
     """What stands in a file, or in the files of an index, with tensors that can be read."""
     if path.is_dir():
-        raise errors.folder(path, verb)
+        inside = path / "model.safetensors"  # its name in the folders of Hugging Face's libraries
+        if not (inside.exists() or _index_of(inside).exists()):
+            raise errors.folder(path, verb)
+        path = inside
     index = path if path.name.endswith(".json") else _index_of(path)
     is_index = path == index or (index.exists() and not path.exists())
     weight_map = _weight_map(index) if is_index else {}

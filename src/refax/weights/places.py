@@ -7,7 +7,7 @@ knows all, as `nnx.update` does (`verbs/matching.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -53,6 +53,10 @@ class Places:
         self.by_name: dict[str, Place] = {}
         # By leaf: the arrays in it by their keys there, as texts. None: the filter leaves it out.
         self._parts: dict[int, dict[tuple[str, ...], Place] | None] = {}
+        # A mapping of names to arrays has these names: they are dotted already.
+        self._flat = isinstance(obj, Mapping) and all(
+            isinstance(name, str) and is_array(value) for name, value in obj.items()
+        )
         matches = to_predicate(filter)
         paths = self.plan.graphdef.paths
         for leaf in paths.order:
@@ -65,9 +69,12 @@ class Places:
                 if is_array(array):
                     keys = tuple(map(key_name, below))
                     place = (*path, *keys) or ("value",)
-                    name = dotted_name(place)
+                    name = self._name(place)
                     parts[tuple(map(str, keys))] = Place(name, leaf, part, array, place)
                     self.by_name[name] = parts[tuple(map(str, keys))]
+
+    def _name(self, path: tuple) -> str:
+        return path[0] if self._flat else dotted_name(path)
 
     @cached_property
     def by_path(self) -> dict[tuple[str, ...], Place]:
@@ -114,7 +121,7 @@ class Places:
             if type(at) is int:
                 for keys, place in (self._parts[at] or {}).items():
                     at_path = (*path, *keys)
-                    yield dotted_name(at_path) or "value", place._replace(path=at_path)
+                    yield self._name(at_path) or "value", place._replace(path=at_path)
             elif id(at) not in above:
                 below = above | {id(at)}
                 stack += [((*path, k), at[k], below) for k in reversed(sorted_keys(at))]

@@ -1,14 +1,16 @@
 """`from_torch` and `to_torch`: PyTorch's state dicts in and out, by the type of each layer.
 
-PyTorch is not needed to read: a state dict is a mapping of names to arrays.
+PyTorch is not needed to read: a state dict is a mapping of names to arrays, or a file of them.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Mapping
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,8 +28,11 @@ from ..objects.variable import Variable
 from ..objects.variable_types import Cache, Intermediate, Param, Perturbation, RngState
 from ..verbs.errors import Misfits
 from .file_errors import not_concrete
+from .files import opened
 from .places import Places
+from .stacks import read
 from .state_dict import LoadDtype, Loaded, Rename, Transform, add_unmatched, load_into, renamed
+from .tensors import as_numpy
 from .torch_layouts import Entry, Slot, entries
 
 # Random streams, caches and records have no counterpart; PyTorch's attributes are not saved.
@@ -37,7 +42,7 @@ _STORED = All(Variable, Not(AnyOf(RngState, Cache, Intermediate, Perturbation)))
 @checked
 def from_torch(
     model: Any,
-    state_dict: Mapping[str, Any],
+    state_dict: Mapping[str, Any] | str | os.PathLike[str],
     rename: Rename | None = None,
     strict: bool = True,
     *,
@@ -51,8 +56,8 @@ def from_torch(
 
     Args:
         model: the model; its arrays may be abstract (`nnx.eval_shape`) and are filled in then.
-        state_dict: names → tensors of PyTorch, or arrays: `torch_model.state_dict()`, what
-            `safetensors` reads.
+        state_dict: names → tensors of PyTorch, or arrays: `torch_model.state_dict()`; or the path
+            of a safetensors file, an index of several, or a folder of Hugging Face's.
         rename: `{regular expression: replacement}`, applied to each name one after the other, to
             get the name that a PyTorch model with the attributes of this one would have; None in
             place of a replacement drops the entry. Or a function of the name.
@@ -84,9 +89,10 @@ def from_torch(
         [4.0, 5.0, 6.0]
     """
     misfits = Misfits("from_torch", "mapping")
-    if isinstance(state_dict, Mapping):
-        state_dict = {name: _as_numpy(value) for name, value in state_dict.items()}
-    given = renamed(state_dict, rename, misfits)
+    if not isinstance(state_dict, Mapping):
+        with opened(Path(state_dict), "from_torch") as file:
+            state_dict = {name: read(tensor) for name, tensor in file.tensors.items()}
+    given = renamed({n: as_numpy(x) for n, x in state_dict.items()}, rename, misfits)
     if transform is not None:
         given = {name: np.asarray(transform(name, value)) for name, value in given.items()}
     places = Places(model, _STORED, "from_torch")
@@ -111,12 +117,24 @@ def from_torch(
     return Loaded(list(missing), unexpected, loaded.cast)
 
 
-def to_torch(model: Any) -> dict[str, Any]:
+@checked
+def to_torch(
+    model: Any, rename: Rename | None = None, *, transform: Transform | None = None
+) -> dict[str, Any]:
     """The state dict that a PyTorch model with the attributes of this one would have.
 
     `torch_model.load_state_dict(nnx.to_torch(model))` takes it: tensors with copies of the values;
     where PyTorch is not installed, NumPy arrays. Names and axes go by the type of each layer, as in
     `nnx.from_torch`; a tied array is there under each of its names.
+
+    Args:
+        model: the model.
+        rename: `{regular expression: replacement}` or a function, as in `nnx.from_torch`, the other
+            way: of the name that a PyTorch model with these attributes has, to the name to give.
+        transform: (name before `rename`, array of NumPy) → the array to give.
+
+    Raises:
+        ValueError: an array is abstract or traced; two get the same name by `rename`.
 
     Example:
         >>> from refax import nnx
@@ -148,6 +166,11 @@ def to_torch(model: Any) -> dict[str, Any]:
         u, weight = arrays[name], arrays[name.replace("weight.0._u", "weight.original")]
         v = u @ (weight.swapaxes(0, 1) if transposed else weight).reshape(len(u), -1)
         arrays[name.removesuffix("u") + "v"] = (v / np.linalg.norm(v)).astype(u.dtype)
+    if transform is not None:
+        arrays = {name: np.asarray(transform(name, array)) for name, array in arrays.items()}
+    misfits = Misfits("to_torch", "state dict")
+    arrays = renamed(arrays, rename, misfits)
+    misfits.raise_if_any()
     return {name: _as_tensor(array) for name, array in arrays.items()}
 
 
@@ -218,16 +241,6 @@ def _needs_bias(entry: Entry, given: Mapping[str, Any]) -> bool:
     """Whether PyTorch adds to h what a GRUCell has no place for."""
     names = [name for slot in entry.slots for name in entry.names(slot.added)]
     return isinstance(entry.layer, GRUCell) and any(np.any(given[n]) for n in names if n in given)
-
-
-def _as_numpy(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):  # a tensor
-        value = value.detach().cpu()
-        try:
-            return value.numpy()
-        except TypeError:  # a dtype that NumPy itself does not know
-            value = jnp.from_dlpack(value.contiguous())
-    return np.asarray(value)
 
 
 def _as_tensor(array: np.ndarray) -> Any:
