@@ -37,8 +37,8 @@ from . import file_errors as errors
 from .file_format import Reader, new_file, open_file, write_file
 from .orbax_folders import read_tree, trees_in
 from .places import Place, Places
-from .tensors import as_numpy, is_tensor
 from .state_dict import LoadDtype, Loaded, Rename, Transform, load_into
+from .tensors import as_numpy, is_tensor
 
 
 def _are_texts(x: Any) -> bool:
