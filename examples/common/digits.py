@@ -6,6 +6,7 @@ and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Re
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 
@@ -35,6 +36,11 @@ class Digits:
         order = random.permutation(len(self))
         for start in range(0, len(self) - size + 1, size):
             yield self[order[start : start + size]]
+
+    def steps(self, n: int, size: int, random: np.random.Generator) -> Iterator["Digits"]:
+        """So many batches, of the digits again and again."""
+        epochs = iter(lambda: self.batches(size, random), None)
+        return islice(chain.from_iterable(epochs), n)
 
 
 def read_digits() -> tuple[Digits, Digits]:

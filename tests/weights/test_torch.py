@@ -478,6 +478,21 @@ def test_names_and_layouts_go_back_as_they_came():
         nnx.to_torch(model, {r"\..*": ""})
 
 
+@pytest.mark.parametrize("options", [{}, {"num_kv_heads": 1}, {"in_kv_features": 5}], ids=str)
+def test_attention_each_projection_by_itself(options):
+    layer = nnx.MultiHeadAttention(2, 8, rngs=rngs(), **options)
+    layer.query.bias.value += 1.0
+    apart = nnx.to_torch(layer, fused=False)
+    ends = ("weight", "bias")
+    assert apart.keys() == {f"{part}_proj.{end}" for part in ("q", "k", "v", "out") for end in ends}
+    other = nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(1), **options)
+    assert nnx.from_torch(other, apart) == ([], [], {})
+    for name, array in nnx.state_dict(layer).items():
+        np.testing.assert_array_equal(nnx.state_dict(other)[name], array)
+    lstm = nnx.RNN(nnx.LSTMCell(2, 3, rngs=rngs()))
+    assert nnx.to_torch(lstm, fused=False).keys() == nnx.to_torch(lstm).keys()
+
+
 def test_one_report_tells_all_and_nothing_is_changed():
     model, theirs = Model(), model_arrays()
     del theirs["layers.0.scale"], theirs["embed.weight"], theirs["head.weight"]

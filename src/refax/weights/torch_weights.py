@@ -37,6 +37,7 @@ from .torch_layouts import Entry, Slot, entries
 
 # Random streams, caches and records have no counterpart; PyTorch's attributes are not saved.
 _STORED = All(Variable, Not(AnyOf(RngState, Cache, Intermediate, Perturbation)))
+_APART = re.compile(r"_proj\.(weight|bias)$")  # of attention, each projection by itself
 
 
 @checked
@@ -119,7 +120,11 @@ def from_torch(
 
 @checked
 def to_torch(
-    model: Any, rename: Rename | None = None, *, transform: Transform | None = None
+    model: Any,
+    rename: Rename | None = None,
+    *,
+    transform: Transform | None = None,
+    fused: bool = True,
 ) -> dict[str, Any]:
     """The state dict that a PyTorch model with the attributes of this one would have.
 
@@ -132,6 +137,8 @@ def to_torch(
         rename: `{regular expression: replacement}` or a function, as in `nnx.from_torch`, the other
             way: of the name that a PyTorch model with these attributes has, to the name to give.
         transform: (name before `rename`, array of NumPy) → the array to give.
+        fused: whether queries, keys and values of attention are one array, as PyTorch has them
+            where it can; or each by itself, `q_proj.weight`, … .
 
     Raises:
         ValueError: an array is abstract or traced; two get the same name by `rename`.
@@ -148,6 +155,8 @@ def to_torch(
         if not entry.slots:
             continue
         value, slot = entry.place.value, entry.slots[0]
+        if not fused:
+            slot = next((s for s in entry.slots if _APART.search(s.name)), slot)
         if not isinstance(value, (jax.Array, np.ndarray)) or isinstance(value, Tracer):
             raise not_concrete(entry.name, value, "to_torch")
         blocks = np.asarray(value).reshape(-1, *entry.shape)
