@@ -293,8 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{'length':>6}   ms a token: with the cache   without")
     times: dict[str, list[tuple[float, float]]] = {"with the cache": [], "without": []}
     for length in LENGTHS:
-        for name, write_text in zip(times, (generate, generate_without_cache)):
-            times[name].append((length, milliseconds(write_text, model, length)))
+        times["with the cache"].append((length, milliseconds(generate, model, length)))
+        times["without"].append((length, milliseconds(generate_without_cache, model, length)))
         row = "".join(f"{points[-1][1]:>{w}.2f}" for points, w in zip(times.values(), (29, 10)))
         print(f"{length:>6}{row}")
 

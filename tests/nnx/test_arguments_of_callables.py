@@ -424,7 +424,7 @@ KIND = {
         row_filter transform extract_fn replace_fn function""",
     "type": "OfType.type cls type_",
     "variable type": "typ base var_types method_outputs",
-    "mapping": """State.mapping pure_dict load_state_dict.mapping from_torch.state_dict
+    "mapping": """State.mapping pure_dict load_state_dict.mapping
         VariableMetadata.metadata""",
     "state": """state states init to_pure_dict.state TrainState.create.params
         TrainState.apply_gradients.grads""",
@@ -453,7 +453,7 @@ KIND = {
     "string": "tag what argname partition register_variable_name.name set_variable_name.name",
     "name of a type": "variable_type_from_name.name",
     "strings by name": "save.metadata",
-    "file": "save.path load.path inspect_file.path folder",
+    "file": "save.path from_torch.state_dict load.path inspect_file.path folder",
     "bytes": "max_file_size",
     "step": "Checkpoints.save.step Checkpoints.restore.step",
     "best": "best",

@@ -19,7 +19,10 @@ from tools.manual.definitions import ROOT
 EXAMPLES = ROOT / "examples"
 RESULTS = ROOT / "docs" / "recipes"
 MINUTES = 30  # for one example
-SHORT = {"lora": "LoRA", "rnn": "RNN", "vae": "VAE", "vit": "ViT", "gan": "GAN", "resnet": "ResNet"}
+SHORT = {
+    "lora": "LoRA", "rnn": "RNN", "vae": "VAE", "resnet": "ResNet", "vit": "ViT",
+    "gpt2": "GPT-2, a decoder with a cache",
+}  # fmt: skip
 
 
 def recipes() -> list[Path]:
