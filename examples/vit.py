@@ -121,6 +121,9 @@ THEIRS = {
     r"\.up\.": ".intermediate.dense.",
     r"\.down\.": ".output.dense.",
     r"\.attention\.out_proj\.": ".attention.output.dense.",
+    r"\.attention\.q_proj\.": ".attention.attention.query.",
+    r"\.attention\.k_proj\.": ".attention.attention.key.",
+    r"\.attention\.v_proj\.": ".attention.attention.value.",
     r"^(?!head\.)": "vit.",
     r"^head\.": "classifier.",
 }

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::refax.nnx.RetraceWarning")
 NAMES = (
     "classify_digits", "vae_digits", "rnn_highlight_code", "finetune_lora", "stack_blocks",
-    "train_sharded", "pipeline_stages", "mixture_of_experts",
+    "train_sharded", "pipeline_stages", "mixture_of_experts", "gpt2", "vit", "resnet",
 )  # fmt: skip
 
 
@@ -186,3 +186,44 @@ def test_a_stack_learns_what_the_list_learns(tmp_path: Path, capsys: pytest.Capt
         # float32, losses near 5, and ten steps of rounding in another order
         assert float(stacked[6]) < 1e-4
     assert pictures(tmp_path) == ["stack.png"]
+
+
+@pytest.mark.slow
+def test_gpt2_sorts_as_well_with_the_cache_as_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run("gpt2", tmp_path, "--steps", "300", "--digits", "8")
+    output = capsys.readouterr().out
+    digits, whole = numbers(output, "GPT-2")
+    assert digits > 0.95
+    assert whole > 0.8
+    assert numbers(output, "the most frequent")[0] < 0.5
+    assert "The same without the cache: 100.0% of the digits." in output
+    length, cached, read_again = numbers(output, "   512")
+    assert cached < read_again
+    assert f"Written to {tmp_path}, and read: the same." in output
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "cache.png", "config.json", "model.safetensors"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "steps", "with_it", "without"),
+    [
+        ("vit", 800, "ViT", "ViT without places"),
+        ("resnet", 200, "with shortcuts", "without shortcuts"),
+    ],
+)
+def test_image_models_gain_by_what_they_add(
+    name: str, steps: int, with_it: str, without: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    run(name, tmp_path, "--steps", str(steps))
+    output = capsys.readouterr().out
+    loss, accuracy = numbers(output, f"{with_it:<23}")
+    loss_without, _ = numbers(output, f"{without:<23}")
+    assert loss < loss_without / 2
+    assert accuracy > 0.9
+    assert f"and read: {accuracy:.2%}." in output
+    assert (tmp_path / "loss.png").exists()

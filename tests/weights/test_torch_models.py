@@ -44,6 +44,12 @@ def randomized(model):
     return model.eval()
 
 
+def same_names(folder):
+    """Of what they and we have written."""
+    names = [nnx.inspect_file(folder / name).tensors.keys() for name in ("theirs", "ours")]
+    return names[0] == names[1]
+
+
 def same_tensors(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
@@ -90,6 +96,7 @@ def test_gpt2_in_our_files(transformers, their_gpt2, tmp_path):
     (tmp_path / "ours").mkdir()
     their_gpt2.save_pretrained(tmp_path / "theirs")
     gpt2.write(tmp_path / "ours", gpt2.read(tmp_path / "theirs"))
+    assert same_names(tmp_path)
     again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ours")
     assert same_tensors(again.state_dict(), their_gpt2.state_dict())
 
@@ -156,6 +163,7 @@ def test_vit_both_ways(transformers, tmp_path):
         y = theirs(torch.tensor(np.moveaxis(images, -1, 1))).logits.numpy()
     np.testing.assert_allclose(model(images), y, **TOLERANCE)
     vit.write(tmp_path / "ours", model)
+    assert same_names(tmp_path)
     again = transformers.ViTForImageClassification.from_pretrained(tmp_path / "ours")
     assert same_tensors(again.state_dict(), theirs.state_dict())
     assert again.config.num_labels == 5
