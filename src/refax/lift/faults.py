@@ -31,6 +31,30 @@ _ARGUMENTS = re.compile("(?<=the values of the arguments ).*")
 _ABSTRACT = re.compile("valid JAX type|ShapeDtypeStruct")
 _NOT_TOGETHER = re.compile("incompatible devices|should match the aval mesh|^memory_space of all")
 _TRACED = re.compile(r"the function (\S+) at \S*[/\\]refax[/\\]\S+?:\d+ for ")
+_RETURNED = re.compile(
+    r"^function (\S+) at \S*[/\\]refax[/\\]\S+?:\d+ traced for (\w+) returned a value of type "
+    r"<class '(.+)'> at output component ((?:\[1\])?\[0\])?(\S*), (?=which is not a valid)"
+)
+_SCALAR = "one boolean: jnp.any(x) or jnp.all(x); for each element, jnp.where or nnx.vmap."
+_CURES = {  # of what JAX says of a function, and says clearly
+    "Gradient only defined for scalar": "return one number, as jnp.mean(loss); with more to return, "
+    "has_aux=True and (loss, aux); for all outputs nnx.vjp.",
+    "grad requires real": "floating-point numbers, x.astype(jnp.float32); for integers that have no "
+    "gradient allow_int=True, or leave them out by argnums=nnx.DiffState(0, filter).",
+    "vmap must have at least one": "an axis for what is mapped, in_axes=(None, 0), or axis_size=….",
+    "vmap got inconsistent sizes": "the size that the mapped axes have, or no axis_size.",
+    "at vmap out_axes": "an axis for what differs along the mapped one: out_axes=0.",
+    "scan got no values to scan over": "length=…, or something with an axis to scan over.",
+    "scan got `length`": "the length that the scanned axes have, or no length.",
+    "Pred must be a scalar, got ": _SCALAR,
+    "cond_fun must return a boolean scalar": _SCALAR,
+    "Index type must be an integer": "an integer, index.astype(int).",
+    "lower and upper arguments to fori_loop": "two ints, or integer scalars of one dtype.",
+    "jvp called with different": "for each primal a tangent of its shape.",
+    "primal and tangent arguments": "tangents of the dtypes of the primals.",
+    "Output from batched function": "arrays, numbers and objects; return nothing else.",
+    "the function returned": "arrays, numbers and objects; what is none is set on an object inside.",
+}
 
 
 def execute(call: Call, function: Callable, program: Callable, *inputs: Any) -> Any:
@@ -76,7 +100,22 @@ def tell(
         count, places = len(call.values), [place for place, _ in inputs]
         tree = jax.tree.structure(call.tree).unflatten(places[count:])
         _put_names(error, function, _arranged(call.groups.take(places[:count]), tree))
+        _put_cure(error, function)
     return fault
+
+
+def _put_cure(error: Exception, function: Callable) -> None:
+    """Say what to do about a common mistake, and of which function JAX speaks."""
+    text = error.args[0]
+    if found := _RETURNED.match(text):
+        _, transform, kind, start, path = found.groups()
+        place = ("ys" if start == "[1][0]" else "result") + path  # (the carry was looked at)
+        rest = text[found.end() :]
+        text = f"the function returned `{place}` of the type {kind} from {transform}, {rest}"
+    text = text.replace("at vmap out_axes[0]", "at vmap out_axes")
+    cure = next((cure for start, cure in _CURES.items() if text.startswith(start)), "")
+    if cure and "\nCure: " not in text and len(error.args) == 1:
+        error.args = (f"{text}\nIn the function {where(function)}.\nCure: {cure}",)
 
 
 def _fault(inputs: Sequence[tuple[str, Any]], error: Exception) -> Exception | None:

@@ -198,8 +198,12 @@ def stretched(
 
     try:
         jax.tree_util.tree_map_with_path(under, prefix, tree, is_leaf=is_leaf)
-    except ValueError as e:
-        raise errors.prefix_mismatch(name, prefix, e) from None
+    except ValueError:
+        marked = jax.tree.map(lambda _: 0, prefix, is_leaf=is_leaf)  # JAX would complain of a None
+        try:
+            jax.tree_util.tree_map_with_path(lambda *_: 0, marked, tree)
+        except ValueError as e:
+            raise errors.prefix_mismatch(name, prefix, e) from None
     return found, jax.tree.structure(tree, is_leaf=stop)
 
 

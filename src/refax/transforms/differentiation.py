@@ -16,6 +16,7 @@ import numpy as np
 from ..graph.plan import plan_for
 from ..lift.arguments import named_like, put_back, slot_numbers, unbind
 from ..lift.call import Call, enter, occurrences_in, pure_function
+from ..lift.places import inputs_of
 from ..lift.prefix import FilterPrefix, group_leaves
 from ..objects.errors import describe_value
 from ..objects.variable import Variable, make_variable
@@ -109,6 +110,19 @@ def prepare(
         return pure(*join(diff, rest, wrt))
 
     return call, wrt, diff, named_like(function, of_diff)
+
+
+def integers(call: Call, function: Callable, wrt: list) -> list[str]:
+    """The places of what is differentiated and has no derivative: integers, booleans, keys."""
+    numbers = [number for number, _ in wrt]
+    at = [group > 0 for group in call.groups.of_leaf]
+    for path, _ in jax.tree_util.tree_leaves_with_path(call.tree):
+        at.append(path[0].idx == 0 and path[1].idx in numbers)
+    return [
+        f"{place} ({describe_value(value)})"
+        for chosen, (place, value) in zip(at, inputs_of(call, function), strict=True)
+        if chosen and not jax.numpy.issubdtype(jax.numpy.result_type(value), jax.numpy.inexact)
+    ]
 
 
 def _pair(result: Any) -> Any:

@@ -15,7 +15,7 @@ import jax
 from ..lift.call import leave
 from ..lift.faults import execute
 from .bound import decorator_or_function, lifted
-from .differentiation import gradient_builder, normalize_argnums, prepare
+from .differentiation import gradient_builder, integers, normalize_argnums, prepare
 from .prefixes import Argnums
 from .signatures import GradTransform, ValueAndGradTransform
 
@@ -59,7 +59,13 @@ def _runner(
         call, wrt, diff, of_diff = prepare(f, args, kwargs, differentiated, has_aux, True)
         as_users_get_them = gradient_builder(call, wrt, argnums)
         program = jax.value_and_grad(of_diff, has_aux=True, **options)
-        (loss, out), grads = execute(call, f, program, diff)
+        try:
+            (loss, out), grads = execute(call, f, program, diff)
+        except TypeError as error:
+            if (found := integers(call, f, wrt)) and not allow_int:
+                told = f"These have no derivative: {', '.join(found[:5])}."
+                error.args = (str(error).replace("\nIn the", f"\n{told}\nIn the", 1),)
+            raise
         aux = leave(call, out)
         return ((loss, aux) if has_aux else loss), as_users_get_them(grads)
 
