@@ -37,9 +37,9 @@ _RETURNED = re.compile(
 )
 _SCALAR = "one boolean: jnp.any(x) or jnp.all(x); for each element, jnp.where or nnx.vmap."
 _CURES = {  # of what JAX says of a function, and says clearly
-    "Gradient only defined for scalar": "return one number, as jnp.mean(loss); with more to return, "
+    "Gradient only defined for scalar": "return one number, as jnp.mean(loss); with more, "
     "has_aux=True and (loss, aux); for all outputs nnx.vjp.",
-    "grad requires real": "floating-point numbers, x.astype(jnp.float32); for integers that have no "
+    "grad requires real": "floating-point numbers, x.astype(jnp.float32); for integers without "
     "gradient allow_int=True, or leave them out by argnums=nnx.DiffState(0, filter).",
     "vmap must have at least one": "an axis for what is mapped, in_axes=(None, 0), or axis_size=….",
     "vmap got inconsistent sizes": "the size that the mapped axes have, or no axis_size.",
@@ -53,7 +53,7 @@ _CURES = {  # of what JAX says of a function, and says clearly
     "jvp called with different": "for each primal a tangent of its shape.",
     "primal and tangent arguments": "tangents of the dtypes of the primals.",
     "Output from batched function": "arrays, numbers and objects; return nothing else.",
-    "the function returned": "arrays, numbers and objects; what is none is set on an object inside.",
+    "the function returned": "arrays, numbers and objects; set what is none on an object.",
 }
 
 

@@ -36,6 +36,7 @@ from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import B, C, O, P, Q, R, S
 from ..verbs.scopes import call_jitted
 from .bound import decorator_or_function, positions
+from .donation import told, tracing_starts
 from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, check_results, layout_of, places_of_leaves
 from .jit_options import Options, StaticArguments
@@ -120,6 +121,7 @@ class _Program:
     inner: Callable  # what it compiles
     layout: Layout
     spread: Spread | None  # how the values lie on several devices
+    fresh: bool = True  # whether it was not called yet
 
 
 class JitWrapped(Generic[P, R]):
@@ -148,8 +150,16 @@ class JitWrapped(Generic[P, R]):
             self._warn_of_constants()
         call, program, inputs = self._prepare(args, kwargs)
         if program.layout.given:  # donated: an interrupt would leave deleted arrays behind
-            return uninterrupted(self._run, call, program, inputs)
+            return uninterrupted(self._run_donating, call, program, inputs)
         return self._run(call, program, inputs)
+
+    def _run_donating(self, call: Call, program: _Program, inputs: tuple) -> Any:
+        fresh, program.fresh = program.fresh, False
+        return self._telling(call, program, fresh, self._run, call, program, inputs)
+
+    def _telling(self, call: Call, program: _Program, fresh: bool, run: Any, *args: Any) -> Any:
+        given = functools.partial(program.layout.given_inputs, call, self._function)
+        return told(self._function, given, run, *args, fresh=fresh)
 
     def _run(self, call: Call, program: _Program, inputs: tuple) -> Any:
         try:
@@ -306,6 +316,7 @@ class JitWrapped(Generic[P, R]):
                 inputs = inputs_of(running[1], running[0]._function)
                 at = {place: said(placement(value)) for place, value in inputs}
             traces.note(TraceRecord(graphdef, roots, inside.values, tree, labels, fixed, at))
+            tracing_starts()
 
         return observe
 
@@ -347,8 +358,8 @@ class JitWrapped(Generic[P, R]):
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Lower without running: `.as_text()`, `.compile()`, `.cost_analysis()`, …"""
-        _, program, inputs = self._prepare(args, kwargs)
-        return Lowered(self, program.jitted.lower(*inputs))
+        call, program, inputs = self._prepare(args, kwargs)
+        return Lowered(self, self._telling(call, program, True, program.jitted.lower, *inputs))
 
     def eval_shape(self, *given: Any, **kwargs: Any) -> R:
         """Shapes and dtypes of the result, without running; the arguments stay as they are."""

@@ -23,7 +23,7 @@ from ..lift.array_prefix import for_arrays, for_result, sorting
 from ..lift.call import Call, group_by_prefix
 from ..lift.errors import argument_place, place_under
 from ..lift.faults import tell
-from ..lift.places import check_outputs, inputs_by_place, results_by_place
+from ..lift.places import check_outputs, inputs_by_place, inputs_of, results_by_place
 from ..lift.prefix import FilterPrefix, Groups, OutputRules, all_entries, by_path
 from ..objects.errors import clipped, describe_value
 from ..objects.placing import mesh_set, misfit
@@ -117,14 +117,23 @@ class Layout(NamedTuple):
         if not self.by_position:
             return tell(error, call, function)
 
+        donated = self._are_given(call)
+        args = self.keywords.get("in_shardings", ())[len(self.donated) : -2] or None
+        unfit = _unfit(inputs_by_place(call, function, args, _is_sharding), "in_shardings")
+        return unfit or tell(error, call, function, donated)
+
+    def _are_given(self, call: Call) -> list[bool]:
+        """Whether each of `inputs_of` is donated."""
         args, kwargs = call.tree
         parts = [(a, i in self.given.at) for i, a in enumerate(args)]
         parts += [(kwargs[name], name in self.given.names) for name in sorted(kwargs)]
         donated = [self.donated[group] for group in self.groups.of_leaf]
-        donated += [gone for x, gone in parts for _ in jax.tree.leaves(x)]
-        args = self.keywords.get("in_shardings", ())[len(self.donated) : -2] or None
-        unfit = _unfit(inputs_by_place(call, function, args, _is_sharding), "in_shardings")
-        return unfit or tell(error, call, function, donated)
+        return donated + [gone for x, gone in parts for _ in jax.tree.leaves(x)]
+
+    def given_inputs(self, call: Call, function: Callable) -> Iterator[tuple[str, Any]]:
+        """(place, array) of each array that is donated."""
+        pairs = zip(self._are_given(call), inputs_of(call, function), strict=True)
+        return ((place, x) for gone, (place, v) in pairs if gone for x in jax.tree.leaves(v))
 
 
 def _unfit(parts: Iterable[tuple[str, Any, Any]], prefix: str) -> ValueError | None:
