@@ -37,8 +37,6 @@ _RETURNED = re.compile(
 )
 _SCALAR = "one boolean: jnp.any(x) or jnp.all(x); for each element, jnp.where or nnx.vmap."
 _CURES = {  # of what JAX says of a function, and says clearly
-    "Gradient only defined for scalar": "return one number, as jnp.mean(loss); with more, "
-    "has_aux=True and (loss, aux); for all outputs nnx.vjp.",
     "grad requires real": "floating-point numbers, x.astype(jnp.float32); for integers without "
     "gradient allow_int=True, or leave them out by argnums=nnx.DiffState(0, filter).",
     "vmap must have at least one": "an axis for what is mapped, in_axes=(None, 0), or axis_size=….",
