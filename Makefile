@@ -3,7 +3,7 @@
 #
 #   make test                      lint, types, budgets, the tests
 #   make test-long                 the same with the tests that take long
-#   make test-torch                install PyTorch (large) and transformers, compare weights and models
+#   make test-torch                install PyTorch (large), transformers and Haiku; compare, run their pages
 #   make demo                      train a small language model          ARGS="…": its options
 #   make docs                      build the manual in build/site; docs-serve: show it while it is changed
 #   make test-docs                 build it, follow every link, use it in a browser (Chromium)
@@ -46,8 +46,10 @@ test-long: lint types budgets
 # pip finds the build for the CPU where PIP_EXTRA_INDEX_URL names the place of one.
 test-torch: setup
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $$($(RUN) -c "import tomllib; \
-	  print(*tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']['torch'])")
-	@$(RUN) -m pytest -n $(JOBS) tests/weights/test_torch*.py $(ARGS)
+	  groups = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']; \
+	  print(*groups['torch'], *groups['haiku'])")
+	@$(RUN) -m pytest -n $(JOBS) tests/weights/test_torch*.py \
+	  tests/test_readme.py::test_code_of_another_library_on_a_page_runs $(ARGS)
 
 fuzz: setup
 	@while REFAX_FUZZ=1000 $(RUN) -m pytest -q tests/fuzz $(ARGS); do :; done

@@ -1,7 +1,6 @@
 """Pages of docs/ that show code and what it prints: read, and run."""
 
 import contextlib
-import importlib.util
 import io
 import re
 import warnings
@@ -65,18 +64,23 @@ def shown(error: BaseException) -> str:
     return re.sub(r"0x[0-9a-f]+", "0x…", f"{type(error).__name__}: {text}")
 
 
-def run_from_top_to_bottom(path: Path) -> None:
-    """Run the Python of a page, each library's for itself, and compare what it prints."""
-    spaces: dict[str, dict[str, Any]] = {}
+def libraries_of(path: Path) -> set[str]:
+    """Whose code a page shows beside that for refax: titles, keys of `LIBRARIES`."""
+    blocks = FENCE.findall(path.read_text(encoding="utf-8"))
+    return {title for language, title, _ in blocks if language == "python" and title}
+
+
+def run_from_top_to_bottom(path: Path, whose: str = "") -> None:
+    """Run the Python of a page with this title, and compare what it prints."""
+    space: dict[str, Any] = {"__name__": "page"}
     printed, where = "", path.name
     for language, title, text in FENCE.findall(path.read_text(encoding="utf-8")):
         if language == "python":
             assert not printed, f"{where}: a block that prints is followed by a block of text"
-            if title and importlib.util.find_spec(LIBRARIES[title]) is None:
+            if title != whose:
                 printed = None
                 continue
             where = f"{path.name}: {text.splitlines()[0]}"
-            space = spaces.setdefault(title, {"__name__": "page"})
             with contextlib.redirect_stdout(io.StringIO()) as output:
                 exec(compile(text, str(path), "exec"), space)
             printed = output.getvalue()

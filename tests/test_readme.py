@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from refax import nnx
-from tests.pages import DOCS, anchors_of, links_of, run_from_top_to_bottom
+from tests.pages import (
+    DOCS,
+    LIBRARIES,
+    anchors_of,
+    libraries_of,
+    links_of,
+    run_from_top_to_bottom,
+)
 
 ROOT = DOCS.parent
 README = ROOT / "README.md"
@@ -39,6 +46,16 @@ MADE = ("changelog.md", "reference/", "source/", "design/benchmarks.md", "design
 )
 def test_python_of_a_page_prints_what_it_says(page):
     run_from_top_to_bottom(ROOT / page)
+
+
+@pytest.mark.parametrize(
+    ("page", "library"),
+    [(page, name) for page in PAGES for name in sorted(libraries_of(ROOT / page))],
+)
+def test_code_of_another_library_on_a_page_runs(page, library):
+    """PyTorch and Haiku: `make test-torch` installs them."""
+    pytest.importorskip(LIBRARIES[library], reason=f"{library} is not installed: make test-torch")
+    run_from_top_to_bottom(ROOT / page, library)
 
 
 @pytest.mark.parametrize("page", PAGES)
