@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 
 from refax import nnx
-from tests.pages import (
-    DOCS,
-    LIBRARIES,
-    anchors_of,
-    libraries_of,
-    links_of,
-    run_from_top_to_bottom,
-)
+from tests.pages import DOCS, LIBRARIES, anchors_of, libraries_of, links_of, run_from_top_to_bottom
 
 ROOT = DOCS.parent
 README = ROOT / "README.md"

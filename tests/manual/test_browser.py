@@ -100,6 +100,10 @@ SOUGHT = [
     ("typing", r"types\.html"),
     ("BatchNorm", r"reference/layers\.html"),
     ("migrate from flax", r"moving/from_flax_nnx\.html"),
+    ("nan", r"seeing_inside\.html"),
+    ("fsdp", r"devices\.html"),
+    ("mixed precision", r"guides/training\.html"),
+    ("zero_grad", r"moving/from_pytorch\.html"),
 ]
 
 

@@ -68,7 +68,7 @@ def public_names(module: str = "refax.nnx") -> dict[str, Definition]:
     names = {
         name: definition_of(*origin)
         for name, origin in imports_of(module).items()
-        if name[0] != "_" and not is_module(".".join(origin))
+        if name[0] != "_" and origin[0] != "typing" and not is_module(".".join(origin))
     }
     return dict(sorted(names.items(), key=lambda item: (item[0].lower(), item[0])))
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]
 
-from tools.manual import recipes, reference
+from tools.manual import plots, recipes, reference
 from tools.manual.definitions import ROOT, all_classes
+from tools.manual.places import factor_of
 
 # Files that are pages of the site, and where.
 OUTSIDE = {
@@ -21,15 +22,6 @@ OUTSIDE = {
     "benchmarks/README.md": "design/benchmarks.md",
 }
 FOLDERS_SHOWN = ("src/refax", "examples", "benchmarks")  # their Python is shown under source/
-# What a person looks for comes before the lists and the history in a search.
-BOOST = {
-    "guides/": 4,
-    "moving/": 2,
-    "reference/": 1,
-    "recipes/": 1,
-    "design/": 0.3,
-    "changelog": 0.1,
-}
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
 FENCED = re.compile(r"^( *)(`{3,}).*?^\1\2$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"<code>nnx\.([\w.]+)</code>")
@@ -62,6 +54,7 @@ def several(entry: Any) -> list[str]:
 def on_files(files: Any, config: Any) -> Any:
     made = {**reference.pages(), **recipes.pages()}
     made |= {place: (ROOT / file).read_text(encoding="utf-8") for file, place in OUTSIDE.items()}
+    made["design/benchmarks.md"] = plots.with_plots(made["design/benchmarks.md"])
     for folder in FOLDERS_SHOWN:
         for path in sorted((ROOT / folder).rglob("*.py")):
             file = path.relative_to(ROOT).as_posix()
@@ -80,8 +73,7 @@ def source_place(file: str) -> str:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     place = page.file.src_uri
-    boost = next((b for start, b in BOOST.items() if place.startswith(start)), 2)
-    search = {"exclude": True} if place.startswith("source/") else {"boost": boost}
+    search = {"exclude": True} if place.startswith("source/") else {"boost": factor_of(place)}
     page.meta.setdefault("search", search)
     if place.startswith("source/"):
         return markdown
