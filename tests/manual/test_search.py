@@ -68,7 +68,6 @@ SOUGHT = {
     "hooks": "seeing_inside.md",
     "summary": "seeing_inside.md",
     "recompile": "mistakes.md",
-    "retrace": "mistakes.md",
     "TraceContextError": "errors.md",
     "LostWriteWarning": "errors.md",
     "typing": "types.md",
