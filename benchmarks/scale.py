@@ -80,7 +80,7 @@ def measure_bytes(megabytes: int) -> None:
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     from refax import nnx
-    from refax.verbs.fingerprints import fingerprint
+    from refax.verbs.hosts import fingerprint
 
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
     place = NamedSharding(mesh, PartitionSpec("model"))

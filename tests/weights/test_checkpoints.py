@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from refax import nnx
-from refax.verbs.fingerprints import fingerprint
+from refax.verbs.hosts import fingerprint
 
 
 class Net(nnx.Module):

@@ -22,8 +22,7 @@ import numpy as np
 from ..graph.walk import key_name
 from ..objects.variable import raw
 from ..objects.watch import is_array
-from ..verbs.fingerprints import fingerprint
-from ..verbs.hosts import fail_together, said_by_all
+from ..verbs.hosts import fail_together, fingerprint, said_by_all
 from ..verbs.layouts import object_plan
 from ..verbs.names import dotted_name
 

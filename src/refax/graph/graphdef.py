@@ -26,6 +26,7 @@ comparing equal ones is nearly always an `is`.
 from __future__ import annotations
 
 import weakref
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import cached_property
@@ -37,10 +38,11 @@ from ..objects import pickling
 from ..objects.errors import UnhashableStaticError, path_string
 from ..objects.mappings import sorted_keys
 from ..objects.modes import Switch
-from ..objects.representation import MAX_LINES, as_html, wrapped
+from ..objects.representation import MAX_LINES, Form, Shown, as_html, wrapped
 from ..objects.statics import static_key, static_value
 from ..objects.type_names import M
 from . import errors
+from .state import K, State, V
 
 VARIABLE, OBJECT, LIST, DICT, TUPLE, PYTREE = range(6)
 WITH_IDENTITY = (VARIABLE, OBJECT, LIST, DICT)
@@ -292,3 +294,70 @@ def intern(graphdef: GraphDef) -> GraphDef:
         return found
     except TypeError:
         return graphdef
+
+
+# -- Homes: in which object, and under which keys in it, each leaf of a structure stands ----------
+
+
+class Home(NamedTuple):
+    record: int  # of the object
+    keys: tuple = ()  # from there; through tuples, which are no objects
+
+
+def homes(
+    graphdef: GraphDef, kinds: tuple[int, ...] = WITH_IDENTITY
+) -> tuple[list[Home], list[Home]]:
+    """(by record, by leaf): the nearest record of these kinds, at it or above it.
+
+    What has none above it is its own home.
+    """
+    records = graphdef.records
+    of_leaf = [Home(i) for i, record in enumerate(records) if record[0] == VARIABLE]
+    found: dict[int, Home] = {}
+    for i, record in enumerate(records):
+        home = found[i] = Home(i) if record[0] in kinds else found.get(i, Home(i))
+        for key, child in zip(*record_children(record), strict=True):
+            inside = Home(home.record, (*home.keys, key))
+            if child is LEAF:
+                of_leaf.append(inside)
+            elif type(child) is int:
+                found.setdefault(child, inside)
+    return [found[i] for i in range(len(records))], of_leaf
+
+
+# -- GraphState: a State that knows its GraphDef --------------------------------------------------
+
+
+class GraphState(Shown, UserDict[K, V]):
+    """A State with the GraphDef of the object that it is of: a pytree, and a mapping as its State.
+
+    Made by `nnx.unpack`; `graph_state.merge(*others)` gives the object.
+    """
+
+    def __init__(self, graphdef: GraphDef, state: Any):
+        self.graphdef = graphdef
+        self.data = state  # where UserDict looks
+
+    state: property = property(lambda self: self.data, doc="The State.")
+
+    def __copy__(self) -> GraphState:
+        return GraphState(self.graphdef, self.state)
+
+    def merge(self, /, *others: Any) -> Any:
+        """The object that this and other GraphStates, or States, make up.
+
+        `GraphState.merge(params, rest)` of States is their union, as `State.merge`.
+        """
+        if not isinstance(self, GraphState):
+            return State.merge(self, *others)
+        return VERBS["merge"](self, *others)
+
+    def _refax_form(self) -> Form:
+        return Form("GraphState(", [("graphdef", self.graphdef), ("state", self.state)])
+
+
+jax.tree_util.register_pytree_with_keys(
+    GraphState,
+    lambda x: (((jax.tree_util.GetAttrKey("state"), x.state),), x.graphdef),
+    lambda graphdef, children: GraphState(graphdef, *children),
+)

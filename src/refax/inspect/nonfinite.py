@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.kinds import jax_to_nnx_path
+from ..graph.walk import jax_to_nnx_path
 from ..lift.arguments import is_object, unbind
 from ..lift.call import Call, occurrences_in, root_places
 from ..lift.places import inputs_of, place_of_output

@@ -16,11 +16,10 @@ from ..objects.variable_types import Cache
 from ..verbs.module import Module
 from ..verbs.rngs import Rngs, RngStream
 from . import dtypes
-from .dot_product_attention import dot_product_attention
+from .dot_product_attention import combine_masks, dot_product_attention
 from .dropout import draw_key, fork_stream
 from .linear import default_bias_init, default_kernel_init
 from .linear_general import LinearGeneral
-from .masks import combine_masks
 from .normalization import LayerNorm
 from .options import PROMOTE_DTYPE, Replaceable, keep_options, resolve_flag
 

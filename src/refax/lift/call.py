@@ -25,7 +25,6 @@ from ..objects.trace_errors import tracing
 from ..verbs.scopes import Path, call_scoped, goes_on, path_of
 from . import errors
 from .arguments import named_like, put_back, slot_places, take_apart
-from .array_prefix import Sorted
 from .axis_names import AxisName
 from .borders import check_border, containers_kept
 from .inside import Change, Inside, Leaving
@@ -33,6 +32,7 @@ from .prefix import (
     Groups,
     Occurrence,
     OutputRules,
+    Sorted,
     all_entries,
     group_leaves,
     is_entry,

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from ..graph.filters import Filter
-from ..graph.graphdef import WITH_IDENTITY, GraphDef
+from ..graph.graphdef import WITH_IDENTITY, GraphDef, homes
 from ..graph.state import FlatState, from_flat_state, iter_leaves, to_flat_state
 from ..graph.walk import walk
 from ..objects.errors import describe_value, path_string
@@ -26,7 +26,6 @@ from ..objects.variable import raw
 from ..verbs.errors import leaf_missing
 from ..verbs.names import get_path
 from ..verbs.splitting import split
-from .homes import homes
 from .write_back import give_structure
 
 

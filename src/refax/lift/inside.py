@@ -20,14 +20,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.graphdef import WITH_IDENTITY, GraphDef, intern
+from ..graph.graphdef import WITH_IDENTITY, GraphDef, homes, intern
 from ..graph.rebuild import rebuild
 from ..graph.walk import Walk, walk
 from ..objects.variable import Variable
 from ..objects.watch import is_array
 from .arguments import Slot, put_back, take_apart
 from .axis_names import AxisName
-from .homes import homes
 from .prefix import Groups, OutputRules
 
 

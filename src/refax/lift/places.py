@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..graph.graphdef import VARIABLE, GraphDef, record_children
-from ..objects.errors import path_string
+from ..objects.errors import describe_value, path_string
 from ..objects.representation import short
 from ..objects.statics import FunctionKey
-from .array_prefix import spread
+from ..objects.variable import raw
+from .arguments import is_slot
 from .call import Call, root_places
 from .errors import argument_names, argument_place, place_under
 from .inside import Change, leaves_out
-from .prefix import Occurrence, OutputRules, by_path, is_entry, stretched
+from .prefix import Occurrence, OutputRules, by_path, is_entry, spread, stretched
 
 
 def place_of_leaf(graphdef: GraphDef, occurring: Sequence[Occurrence], leaf: int) -> str:
@@ -155,3 +157,44 @@ def references(graphdef: GraphDef, roots: Sequence[str]) -> Iterator[tuple[str, 
         for key, child in zip(*record_children(record), strict=True):
             if type(child) is int:
                 yield path_string((key,), place_under(path, roots)), child
+
+
+# -- The form of a value, its containers, shapes and dtypes: compared, and put into words ---------
+
+
+class _Word(str):
+    """Text that stands for itself inside containers."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def shown(value: Any, kinds: Sequence[str] = ()) -> str:
+    """A value as `(float32[2], {'a': Linear})`: arrays by form, objects by type.
+
+    Args:
+        value: any pytree, with slots.
+        kinds: the types of what the slots stand for; a number beyond is an object that is new.
+    """
+
+    def word(x: Any) -> _Word:
+        if not is_slot(x):
+            return _Word(describe_value(x))
+        known = 0 <= x.number < len(kinds)
+        return _Word(kinds[x.number] if known else "a new object")
+
+    value = raw(value)
+    return str(jax.tree.map(word, value, is_leaf=is_slot))
+
+
+def same_form(old: Any, new: Any) -> bool:
+    """Whether JAX takes `new` for the next `old`; it adapts the dtype of a weakly typed start."""
+    old_leaves, old_tree = jax.tree.flatten(old)
+    new_leaves, new_tree = jax.tree.flatten(new)
+    if old_tree != new_tree:
+        return False
+    pairs = zip(map(jax.typeof, old_leaves), map(jax.typeof, new_leaves), strict=True)
+    return all(
+        a.shape == b.shape and (a.dtype == b.dtype or getattr(a, "weak_type", False))
+        for a, b in pairs
+    )

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 from .._jax_compat import TRACE
-from ..graph.graphdef import LIST, OBJECT, VARIABLE, GraphDef
+from ..graph.graphdef import LIST, OBJECT, VARIABLE, GraphDef, homes
 from ..graph.plan import Plan
 from ..graph.rebuild import (
     build,
@@ -35,7 +35,6 @@ from ..objects.variable import Variable, check_write, make_variable, metadata_wr
 from .arguments import put_back
 from .borders import is_of_another_trace
 from .errors import place_under
-from .homes import homes
 from .inside import Change
 
 _VALUE = "write the value of"

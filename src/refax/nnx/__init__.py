@@ -8,7 +8,7 @@ from ..graph.filters import (
     All as All, Any as Any, Everything as Everything, Filter as Filter, Not as Not,
     Nothing as Nothing, OfType as OfType, PathContains as PathContains, PathIn as PathIn,
     to_predicate as to_predicate, WithTag as WithTag)
-from ..graph.graph_state import GraphState as GraphState
+from ..graph.graphdef import GraphState as GraphState
 from ..graph.graphdef import GraphDef as GraphDef
 from ..graph.plan import check_plans as check_plans
 from ..graph.state import (
@@ -53,7 +53,7 @@ from ..layers.group_norm import GroupNorm as GroupNorm, InstanceNorm as Instance
 from ..layers.linear import Linear as Linear
 from ..layers.linear_general import LinearGeneral as LinearGeneral
 from ..layers.lora import LoRA as LoRA, LoRALinear as LoRALinear
-from ..layers.masks import (
+from ..layers.dot_product_attention import (
     combine_masks as combine_masks, make_attention_mask as make_attention_mask,
     make_causal_mask as make_causal_mask)
 from ..layers.normalization import LayerNorm as LayerNorm, RMSNorm as RMSNorm
@@ -114,19 +114,19 @@ from ..transforms.custom_vjp import custom_vjp as custom_vjp
 from ..transforms.eval_shape import (
     eval_shape as eval_shape, get_abstract_model as get_abstract_model)
 from ..transforms.grad import grad as grad, value_and_grad as value_and_grad
-from ..transforms.inspection import checkify as checkify, make_jaxpr as make_jaxpr
+from ..transforms.eval_shape import checkify as checkify, make_jaxpr as make_jaxpr
 from ..transforms.jit import jit as jit, jit_partial as jit_partial
 from ..transforms.loops import fori_loop as fori_loop, while_loop as while_loop
 from ..transforms.prefixes import (
     DiffState as DiffState, prefix as prefix, StateAxes as StateAxes,
     StateSharding as StateSharding)
-from ..transforms.remat import checkpoint as checkpoint, remat as remat
+from ..transforms.grad import checkpoint as checkpoint, remat as remat
 from ..transforms.retrace import (
     assert_max_traces as assert_max_traces, RetraceWarning as RetraceWarning)
 from ..transforms.scan import scan as scan
 from ..transforms.shard_map import (
     SameRandomnessWarning as SameRandomnessWarning, shard_map as shard_map)
-from ..transforms.vjp import jvp as jvp, vjp as vjp
+from ..transforms.grad import jvp as jvp, vjp as vjp
 from ..transforms.vmap import (
     pmap as pmap, transform_metadata as transform_metadata, vmap as vmap)
 from ..verbs.containers import Dict as Dict, List as List

@@ -6,13 +6,13 @@ from ..transforms.custom_vjp import custom_vjp as custom_vjp
 from ..transforms.eval_shape import (
     eval_shape as eval_shape, get_abstract_model as get_abstract_model)
 from ..transforms.grad import grad as grad, value_and_grad as value_and_grad
-from ..transforms.inspection import checkify as checkify
+from ..transforms.eval_shape import checkify as checkify
 from ..transforms.jit import jit as jit
 from ..transforms.loops import fori_loop as fori_loop, while_loop as while_loop
-from ..transforms.remat import remat as remat
+from ..transforms.grad import remat as remat
 from ..transforms.scan import scan as scan
 from ..transforms.shard_map import shard_map as shard_map
-from ..transforms.vjp import jvp as jvp, vjp as vjp
+from ..transforms.grad import jvp as jvp, vjp as vjp
 from ..transforms.vmap import pmap as pmap, vmap as vmap
 from ..verbs.copying import clone as clone
 from ..verbs.iteration import iter_graph as iter_graph

@@ -3,9 +3,9 @@
 from ..objects.extras import is_array_ref as is_array_ref
 from ..objects.modes import (
     set_graph_mode as set_graph_mode, set_graph_updates as set_graph_updates)
-from ..graph.graph_state import GraphState as GraphState
+from ..graph.graphdef import GraphState as GraphState
 from ..graph.graphdef import GraphDef as GraphDef
-from ..graph.kinds import (
+from ..graph.walk import (
     is_graph_node as is_graph_node, is_node as is_node, is_node_leaf as is_node_leaf,
     is_pytree_node as is_pytree_node, jax_to_nnx_path as jax_to_nnx_path, NodeDef as NodeDef)
 from ..graph.state import FlatState as FlatState, map_state as map_state, State as State

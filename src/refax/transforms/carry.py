@@ -12,11 +12,10 @@ from ..lift.arguments import is_slot
 from ..lift.call import CallForm
 from ..lift.errors import PrefixError
 from ..lift.inside import Change, NewGraph
-from ..lift.places import place_of_leaf, place_of_output, type_of_record
+from ..lift.places import place_of_leaf, place_of_output, same_form, shown, type_of_record
 from ..lift.prefix import OutputRules
 from ..objects.errors import path_string
 from ..verbs.module import CAPTURES
-from .forms import same_form, shown
 
 
 class _Entry(type):

@@ -20,9 +20,8 @@ from ..objects.type_names import P, Q, R
 from ..objects.variable_types import Param
 from ..objects.watch import is_array
 from .bound import by_position, decorator_or_function, positions
-from .branch_errors import Look, check_structures
-from .differentiation import gradient_builder, group_by_argument, join, separate
-from .given_derivatives import Given, zeros
+from .cond import Look, check_structures
+from .differentiation import Given, gradient_builder, group_by_argument, join, separate, zeros
 from .jit_options import as_tuple, resolved
 from .prefixes import Argnums, DiffState
 

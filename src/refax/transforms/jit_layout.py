@@ -19,12 +19,20 @@ from jax.tree_util import SequenceKey
 from ..graph.graphdef import GraphDef
 from ..lift import errors
 from ..lift.arguments import named_like, slot_numbers
-from ..lift.array_prefix import for_arrays, for_result, sorting
 from ..lift.call import Call, group_by_prefix
 from ..lift.errors import argument_place, place_under
 from ..lift.faults import tell
 from ..lift.places import check_outputs, inputs_by_place, inputs_of, results_by_place
-from ..lift.prefix import FilterPrefix, Groups, OutputRules, all_entries, by_path
+from ..lift.prefix import (
+    FilterPrefix,
+    Groups,
+    OutputRules,
+    all_entries,
+    by_path,
+    for_arrays,
+    for_result,
+    sorting,
+)
 from ..objects.errors import clipped, describe_value
 from ..objects.placing import mesh_set, misfit
 from .jit_options import Options

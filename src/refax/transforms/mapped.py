@@ -6,25 +6,34 @@ inputs are looked at again, by their places; what leaves is looked at at the end
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from .._jax_compat import is_mapped_here, varying_axes
+from .._jax_compat import depends, is_mapped_here, jaxpr_as_fun, varying_axes
 from ..graph.graphdef import GraphDef
-from ..lift.array_prefix import hashable, spread
+from ..lift.arguments import is_captured
 from ..lift.call import Call, enter, group_by_prefix, leave
 from ..lift.errors import PrefixError
 from ..lift.faults import execute
-from ..lift.places import check_outputs, inputs_by_place, results_by_place
-from ..lift.prefix import OutputRules, is_entry
+from ..lift.inside import Change, leaves_out, values_out
+from ..lift.places import (
+    check_outputs,
+    inputs_by_place,
+    place_of_leaf,
+    place_of_output,
+    results_by_place,
+)
+from ..lift.prefix import Groups, OutputRules, hashable, is_entry, is_record, position, spread
 from ..lift.programs import eager_program
-from ..lift.records import recorded_apart, records_of, with_axis
 from ..objects.errors import clipped, describe_value
 from ..objects.placing import mesh_set, misfit, spec_axes
+from ..objects.variable import Variable
+from ..objects.variable_types import RngCount
 
 
 def mapped_call(
@@ -199,3 +208,147 @@ def check_replicated(graphdef: GraphDef, rules: OutputRules) -> Callable[..., An
         )
 
     return check_outputs(graphdef, rules, varying, error)
+
+
+# -- Counts of random streams that are broadcast: every instance of a function draws the same keys
+#
+# So a recurrent dropout has one mask at all steps of a scan. As every instance sees the count
+# from before and adds the same to it, the transform as a whole adds that once. What an instance
+# leaves in such a count must therefore depend on what is broadcast only. In a vmap JAX tells what
+# does not; for scan and shard_map (where JAX takes what a cond leaves for the same on every
+# device) `BroadcastCounts.run` traces the function to a jaxpr, once, and follows there what
+# depends on what.
+
+
+def varying(entry: Any) -> bool:
+    """Whether what has this entry differs between the instances."""
+    return any(entry) if isinstance(entry, PartitionSpec) else entry is not None
+
+
+class BroadcastCounts:
+    """The counts among the leaves whose entry is None, or a PartitionSpec without axes.
+
+    Args:
+        graphdef, groups, rules: of the call.
+        transform, instance: for messages, such as "scan" and "step".
+        lift_type: the one with which each instance has a count of its own.
+    """
+
+    def __init__(
+        self,
+        graphdef: GraphDef,
+        groups: Groups,
+        rules: OutputRules,
+        transform: str,
+        instance: str,
+        lift_type: str,
+    ):
+        self._graphdef, self._rules = graphdef, rules
+        self._words = transform, instance, lift_type
+        variables = graphdef.variables
+        self._places = {  # leaf → (group, index in it)
+            leaf: (group, index)
+            for group, entry in enumerate(groups.entries)
+            for index, leaf in enumerate(() if varying(entry) else groups.members[group])
+            if leaf < len(variables) and issubclass(variables[leaf][1], RngCount)
+        }
+
+    def values(self, grouped: Sequence[Sequence[Any]]) -> dict[int, Any]:
+        """The counts among the values that go in, by leaf."""
+        return {leaf: grouped[group][index] for leaf, (group, index) in self._places.items()}
+
+    def left(self, before: dict[int, Any], out: Any, change: Change) -> dict[int, Any]:
+        """The counts after an instance: what it wrote, or those of before."""
+        written = values_out(change, self._graphdef, out)
+        return {leaf: written.get(leaf, old) for leaf, old in before.items()}
+
+    def run(
+        self,
+        pure: Callable,
+        arguments: tuple[Any, Any],
+        entries: Iterable[Any],
+        alike: Callable[[list[str]], None] | None = None,
+    ) -> Any:
+        """`pure(*arguments)`, an instance, traced once.
+
+        Args:
+            pure: (values by group, tree) → (result, values by group, change).
+            arguments: of it.
+            entries: of each leaf of the arguments.
+            alike: told the streams, if there are any, of which every instance draws the same.
+        """
+        if not self._places:
+            return pure(*arguments)
+        jaxpr, shapes = jax.make_jaxpr(pure, return_shape=True)(*arguments)
+        structure = jax.tree.structure(shapes)
+        drawn: list[str] = []
+        _, out, change = structure.unflatten(depends(jaxpr.jaxpr, [*map(varying, entries)], drawn))
+        for leaf, differs in self.left(dict.fromkeys(self._places, False), out, change).items():
+            if differs:
+                place = place_of_leaf(self._graphdef, self._rules.arguments, leaf)
+                transform, instance, lift_type = self._words
+                raise PrefixError(
+                    f"`{place}` counts the keys of a random stream that {transform} broadcasts, "
+                    f"but how many are drawn differs from {instance} to {instance}.\n"
+                    f"Cure: let each {instance} draw the same keys, before a condition and not in "
+                    f"it; or have its own: {lift_type}."
+                )
+        if drawn and alike is not None:
+            written = self._places.keys() & values_out(change, self._graphdef, out).keys()
+            names = (place_of_leaf(self._graphdef, self._rules.arguments, leaf) for leaf in written)
+            alike(sorted(name.removesuffix(".count") for name in names))
+        return structure.unflatten(jaxpr_as_fun(jaxpr)(*jax.tree.leaves(arguments)))
+
+    def check(self, result: Any, out: Sequence[Sequence[Any]], change: Change) -> Any:
+        """At the end of the trace of a step: it wrote nothing else that is broadcast."""
+        for group, leaves in enumerate(leaves_out(change, self._graphdef)):
+            for index, leaf in enumerate(leaves if self._rules.entries[group] is None else ()):
+                if leaf not in self._places:
+                    arguments, change = self._rules.arguments, change
+                    place, kind = place_of_output(self._graphdef, arguments, change, group, index)
+                    raise PrefixError(
+                        f"`{place}` is written inside scan, where it is broadcast (None): every "
+                        "step would see the value from before the loop.\n"
+                        "Cure: carry it from step to step, "
+                        f"nnx.StateAxes({{{kind}: nnx.Carry, ...: None}}); or scan it, "
+                        f"{{{kind}: 0, ...: None}}, so that each step has its own."
+                    )
+        return result, out, change
+
+
+# -- What `nnx.capture` records in, where a transform maps or scans: a place for each index or step
+#
+# A Module that a transform broadcasts or carries keeps its values, but each index records its
+# own. So the Variables that are recorded in are mapped over axis 0, unless a lift type says
+# another one. What was recorded before the call has no such axis: it waits outside, and comes
+# back before the new.
+
+
+def records_of(leaves: Sequence[Any]) -> dict[int, Variable]:
+    """The Variables that are recorded in, by leaf."""
+    if not is_captured():
+        return {}
+    return {i: x for i, x in enumerate(leaves) if is_record(x)}
+
+
+def with_axis(groups: Groups, records: dict[int, Variable]) -> Groups:
+    """The groups, with an axis for each record that has none."""
+    entries, of_leaf = list(groups.entries), list(groups.of_leaf)
+    for leaf in records:
+        if not isinstance(entries[of_leaf[leaf]], int):
+            of_leaf[leaf] = position(entries, 0)
+    return Groups(entries, of_leaf)
+
+
+@contextlib.contextmanager
+def recorded_apart(records: dict[int, Variable]) -> Iterator[None]:
+    """Lists of what was recorded are empty in the block, and are continued after it."""
+    before = {i: dict(record.value) for i, record in records.items()}
+    for i, record in records.items():
+        record.value = {k: x for k, x in before[i].items() if not isinstance(x, tuple)}
+    try:
+        yield
+    finally:
+        for i, record in records.items():
+            new, lists = record.value, {k: x for k, x in before[i].items() if isinstance(x, tuple)}
+            record.value = {**lists, **new, **{k: x + new.get(k, ()) for k, x in lists.items()}}

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import PartitionSpec
 
 from ..graph.filters import Filter, to_predicate
-from ..graph.kinds import jax_to_nnx_path
 from ..graph.state import State, iter_leaves, map_state
+from ..graph.walk import jax_to_nnx_path
 from ..lift.arguments import is_object, stops
 from ..lift.prefix import FilterPrefix, position
 from ..objects.arguments import Fits, checked, is_axis

@@ -3,7 +3,7 @@
 `jax.lax.scan` gets three things: what is carried, what is scanned (its axis moved to the front) and
 what is broadcast (closed over). Of the objects, only scanned Variables that the body wrote are
 stacked; a read-only one goes in and does not come out. What is broadcast is not written, but for
-the counts of random streams (`broadcast_counts.py`).
+the counts of random streams (`BroadcastCounts`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ import jax
 import jax.numpy as jnp
 
 from ..lift.arguments import Slot, is_slot, named_like, put_back, unbind
-from ..lift.array_prefix import spread
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, pure_function
 from ..lift.errors import PrefixError
 from ..lift.inside import leaves_out
-from ..lift.prefix import FilterPrefix, OutputRules
+from ..lift.prefix import FilterPrefix, OutputRules, spread
 from ..objects.arguments import Count
 from ..objects.errors import describe_value
 from ..objects.modes import Switch
 from ..objects.statics import static_key
 from .bound import by_position, decorator_or_function, lifted, with_self
-from .broadcast_counts import BroadcastCounts
 from .carry import Carry, check_carry, is_carry
-from .mapped import check_sizes, leaf_entries, mapped_call
+from .mapped import BroadcastCounts, check_sizes, leaf_entries, mapped_call
 
 
 @decorator_or_function

@@ -13,9 +13,8 @@ from jax.sharding import PartitionSpec
 
 from ..graph.state import map_state
 from ..lift.arguments import is_object, named_like, unbind
-from ..lift.array_prefix import for_arrays, for_result, sorting
 from ..lift.call import Call, pure_function
-from ..lift.prefix import FilterPrefix, OutputRules, all_entries
+from ..lift.prefix import FilterPrefix, OutputRules, all_entries, for_arrays, for_result, sorting
 from ..objects import arguments as fit
 from ..objects.placing import spec_axes
 from ..objects.statics import static_key
@@ -23,8 +22,14 @@ from ..objects.trace_errors import where
 from ..objects.variable import Variable, raw
 from ..verbs.splitting import state
 from .bound import by_position, decorator_or_function, lifted, with_self, with_static
-from .broadcast_counts import BroadcastCounts
-from .mapped import check_lengths, check_replicated, check_specs, leaf_entries, mapped_call
+from .mapped import (
+    BroadcastCounts,
+    check_lengths,
+    check_replicated,
+    check_specs,
+    leaf_entries,
+    mapped_call,
+)
 from .prefixes import Specs
 from .retrace import users_level
 from .signatures import ShardMapOptions

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from .._jax_compat import is_mapped_here
 from ..graph.graphdef import VARIABLE
 from ..lift.arguments import named_like, unbind
-from ..lift.array_prefix import for_arrays, for_result, sorting
 from ..lift.axis_names import AxisName
 from ..lift.call import Call, pure_function
-from ..lift.prefix import OutputRules
+from ..lift.prefix import OutputRules, for_arrays, for_result, sorting
 from ..objects.arguments import Count
 from ..objects.errors import path_string
 from ..objects.modes import Modes, Switch

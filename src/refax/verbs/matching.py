@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from ..graph.graph_state import GraphState
-from ..graph.graphdef import LEAF, GraphDef, record_children
+from ..graph.graphdef import LEAF, GraphDef, GraphState, record_children
 from ..graph.state import FlatState, State
 from ..graph.walk import key_name
 from ..objects.errors import path_string, suggest

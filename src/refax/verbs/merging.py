@@ -6,8 +6,7 @@ from typing import Any, overload
 
 import jax
 
-from ..graph.graph_state import GraphState
-from ..graph.graphdef import VERBS, GraphDef
+from ..graph.graphdef import VERBS, GraphDef, GraphState
 from ..graph.rebuild import rebuild
 from ..graph.state import State
 from ..objects.arguments import checked, unfit

@@ -11,8 +11,7 @@ from typing import Any, overload
 
 from ..graph import errors
 from ..graph.filters import Filter, checked
-from ..graph.graph_state import GraphState
-from ..graph.graphdef import GraphDef
+from ..graph.graphdef import GraphDef, GraphState
 from ..graph.plan import Plan
 from ..graph.state import FlatState, State, States, one_or_all
 from ..objects.modes import Switch

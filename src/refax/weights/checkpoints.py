@@ -24,8 +24,7 @@ import numpy as np
 from ..graph.state import nest
 from ..objects.arguments import Count, Size, checked
 from ..objects.entering import is_key
-from ..verbs.fingerprints import fingerprint
-from ..verbs.hosts import fail_together, said_by_all
+from ..verbs.hosts import fail_together, fingerprint, said_by_all
 from ..verbs.names import dotted_name
 from . import checkpoint_errors as errors
 from .meetings import Meetings

@@ -6,7 +6,7 @@ from ...layers.dot_product_attention import (
     dot_product_attention_weights as dot_product_attention_weights)
 from ...layers.linear import default_kernel_init as default_kernel_init
 from ...layers.linear_general import LinearGeneral as LinearGeneral
-from ...layers.masks import (
+from ...layers.dot_product_attention import (
     combine_masks as combine_masks, make_attention_mask as make_attention_mask,
     make_causal_mask as make_causal_mask)
 from ...layers.normalization import LayerNorm as LayerNorm

@@ -6,5 +6,5 @@ from ...transforms.bound import resolve_kwargs as resolve_kwargs
 from ...transforms.custom_vjp import custom_vjp as custom_vjp, CustomVjp as CustomVjp
 from ...transforms.grad import grad as grad, value_and_grad as value_and_grad
 from ...transforms.prefixes import DiffState as DiffState
-from ...transforms.remat import remat as remat
-from ...transforms.vjp import jvp as jvp, vjp as vjp
+from ...transforms.grad import remat as remat
+from ...transforms.grad import jvp as jvp, vjp as vjp

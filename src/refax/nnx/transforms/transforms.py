@@ -6,5 +6,5 @@ from ...objects.type_names import (
 from ...transforms.bound import resolve_kwargs as resolve_kwargs
 from ...transforms.cond import cond as cond, switch as switch
 from ...transforms.eval_shape import eval_shape as eval_shape
-from ...transforms.inspection import checkify as checkify, make_jaxpr as make_jaxpr
+from ...transforms.eval_shape import checkify as checkify, make_jaxpr as make_jaxpr
 from ...verbs.module import Module as Module
