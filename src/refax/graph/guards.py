@@ -38,6 +38,9 @@ class _Snapshot:
 
     def holds(self) -> bool:
         lists, dicts = self.lists, self.dicts
+        if not dicts:  # of most models
+            same = [*map(len, lists)] == self.lengths
+            return same and all(map(is_, chain.from_iterable(lists), self.items))
         if list(map(len, chain(lists, dicts))) != self.lengths:
             return False
         items = chain(chain.from_iterable(lists), chain.from_iterable(map(_values, dicts)))

@@ -46,7 +46,7 @@ def is_slot(value: Any) -> TypeGuard[Slot]:
     return type(value) is Slot
 
 
-_LEAF_TYPES: set[type] = {int, float, bool, complex, str, type(None), np.ndarray, State}
+LEAF_TYPES: set[type] = {int, float, bool, complex, str, type(None), np.ndarray, State}
 _OBJECTS = (Pytree, Variable)
 
 
@@ -57,13 +57,13 @@ _CAPTURING: list[None] = []  # as long as there are captures
 def capturing() -> Iterator[None]:
     """For the length of the block, a State of what `nnx.capture` records in holds objects."""
     _CAPTURING.append(None)
-    _LEAF_TYPES.discard(State)
+    LEAF_TYPES.discard(State)
     try:
         yield
     finally:
         _CAPTURING.pop()
         if not _CAPTURING:
-            _LEAF_TYPES.add(State)
+            LEAF_TYPES.add(State)
 
 
 def is_captured() -> bool:
@@ -89,24 +89,24 @@ def stops(value: Any) -> bool:
 def take_apart(tree: Any, objects: list[Any], numbers: dict[int, int]) -> Any:
     """`tree` with slots; the objects are appended to `objects`, numbered by identity."""
     cls = type(tree)
-    if cls in _LEAF_TYPES:
+    if cls in LEAF_TYPES:
         return tree
+    leaf = LEAF_TYPES  # asked here, which saves a call for most arguments
+    if cls is tuple or cls is list:
+        return cls([x if type(x) in leaf else take_apart(x, objects, numbers) for x in tree])
     if isinstance(tree, _OBJECTS):
         number = numbers.get(id(tree))
         if number is None:
             number = numbers[id(tree)] = len(objects)
             objects.append(tree)
         return _SLOTS[number] if number < 64 else Slot(number)
-    leaf = _LEAF_TYPES  # asked here, which saves a call for most arguments
-    if cls is tuple or cls is list:
-        return cls([x if type(x) in leaf else take_apart(x, objects, numbers) for x in tree])
     if cls is dict:
         return {
             k: x if type(x) in leaf else take_apart(x, objects, numbers) for k, x in tree.items()
         }
     if isinstance(tree, jax.Array):
         if cls.__module__.startswith(("jax", "jaxlib")):
-            _LEAF_TYPES.add(cls)
+            LEAF_TYPES.add(cls)
         return tree
     leaves, treedef = jax.tree.flatten(tree, is_leaf=stops)
     if not any(map(is_object, leaves)):
@@ -119,7 +119,7 @@ def put_back(tree: Any, objects: Any) -> Any:
     cls = type(tree)
     if cls is Slot:
         return objects[tree.number]
-    if cls in _LEAF_TYPES:
+    if cls in LEAF_TYPES:
         return tree
     if cls is tuple or cls is list:
         return cls([put_back(x, objects) for x in tree])

@@ -32,7 +32,7 @@ from ..objects.placing import placed_by_annotation
 from ..objects.snapshots import Rebuilt
 from ..objects.trace_errors import mutation_error
 from ..objects.variable import Variable, check_write, make_variable, metadata_writes, set_raw_value
-from .arguments import put_back
+from .arguments import LEAF_TYPES, put_back
 from .borders import is_of_another_trace
 from .errors import place_under
 from .inside import Change
@@ -65,7 +65,7 @@ def write_back(
         known = [None if origin is None else before[origin] for origin in graph.origins]
         new = [values[s] if type(s) is int else grouped[s[0]][s[1]] for s in graph.sources]
         return put_back(tree, give_structure(graph.graphdef, known, new, placed))
-    result = put_back(tree, _Lookup(plan, roots))
+    result = tree if type(tree) in LEAF_TYPES else put_back(tree, _Lookup(plan, roots))
     leaves, outs = change.dirty[0], grouped[0]
     if len(change.dirty) > 1:
         leaves = list(chain.from_iterable(change.dirty))
@@ -80,7 +80,8 @@ def write_back(
             write_leaves(plan, roots, leaves, outs)
         else:  # the way of nearly every call
             variables = plan.variables
-            set_each(set_raw_value, [variables[i] for i in leaves], outs)
+            whole = leaves is change.dirty[0] and len(leaves) == len(variables)
+            set_each(set_raw_value, variables if whole else [variables[i] for i in leaves], outs)
     return result
 
 

@@ -121,6 +121,7 @@ class _Program:
     inner: Callable  # what it compiles
     layout: Layout
     spread: Spread | None  # how the values lie on several devices
+    donates: bool
     fresh: bool = True  # whether it was not called yet
 
 
@@ -149,7 +150,7 @@ class JitWrapped(Generic[P, R]):
         if self._reads:
             self._warn_of_constants()
         call, program, inputs = self._prepare(args, kwargs)
-        if program.layout.given:  # donated: an interrupt would leave deleted arrays behind
+        if program.donates:  # an interrupt would leave deleted arrays behind
             return uninterrupted(self._run_donating, call, program, inputs)
         return self._run(call, program, inputs)
 
@@ -272,7 +273,7 @@ class JitWrapped(Generic[P, R]):
             result = keywords.get("out_shardings", (None,))[0]
             keywords["out_shardings"] = kept_places(jitted, inputs, call, spread, result)
             jitted = jax.jit(inner, **keywords)
-        return _Program(jitted, inner, layout, spread)
+        return _Program(jitted, inner, layout, spread, bool(layout.given))
 
     def _inner(
         self, call: Call, statics: StaticArguments | None, given: Donated, apart: bool

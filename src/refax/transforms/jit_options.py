@@ -95,15 +95,21 @@ class StaticArguments:
     __slots__ = ("args", "by_name", "by_position", "kwargs")
 
     def __init__(self, options: Options, args: tuple, kwargs: dict[str, Any], shift: int = 0):
-        self.args, self.by_position = without_static(args, options.static_numbers, shift)
-        self.by_name = {n: kwargs[n] for n in options.static_names if n in kwargs}
-        self.kwargs = {k: v for k, v in kwargs.items() if k not in self.by_name}
+        self.args, self.kwargs = args, kwargs
+        self.by_position: dict[int, Any] = {}
+        self.by_name: dict[str, Any] = {}
+        if options.static_numbers or options.static_names:
+            self.args, self.by_position = without_static(args, options.static_numbers, shift)
+            self.by_name = {n: kwargs[n] for n in options.static_names if n in kwargs}
+            self.kwargs = {k: v for k, v in kwargs.items() if k not in self.by_name}
 
     def into(self, function: Callable) -> Callable:
         """The function of the others alone."""
         return with_static(function, self.by_position, self.by_name)
 
     def key(self) -> tuple:
+        if not (self.by_position or self.by_name):
+            return ()
         hash((*self.by_position.values(), *self.by_name.values()))  # as jax.jit, which wants one
         return (
             tuple((i, static_key(v)) for i, v in self.by_position.items()),

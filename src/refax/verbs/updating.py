@@ -164,16 +164,15 @@ _RESIZE = (
 )
 
 
-_SHAPE, _DTYPE, _COMMITTED = map(attrgetter, ("shape", "dtype", "committed"))
+_AVAL, _COMMITTED = map(attrgetter, ("aval", "committed"))  # JAX makes equal avals once
 
 
 def _alike(old: list[Any], new: list[Any]) -> bool:
     """Whether all are arrays of the same forms, as they nearly always are: asked in C."""
     try:
-        return (
-            list(map(_SHAPE, old)) == list(map(_SHAPE, new))
-            and list(map(_DTYPE, old)) == list(map(_DTYPE, new))
-            and all(map(le, map(_COMMITTED, old), map(_COMMITTED, new)))
+        return list(map(_AVAL, old)) == list(map(_AVAL, new)) and (
+            not any(map(_COMMITTED, old))
+            or all(map(le, map(_COMMITTED, old), map(_COMMITTED, new)))
         )
     except (AttributeError, TypeError):  # something else; a tracer
         return False
