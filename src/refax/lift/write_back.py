@@ -80,7 +80,7 @@ def write_back(
             write_leaves(plan, roots, leaves, outs)
         else:  # the way of nearly every call
             variables = plan.variables
-            whole = leaves is change.dirty[0] and len(leaves) == len(variables)
+            whole = len(change.dirty) == 1 and len(leaves) == len(variables)
             set_each(set_raw_value, variables if whole else [variables[i] for i in leaves], outs)
     return result
 
