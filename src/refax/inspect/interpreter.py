@@ -9,7 +9,7 @@ what makes the NaN is the cause.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from .._jax_compat import run_equation, scan_carry
 
@@ -102,9 +103,15 @@ def kind_of(value: Any) -> str:
 
 
 class Interpreter:
-    """One run; `first_nan` is the cause of the first NaN."""
+    """One run; `first_nan` is the cause of the first NaN.
 
-    def __init__(self) -> None:
+    Args:
+        constants: by id of an array that a program may have as a constant, what it is called.
+    """
+
+    def __init__(self, constants: Mapping[int, str]) -> None:
+        self.constants = constants
+        self._devices: Devices | None = None  # of the shard_map that we are in
         self.count = 0
         self.first_nan: Cause | None = None
         self._loops: tuple[tuple[str, int], ...] = ()
@@ -114,7 +121,9 @@ class Interpreter:
         """The outputs of a jaxpr, each with its cause."""
         jaxpr = getattr(program, "jaxpr", program)
         consts = [
-            self.given(x, "a constant of the program", meant=True)
+            self.given(
+                self._placed(x), self.constants.get(id(x), "a constant of the program"), meant=True
+            )
             for x in getattr(program, "consts", ())
         ]
         known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
@@ -122,7 +131,11 @@ class Interpreter:
         last |= dict.fromkeys((v for v in jaxpr.outvars if not _is_literal(v)), len(jaxpr.eqns))
 
         def read(v: Any) -> Given:
-            return (jnp.asarray(v.val, v.aval.dtype), None) if _is_literal(v) else known[v]
+            return (
+                (self._placed(jnp.asarray(v.val, v.aval.dtype)), None)
+                if _is_literal(v)
+                else known[v]
+            )
 
         for i, equation in enumerate(jaxpr.eqns):
             outputs = self._equation(equation, list(map(read, equation.invars)), scopes)
@@ -166,6 +179,10 @@ class Interpreter:
     def _run_equation(self, equation: Any, inputs: list[Given], scopes: str) -> list[Given]:
         name, params = equation.primitive.name, equation.params
         scopes = f"{scopes}/{equation.source_info.name_stack}"
+        if self._devices is not None and name in ("scan", "while", "cond", "shard_map"):
+            return self._operation(equation, inputs, scopes)  # one, on each device
+        if name == "shard_map":
+            return self._shard_map(equation, inputs, scopes)
         if name == "scan":
             return self._scan(equation, inputs, scopes)
         if name == "while":
@@ -181,7 +198,10 @@ class Interpreter:
 
     def _operation(self, equation: Any, inputs: list[Given], scopes: str) -> list[Given]:
         primitive, values = equation.primitive, [x for x, _ in inputs]
-        outputs = run_equation(equation, values)
+        if self._devices is None:
+            outputs = run_equation(equation, values)
+        else:
+            outputs = self._devices.run(equation, values)
         self.count += 1
         kinds = list(map(kind_of, outputs))
         if not any(kinds):
@@ -190,7 +210,7 @@ class Interpreter:
 
         def make() -> Cause:  # once, of all the outputs
             if not made:
-                ranges = (tuple(map(range_of, x)) for x in (values, outputs))
+                ranges = (tuple(map(self._range_of, x)) for x in (values, outputs))
                 where = _user_line(self._callers)
                 operation = Operation(primitive.name, scopes, *where, self._loops, *ranges)
                 meant = "nan" not in kinds and (not values or any(map(kind_of, values)))
@@ -199,6 +219,33 @@ class Interpreter:
             return made[0]
 
         return [self._caused(x, k, inputs, make) for x, k in zip(outputs, kinds, strict=True)]
+
+    def _range_of(self, value: Any) -> Range:
+        found = range_of(value)  # in a shard_map over all devices, whose parts have one shape
+        return found if self._devices is None else found._replace(shape=found.shape[1:])
+
+    def _placed(self, value: Any) -> Any:
+        return value if self._devices is None else self._devices.on_each(value)
+
+    def _shard_map(self, equation: Any, inputs: list[Given], scopes: str) -> list[Given]:
+        """As one operation, and if its outputs are not finite again from inside."""
+        whole = self._operation(equation, inputs, scopes)
+        if any(cause is not None and cause.order == self.count for _, cause in whole):
+            count, first_nan = self.count, self.first_nan
+            self._devices = Devices(equation.params)
+            try:
+                spread = self._devices.enter([x for x, _ in inputs])
+                given = [(x, c) for x, (_, c) in zip(spread, inputs, strict=True)]
+                self.first_nan = None
+                outs = self.run(equation.params["jaxpr"], given, scopes)
+                causes = [c for _, c in outs]
+            except Exception:  # JAX cannot run a part of it by itself
+                self.count, self.first_nan, causes = count, first_nan, []
+            finally:
+                self._devices = None
+            if any(causes):
+                return [(x, c and (d or c)) for (x, c), d in zip(whole, causes, strict=True)]
+        return whole
 
     def _scan(self, equation: Any, inputs: list[Given], scopes: str) -> list[Given]:
         params, body = equation.params, equation.params["jaxpr"]
@@ -234,6 +281,33 @@ class Interpreter:
         outs = self.run(body, args, scopes)
         self._loops = before
         return outs
+
+
+class Devices:
+    """The devices of a shard_map: what is in it has an axis in front, for the devices."""
+
+    def __init__(self, params: dict[str, Any]):
+        self._mesh, self._in, self._out = (params[k] for k in ("mesh", "in_specs", "out_specs"))
+        self._each = PartitionSpec(tuple(self._mesh.axis_names))
+
+    def enter(self, values: list[Any]) -> list[Any]:
+        return self._map(lambda *xs: [x[None] for x in xs], tuple(self._in), values)
+
+    def on_each(self, value: Any) -> Any:
+        return jnp.broadcast_to(value, (self._mesh.size, *value.shape))
+
+    def run(self, equation: Any, values: list[Any]) -> list[Any]:
+        if equation.primitive.name in ("pvary", "pcast"):  # here all differs between devices
+            return values
+
+        def local(*xs: Any) -> Any:
+            return [x[None] for x in run_equation(equation, [x[0] for x in xs])]
+
+        return self._map(local, self._each, values)
+
+    def _map(self, function: Callable, specs: Any, values: list[Any]) -> list[Any]:
+        mapped = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=self._each)
+        return list(mapped(*values))
 
 
 def _together(slices: Sequence[Given]) -> Given:

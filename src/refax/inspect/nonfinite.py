@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +13,13 @@ import jax
 from ..graph.walk import jax_to_nnx_path
 from ..lift.arguments import is_object, unbind
 from ..lift.call import Call, occurrences_in, root_places
+from ..lift.closures import closed_over
 from ..lift.places import inputs_of, place_of_output
 from ..objects.arguments import checked
 from ..objects.errors import path_string
 from ..objects.modes import use_scopes
 from ..objects.representation import as_html, shortened, wrapped
+from ..objects.variable import Variable, raw
 from ..objects.watch import is_array
 from ..transforms.bound import enter_unbound
 from ..verbs.iteration import iter_graph
@@ -104,7 +107,7 @@ def find_nonfinite(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Nonfi
     """Run `f(*args, **kwargs)` once, and name what first made a NaN or an infinity.
 
     `f` is traced and run operation by operation, also inside of `nnx.jit`, `jax.jit`, `grad`,
-    `remat`, `cond` and loops, each step of a loop by itself; a `shard_map` is one operation. The
+    `remat`, `cond`, `shard_map` and loops, each step of a loop by itself. The
     objects stay as they are: of a train step, the update is looked at and dropped.
 
     A NaN is reported wherever it is made, and wherever an input has one. An infinity is reported if
@@ -148,7 +151,7 @@ def find_nonfinite(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Nonfi
 
     with watching(note), use_scopes(True):
         program, shapes = jax.make_jaxpr(pure, return_shape=True)(call.grouped, call.tree)
-    run = Interpreter()
+    run = Interpreter(_constants(function))
     with jax.debug_nans(False), jax.debug_infs(False):
         given = [(place, jax.tree.leaves(value)) for place, value in inputs_of(call, function)]
         inputs = [run.given(x, place) for place, arrays in given for x in arrays]
@@ -164,6 +167,24 @@ def find_nonfinite(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Nonfi
         report = report._replace(path=cause.place, inputs=(cause.range,))
     then = None if cause.then is None else _report(cause.then, "nan", names)
     return report._replace(becomes=then, results=tuple(p for p, _ in written), count=run.count)
+
+
+def _constants(function: Callable) -> dict[int, str]:
+    """By id of each array that a function reads from its surroundings, what it is called."""
+    names: dict[int, str] = {}
+    try:
+        around = inspect.getclosurevars(inspect.unwrap(function))
+    except TypeError:  # a partial or the like
+        around = None
+    found = {} if around is None else {**around.globals, **around.nonlocals}
+    for path, x in jax.tree_util.tree_leaves_with_path(found, is_leaf=is_object):
+        x = raw(x) if isinstance(x, Variable) else x
+        names[id(x)] = path[0].key + jax.tree_util.keystr(path[1:])
+    for obj in closed_over(function):
+        for path, x in iter_graph(obj) if is_object(obj) else ():
+            for leaf in jax.tree.leaves(raw(x)) if isinstance(x, Variable) or is_array(x) else ():
+                names.setdefault(id(leaf), path_string(path, type(obj).__name__))
+    return names
 
 
 def _names(call: Call, function: Callable) -> dict[str, str]:
