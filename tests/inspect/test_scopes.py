@@ -738,3 +738,23 @@ def test_errors_and_places_of_operations_show_no_frames_of_the_scopes():
     assert [frame.name for frame in frames].count("__call__") >= 2
     text = nnx.jit(lambda model, x: model(x)).lower(Model(), X).as_text(debug_info=True)
     assert "verbs/scopes.py" not in text
+
+
+def test_results_are_named_by_path_in_the_lowered_text():
+    class Grows(nnx.Module):
+        def __init__(self):
+            self.blocks = [nnx.Linear(2, 2, rngs=nnx.Rngs(0))]
+            self.mean = nnx.BatchStat(jnp.zeros(2))
+
+    def step(model, x):
+        model.mean += x
+        model.blocks[0].kernel *= 2.0
+        model.new = nnx.Param(x)
+        return {"loss": x.sum(), "rest": (x,)}
+
+    written = ["model.mean", "model.new", "model.blocks[0].kernel"]
+    for options, given in (({}, []), ({"donate_argnums": 0}, ["model.blocks[0].bias"])):
+        text = nnx.jit(step, **options).lower(Grows(), jnp.ones(2)).as_text()
+        names = re.findall(r'jax\.result_info = "(.*?)"', text)
+        assert names[:2] == ["result.loss", "result.rest[0]"]
+        assert sorted(names[2:]) == sorted(written + given)

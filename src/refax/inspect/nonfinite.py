@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..graph.walk import jax_to_nnx_path
 from ..lift.arguments import is_object, unbind
 from ..lift.call import Call, occurrences_in, root_places
 from ..lift.closures import closed_over
-from ..lift.places import inputs_of, place_of_output
+from ..lift.places import inputs_of, outputs_of
 from ..objects.arguments import checked
 from ..objects.errors import path_string
 from ..objects.modes import use_scopes
@@ -222,12 +221,8 @@ def _not_finite(
     call: Call, function: Callable, shapes: Any, outputs: list[tuple[Any, Cause | None]]
 ) -> Iterator[tuple[str, Cause, bool]]:
     """(place, cause, whether a Variable was written) of each output that is not finite."""
-    occurring, change = occurrences_in(call, function, None, ""), shapes[2]
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    for ((part, *path), _), (_, cause) in zip(leaves, outputs, strict=True):
-        if cause is not None and part.idx == 0:
-            yield path_string(jax_to_nnx_path(tuple(path)), "result"), cause, False
-        elif cause is not None:
-            group, index, *_ = (getattr(key, "idx", 0) for key in path)
-            place, kind = place_of_output(call.graphdef, occurring, change, group, index)
-            yield place, cause, kind not in ("Intermediate", "Perturbation")
+    occurring = occurrences_in(call, function, None, "")
+    places = outputs_of(call.graphdef, occurring, shapes)
+    for (place, kind), (_, cause) in zip(places, outputs, strict=True):
+        if cause is not None:
+            yield place, cause, kind not in ("", "Intermediate", "Perturbation")

@@ -9,6 +9,7 @@ import jax
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from ..graph.graphdef import VARIABLE, GraphDef, record_children
+from ..graph.walk import jax_to_nnx_path
 from ..objects.errors import describe_value, path_string
 from ..objects.representation import short
 from ..objects.statics import FunctionKey
@@ -44,6 +45,22 @@ def place_of_output(
     variables = graphdef.variables
     kind = variables[leaf][1].__name__ if leaf < len(variables) else "array"
     return place_of_leaf(graphdef, occurring, leaf), kind
+
+
+def outputs_of(
+    graphdef: GraphDef, occurring: Sequence[Occurrence], out: Any
+) -> Iterator[tuple[str, str]]:
+    """(place, type of the Variable, nothing for a result) of each leaf of what a program returns.
+
+    Args:
+        out: (result, values by group, change), of shapes for instance.
+    """
+    for (part, *path), _ in tree_leaves_with_path(out):
+        if part.idx == 0:
+            yield path_string(jax_to_nnx_path(tuple(path)), "result"), ""
+        else:
+            group, index, *_ = (getattr(key, "idx", 0) for key in path)
+            yield place_of_output(graphdef, occurring, out[2], group, index)
 
 
 def inputs_of(call: Call, function: Callable) -> Iterator[tuple[str, Any]]:

@@ -23,10 +23,9 @@ from .._jax_compat import is_outside_of_traces
 from ..graph.graphdef import GraphDef
 from ..lift import errors
 from ..lift.arguments import Slot, named_like, set_unbound, unbind
-from ..lift.call import Call, enter, leave, pure_function, root_places
+from ..lift.call import Call, enter, leave, occurrences_in, pure_function, root_places
 from ..lift.closures import collecting
 from ..lift.errors import argument_names
-from ..lift.faults import execute
 from ..lift.inside import Change, Inside
 from ..lift.places import inputs_of, said
 from ..lift.programs import programs_of, proxy, remember
@@ -51,6 +50,7 @@ from .retrace import (
     users_level,
 )
 from .signatures import AllJitOptions, D, JitOptions
+from .stages import Lowered
 
 _NOTHING = Donated()
 
@@ -360,7 +360,9 @@ class JitWrapped(Generic[P, R]):
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Lower without running: `.as_text()`, `.compile()`, `.cost_analysis()`, …"""
         call, program, inputs = self._prepare(args, kwargs)
-        return Lowered(self, self._telling(call, program, True, program.jitted.lower, *inputs))
+        occurring = occurrences_in(call, self._function, None, "")
+        lowered = self._telling(call, program, True, program.jitted.lower, *inputs)
+        return Lowered(self, lowered, call.graphdef, occurring)
 
     def eval_shape(self, *given: Any, **kwargs: Any) -> R:
         """Shapes and dtypes of the result, without running; the arguments stay as they are."""
@@ -383,38 +385,6 @@ class JitWrapped(Generic[P, R]):
         """Forget every compiled program of this function."""
         while self._programs:
             self._programs.popitem()[1].jitted.clear_cache()
-
-
-class _Stage:
-    """A stage of `jax.stages`, and the wrapper that it comes from."""
-
-    def __init__(self, wrapped: JitWrapped[..., Any], stage: Any):
-        self._wrapped = wrapped
-        self._stage = stage
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stage, name)
-
-
-class Lowered(_Stage):
-    """A lowered program: `jax.stages.Lowered`, but `compile()` gives a function of objects."""
-
-    def compile(self, *args: Any, **kwargs: Any) -> Compiled:
-        return Compiled(self._wrapped, self._stage.compile(*args, **kwargs))
-
-
-class Compiled(_Stage):
-    """A compiled program: `jax.stages.Compiled`, called with objects."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call, _, inputs = self._wrapped._prepare(args, kwargs)
-        return leave(call, execute(call, self._wrapped._function, self._stage, *inputs))
-
-    def rehearse(self, *args: Any, **kwargs: Any) -> Any:
-        """Run on copies of the arguments; the objects stay as they are."""
-        _, _, inputs = self._wrapped._prepare(args, kwargs)
-        copies = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, inputs)
-        return self._stage(*copies)
 
 
 # fmt: off
