@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..objects.errors import GraphError
-from .file_errors import WeightsFileError, newer
+from .file_errors import WeightsFileError, newer, same_name
 
-__all__ = ["WeightsFileError", "newer"]
+__all__ = ["WeightsFileError", "newer", "same_name"]
 
 _FULL = ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "File too large")
 
@@ -34,6 +34,13 @@ def check_notes(notes: Mapping[str, Any], best: str) -> None:
             f"nnx.Checkpoints.save: the best step is told by the note {best!r}, which is not among "
             f"{list(notes)}.\nCure: notes={{{best!r}: …}} at every save."
         )
+
+
+def traced(verb: str) -> ValueError:
+    return GraphError(
+        f"nnx.{verb}: inside a function that is being traced, such as by jit: files are read and "
+        "written when a program runs.\nCure: call it outside of that function."
+    )
 
 
 def saved_already(folder: Path, step: int) -> FileExistsError:

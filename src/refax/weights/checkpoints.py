@@ -20,6 +20,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..graph.state import nest
 from ..objects.arguments import Count, Size, checked
@@ -142,21 +143,31 @@ class Checkpoints:
             notes = dict(notes or {})
             errors.check_notes(notes, self._best)
             places = Places(objects, ..., verb)
+            places.check_written()
+            _check_running(verb)
+            names: set[str] = set()
+            for path in [tuple(map(str, place.path)) for place in places.by_name.values()]:
+                if (name := ".".join(path)) in names:  # orbax would write one over the other
+                    raise errors.same_name(verb, name)
+                names.add(name)
         _check_same(places)
         self._meetings.begin()
-        arrays, keys = {}, {}
+        arrays, keys, empty = {}, {}, []
         for path, place in places.by_path.items():
             if is_key(place.value):
                 keys["/".join(path)] = str(jax.random.key_impl(place.value))
             arrays[path] = self._as_written(place.value)
+            if not arrays[path].size:
+                empty.append([path, arrays[path].shape, arrays[path].dtype.name])
         own = {
             "version": _VERSION,
             "fingerprints": {"/".join(path): fingerprint(array) for path, array in arrays.items()},
             "keys": keys,
+            "empty": empty,  # arrays of no size, which orbax does not take
         }
         own["checksum"] = _checksum(notes, own)
         parts = self._orbax.args.Composite(
-            state=self._orbax.args.PyTreeSave(nest(arrays.items())),
+            state=self._orbax.args.PyTreeSave(nest((p, x) for p, x in arrays.items() if x.size)),
             notes=self._orbax.args.JsonSave({**notes, _OWN: own}),
         )
         metrics = {self._best: float(notes[self._best])} if self._best else None
@@ -193,6 +204,7 @@ class Checkpoints:
             if step is None or step not in steps:
                 raise errors.no_step(self.folder, step, steps)
             places = Places(objects, ..., verb)
+            _check_running(verb)
         _check_same(places)
         with fail_together(f"nnx.{verb}"), self._damage_told(step):
             if self._is_own(step):
@@ -203,7 +215,8 @@ class Checkpoints:
         with fail_together(f"nnx.{verb}"), self._damage_told(step):
             if expected is not None:
                 _check(arrays, expected)
-        load_into(places, {dotted_name(path): array for path, array in arrays.items()})
+        names = {path: place.name for path, place in places.by_path.items()}  # also odd keys
+        load_into(places, {names.get(p) or dotted_name(p): x for p, x in arrays.items()})
         return notes
 
     # -- inside -----------------------------------------------------------------------------------
@@ -230,6 +243,8 @@ class Checkpoints:
         if own["version"] > _VERSION:
             raise errors.newer(self.folder, own["version"], _VERSION)
         arrays = read_tree(folder / "state", known, boxes=False)
+        for path, shape, dtype in own.get("empty", ()):
+            arrays[tuple(path)] = np.zeros(shape, jnp.dtype(dtype))
         for path, array in arrays.items():
             if (generator := own["keys"].get("/".join(path))) is not None:
                 arrays[path] = jax.random.wrap_key_data(jnp.asarray(array), impl=generator)
@@ -285,6 +300,11 @@ def _check(arrays: Mapping[tuple, Any], expected: Mapping[str, int]) -> None:
     wrong = [name for name, number in expected.items() if found.get(name) != number]
     if wrong or len(found) != len(expected):
         raise errors.other_arrays(wrong)
+
+
+def _check_running(verb: str) -> None:
+    if isinstance(jnp.zeros(()), Tracer):
+        raise errors.traced(verb)
 
 
 def _check_same(places: Places) -> None:

@@ -37,11 +37,74 @@ def newer(path: Path, version: str, known: int) -> WeightsFileError:
     )
 
 
-def not_concrete(name: str, value: Any, verb: str = "save") -> ValueError:
+def not_concrete(name: str, value: Any, verb: str) -> ValueError:
     return GraphError(
         f"nnx.{verb}: `{name}` has no value that could be written: it is a {type(value).__name__}."
-        f"\nCure: {verb} outside of transforms, and after an abstract model was filled in."
+        "\nCure: save outside of transforms, and after an abstract model was filled in."
     )
+
+
+def deleted(name: str, verb: str) -> ValueError:
+    return GraphError(
+        f"nnx.{verb}: `{name}` was deleted, or given away to a function (donated).\n"
+        "Cure: use what that function returned; `nnx.clone(model)` before it keeps the old values."
+    )
+
+
+def no_numbers(name: str, dtype: Any, verb: str) -> ValueError:
+    return GraphError(
+        f"nnx.{verb}: `{name}` holds no numbers, but {dtype}, which a file of weights cannot have."
+        "\nCure: filter=nnx.Param, or another that leaves it out; keep texts in `metadata`."
+    )
+
+
+def same_name(verb: str, name: str) -> ValueError:
+    return GraphError(
+        f"nnx.{verb}: two arrays have the name `{name}`, as two keys of a dict read alike.\n"
+        f"Cure: other keys, such as the number 0 or the text '0', but not both."
+    )
+
+
+def too_large(what: str, given: Any, dtype: Any) -> ValueError:
+    return GraphError(
+        f"{what} has numbers of {given} that {dtype} cannot hold; nothing was changed.\n"
+        "Cure: transform=… to convert the values on purpose, or dtype='file' to keep theirs."
+    )
+
+
+def no_name(name: str) -> ValueError:
+    return GraphError(
+        f"nnx.save: no file can have a tensor or metadata named {name[:80]!r}, or such a text.\n"
+        "Cure: another key: one that is Unicode, and not '__metadata__'."
+    )
+
+
+def large_header(size: int, most: int) -> ValueError:
+    return GraphError(
+        f"nnx.save: names, shapes and metadata take {size:,} bytes, of which the format allows "
+        f"{most:,}.\nCure: max_file_size=…, for several files; shorter names."
+    )
+
+
+def check_regular(path: Path, verb: str) -> None:
+    """Raise for what is there and is no file: to open a pipe might wait for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(
+            f"nnx.{verb}: {path} is no file, but a folder, a pipe, a socket or a device.\n"
+            "Cure: give the path of a file."
+        )
+
+
+def no_part(file: Path, index: Path, names: list[str]) -> FileNotFoundError:
+    more = f" and {len(names) - 1:,} more tensors" if len(names) > 1 else ""
+    return FileNotFoundError(
+        f"{file}: there is no such file, in which `{names[0]}`{more} should stand, as {index.name} "
+        f"has it.\n{_RESTORE}"
+    )
+
+
+def other_part(file: Path, index: Path) -> WeightsFileError:
+    return damaged(file, f"this is not the file that was saved with {index.name}, but another one")
 
 
 def not_here(name: str) -> ValueError:

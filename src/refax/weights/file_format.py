@@ -84,14 +84,17 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
-def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Write arrays to a new file, and to the disk.
+def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    """Write arrays to a new file, and to the disk; return the checksum of its header.
 
     Args:
         path: of the file, which must not exist.
         tensors: names → arrays of JAX or NumPy, one at a time brought to the host.
         metadata: further entries of `__metadata__`.
     """
+    for text in (*tensors, *metadata, *metadata.values()):
+        if text.encode(errors="ignore").decode() != text or "__metadata__" in tensors:
+            raise errors.no_name(text)  # half of a surrogate pair; the format's own
     header: dict[str, Any] = {}
     checksums, dtypes, at = {}, {}, 0
     for name, array in tensors.items():
@@ -115,13 +118,16 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
 
     with new_file(path) as file:
         text = head()
+        if len(text) > _MAX_HEADER:
+            raise errors.large_header(len(text), _MAX_HEADER)
         file.write(len(text).to_bytes(8, "little") + text)
         for name, array in tensors.items():
             checksums[name] = _write(file, array)
         text = head()
-        digits = f"{zlib.crc32(text):08x}".encode()
+        digits = f"{zlib.crc32(text):08x}"
         file.seek(8)
-        file.write(text.replace(f"{_MARK}{_ZEROS}".encode(), _MARK.encode() + digits))
+        file.write(text.replace(f"{_MARK}{_ZEROS}".encode(), f"{_MARK}{digits}".encode()))
+    return digits
 
 
 def _write(file: BinaryIO, array: Any) -> str:
@@ -276,5 +282,6 @@ def _runs(tensor: Tensor, bounds: list[tuple[int, int]]) -> Iterator[tuple[int, 
 
 @contextlib.contextmanager
 def open_file(path: Path) -> Iterator[Reader]:
+    errors.check_regular(path, "load")
     with open(path, "rb", buffering=0) as file:
         yield Reader(path, file)

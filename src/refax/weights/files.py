@@ -25,12 +25,11 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from ..graph.filters import Filter
 from ..objects import arguments as fit
 from ..objects.arguments import Fits
+from ..objects.entering import is_key
 from ..objects.representation import bytes_text, shortened, wrapped
 from ..verbs.names import dotted_name
 from . import file_errors as errors
@@ -125,40 +124,57 @@ def save(
     if isinstance(obj, Mapping):
         obj = {n: as_numpy(x) if is_tensor(x) else x for n, x in obj.items()}
     places = Places(obj, filter, "save")
+    places.check_written()
     arrays = {name: place.value for name, place in places.by_name.items()}
     for name, array in arrays.items():
-        if not isinstance(array, (jax.Array, np.ndarray)) or isinstance(array, Tracer):
-            raise errors.not_concrete(name, array)
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             raise errors.not_here(name)
     texts = dict(metadata or {})
-    if path.is_dir():
-        raise errors.folder(path, "save")
-    if not overwrite and (path.exists() or _index_of(path).exists()):
-        raise errors.exists(path)
-    keys = {
-        name: str(jax.random.key_impl(array))
-        for name, array in arrays.items()
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    }
+    _check_target(path, overwrite)
+    keys = {name: str(jax.random.key_impl(x)) for name, x in arrays.items() if is_key(x)}
     aliases = {name: place.name for name, place in places.all_names() if name != place.name}
     arrays |= {name: jax.random.key_data(arrays[name]) for name in keys}
     own = {"refax.keys": keys, "refax.aliases": aliases}
     texts |= {name: json.dumps(entries) for name, entries in own.items() if entries}
     parts = _parts(arrays, _bytes(max_file_size))
-    index, old = _index_of(path), _files_of_index(path)
-    new = {path: parts[0]} if len(parts) == 1 else dict(zip(_part_paths(path, len(parts)), parts))
     with _temporary(path) as temporary:
-        for file, part in new.items():
-            write_file(temporary(file), part, texts)
-        if len(parts) > 1:
-            size = sum(array.nbytes for array in arrays.values())
-            weight_map = {name: file.name for file, part in new.items() for name in part}
-            content = {"metadata": {"total_size": size}, "weight_map": weight_map}
-            with new_file(temporary(index)) as file:
-                file.write(json.dumps(content, indent=2).encode() + b"\n")
-    kept = {*new} if len(parts) == 1 else {*new, index}
-    for file in {path, index, *old} - kept:  # the version before
+        sources = [temporary() for _ in parts]
+        headers = [write_file(*part, texts) for part in zip(sources, parts, strict=True)]
+        with _alone(path.parent):
+            _check_target(path, overwrite)  # again: another program may have saved since
+            _put_in_place(path, sources, parts, headers, temporary)
+
+
+def _put_in_place(
+    path: Path,
+    sources: list[Path],
+    parts: list[dict[str, Any]],
+    headers: list[str],
+    temporary: Callable[[], Path],
+) -> None:
+    """Rename what was written, and delete the version before."""
+    index, old = _index_of(path), _files_of_index(path)
+    targets = [path] if len(parts) == 1 else _part_paths(path, len(parts))
+    moves = dict(zip(sources, targets, strict=True))
+    if len(parts) > 1:
+        size = sum(array.nbytes for part in parts for array in part.values())
+        names = [target.name for target in targets]
+        own = {"total_size": size, "refax.headers": dict(zip(names, headers, strict=True))}
+        weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+        content = {"metadata": own, "weight_map": weight_map}
+        moves[temporary()] = index  # the last
+        with new_file(next(reversed(moves))) as file:
+            file.write(json.dumps(content, indent=2).encode() + b"\n")
+    try:
+        for source, target in moves.items():
+            os.replace(source, target)
+    except BaseException:
+        if len(parts) > 1 and next(reversed(moves)).exists():  # they belong to nothing
+            for target in targets:
+                target.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    for file in {path, index, *old} - {*moves.values()}:  # the version before
         file.unlink(missing_ok=True)
 
 
@@ -264,12 +280,16 @@ def opened(path: Path, verb: str) -> Iterator[FileInfo]:
         path = inside
     index = path if path.name.endswith(".json") else _index_of(path)
     is_index = path == index or (index.exists() and not path.exists())
-    weight_map = _weight_map(index) if is_index else {}
+    weight_map, headers = _index(index) if is_index else ({}, {})
     with contextlib.ExitStack() as stack:
-        readers = {
-            name: stack.enter_context(open_file(index.with_name(name)))
-            for name in (dict.fromkeys(weight_map.values()) if is_index else [path.name])
-        }
+        readers: dict[str, Reader] = {}
+        for name in dict.fromkeys(weight_map.values()) if is_index else [path.name]:
+            file = index.with_name(name)
+            if is_index and not file.exists():
+                raise errors.no_part(file, index, [k for k, v in weight_map.items() if v == name])
+            readers[name] = stack.enter_context(open_file(file))
+            if headers.get(name) not in (None, readers[name].own.get("refax.header")):
+                raise errors.other_part(file, index)
         where = weight_map or {name: f for f, reader in readers.items() for name in reader.tensors}
         metadata: dict[str, str] = {}
         keys: dict[str, str] = {}
@@ -288,13 +308,15 @@ def opened(path: Path, verb: str) -> Iterator[FileInfo]:
         yield FileInfo(tensors, metadata, aliases, files, size)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The file of each tensor; and the checksum of the header of each file, where it is told."""
+    errors.check_regular(index, "load")
     try:
         content = json.loads(index.read_text("utf-8"))
         weight_map = content["weight_map"]
         if not all(isinstance(x, str) and Path(x).name == x for x in weight_map.values()):
             raise ValueError("its entries are no names of files beside it")
-        return weight_map
+        return weight_map, dict(content.get("metadata", {}).get("refax.headers", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise errors.damaged(index, f"this is no index of safetensors files ({error})") from None
 
@@ -312,7 +334,7 @@ def _files_of_index(path: Path) -> list[Path]:
     if not index.exists():
         return []
     try:
-        return [path.with_name(name) for name in set(_weight_map(index).values())]
+        return [path.with_name(name) for name in set(_index(index)[0].values())]
     except errors.WeightsFileError:
         return []
 
@@ -348,27 +370,45 @@ def _part_paths(path: Path, count: int) -> list[Path]:
     return named(f"{secrets.token_hex(4)}-") if any(p.exists() for p in paths) else paths
 
 
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Callable[[Path], Path]]:
-    """What gives a temporary file for each target; at the end all are renamed, in order."""
-    written: list[tuple[Path, Path]] = []
+def _check_target(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise errors.folder(path, "save")
+    errors.check_regular(path, "save")
+    if not overwrite and (os.path.lexists(path) or os.path.lexists(_index_of(path))):
+        raise errors.exists(path)
 
-    def temporary(target: Path) -> Path:
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One save at a time puts its files into a folder, where the system can see to it."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # not on Windows, nor on all network disks
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Callable[[], Path]]:
+    """What gives temporary files, beside the target; those that are there at the end go."""
+    given: list[Path] = []
+
+    def temporary() -> Path:
         name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        written.append((path.with_name(name), target))
-        return path.with_name(name)
+        given.append(path.with_name(name))
+        return given[-1]
 
     for debris in path.parent.glob(f".{glob.escape(path.name)}.*-*.tmp"):
         if not _is_running(debris.name.split(".")[-2].partition("-")[0]):  # it was killed
             debris.unlink(missing_ok=True)
     try:
         yield temporary
-        for source, target in written:
-            os.replace(source, target)
-        _sync_folder(path.parent)
     finally:
-        for source, _ in written:
-            source.unlink(missing_ok=True)
+        for file in given:
+            file.unlink(missing_ok=True)
 
 
 def _is_running(process: str) -> bool:

@@ -12,6 +12,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from ..graph.filters import Filter, to_predicate
@@ -23,6 +25,7 @@ from ..objects.watch import is_array
 from ..verbs.layouts import object_plan
 from ..verbs.matching import Unknown, follow, passed_over, places_of
 from ..verbs.names import dotted_name
+from . import file_errors as errors
 
 
 class Place(NamedTuple):
@@ -70,11 +73,25 @@ class Places:
                     keys = tuple(map(key_name, below))
                     place = (*path, *keys) or ("value",)
                     name = self._name(place)
+                    if name in self.by_name:
+                        raise errors.same_name(verb, name)
                     parts[tuple(map(str, keys))] = Place(name, leaf, part, array, place)
                     self.by_name[name] = parts[tuple(map(str, keys))]
 
     def _name(self, path: tuple) -> str:
         return path[0] if self._flat else dotted_name(path)
+
+    def check_written(self) -> None:
+        """Raise if there is an array that cannot be written: it has no value, or no number."""
+        for name, place in self.by_name.items():
+            value = place.value
+            if not isinstance(value, (jax.Array, np.ndarray)) or isinstance(value, Tracer):
+                raise errors.not_concrete(name, value, self.verb)
+            if isinstance(value, jax.Array) and value.is_deleted():
+                raise errors.deleted(name, self.verb)
+            kinds = (jax.dtypes.prng_key, jnp.number, np.bool_)
+            if not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+                raise errors.no_numbers(name, value.dtype, self.verb)
 
     @cached_property
     def by_path(self) -> dict[tuple[str, ...], Place]:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ..graph.filters import Filter
 from ..graph.rebuild import write_leaves
@@ -32,6 +33,7 @@ from ..verbs.errors import Misfits
 from ..verbs.matching import same_values, void_corrections
 from ..verbs.spmd import check_annotations, named_sharding_of
 from ..verbs.updating import check_writable
+from .file_errors import too_large
 from .places import Place, Places
 from .stacks import read, with_stacks
 
@@ -203,7 +205,9 @@ def load_into(
     for name, (place, value, given) in matched.items():
         if transform is not None:
             value = transform(name, read(value))
-        value = value if hasattr(value, "dtype") else np.asarray(value)
+        value = _array(name, value, misfits)
+        if value is None:
+            continue
         if is_key(place.value) and not is_key(value):
             value = keys_of_data(read(value), place.value)
         target, cure = _dtype(place.value.dtype, value.dtype, dtype), None
@@ -230,9 +234,9 @@ def load_into(
         check_annotations(places.obj, mesh)
     new = {leaf: jax.tree.flatten(raw(places.leaves[leaf])) for leaf in leaves}
     for place, value, target in ready:
-        leaf = places.leaves[place.leaf]
+        what, leaf = f"nnx.{places.verb}: `{place.name}`", places.leaves[place.leaf]
         sharding = place.sharding if mesh is None else named_sharding_of(leaf, mesh)
-        new[place.leaf][0][place.part] = _placed(value, target, sharding)
+        new[place.leaf][0][place.part] = _placed(what, value, target, sharding)
     values = [treedef.unflatten(parts) for parts, treedef in new.values()]
     write_leaves(places.plan, (places.obj,), list(new), values)
     return Loaded(missing, unexpected, cast)
@@ -282,7 +286,46 @@ def _dtype(model: Any, given: Any, wanted: Any) -> Any:
     return wanted if jnp.issubdtype(given, jnp.floating) else model
 
 
-def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
+def _array(name: str, value: Any, misfits: Misfits) -> Any:
+    """What a mapping has, as something with shape and dtype; None if it is nothing of the kind."""
+    what = ""
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer) and value.is_deleted():
+        what = "was deleted, or given away to a function (donated)"
+    elif isinstance(value, np.ma.MaskedArray):
+        what = "has a mask, which an array of JAX cannot have"
+    elif hasattr(value, "dtype"):
+        return value
+    else:
+        try:
+            return np.asarray(value)
+        except ValueError:
+            what = "is a list of lists of several lengths"
+    misfits.add("a mapping to arrays or numbers", f"`{name}` {what}.")
+    return None
+
+
+def _as_dtype(what: str, dtype: Any, array: Any, fresh: bool = False) -> Any:
+    """The array with a dtype, copied unless it is `fresh`.
+
+    Raises:
+        StructureError: the dtype cannot hold the values, such as 300 as an int8; of fractions, only
+            the precision may be lost.
+    """
+    if array.dtype == dtype or isinstance(array, Tracer):
+        return array.astype(dtype, copy=not fresh)
+    xp: Any = jnp if isinstance(array, jax.Array) else np
+    with np.errstate(over="ignore", invalid="ignore"):  # told as an error
+        new = array.astype(dtype)
+        if jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, np.bool_):
+            lost = ((new.astype(array.dtype) != array) | ((new < 0) != (array < 0))).any()
+        else:
+            lost = not xp.isfinite(new).all() and (xp.isfinite(array) & ~xp.isfinite(new)).any()
+    if lost:
+        raise too_large(what, array.dtype, dtype)
+    return new
+
+
+def _placed(what: str, value: Any, dtype: Any, sharding: Any) -> jax.Array:
     """The value as an array on the devices where it belongs; each part is read for itself."""
     # Over several processes; what comes like that is spread already.
     spread = sharding is not None and not sharding.is_fully_addressable
@@ -298,11 +341,11 @@ def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
         def part(index: Any) -> np.ndarray:
             found = np.asarray(read(value, index))
             fresh = hasattr(value, "read") and found.flags.owndata  # else somebody's own
-            return found.astype(dtype, copy=not fresh)
+            return _as_dtype(what, dtype, found, fresh)
 
         return jax.make_array_from_callback(tuple(value.shape), sharding, part)
     value = read(value)
-    if isinstance(value, np.ndarray):
-        value = np.array(value, dtype)  # a copy: the caller may go on writing into his own
-    array = jnp.asarray(value, dtype)
+    if not isinstance(value, jax.Array):
+        value = np.asarray(value)  # copied below: the caller may go on writing into his own
+    array = jnp.asarray(_as_dtype(what, dtype, value, isinstance(value, jax.Array)))
     return array if sharding is None else jax.device_put(array, sharding)
