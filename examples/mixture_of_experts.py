@@ -1,10 +1,15 @@
 """Train the demo's language model with a mixture of experts, which lie on different devices.
 
 In each block, a router sends every token to one of many perceptrons, its expert (Switch
-Transformer: Fedus et al., 2021). An expert has room for a little more than its fair share of them,
-and a loss on the side keeps the shares even. The experts are divided over the devices, as the batch
-is; how tokens get from one to the other is left to the compiler, which is told what lies where. The
-same model is trained on one device: the losses are the same.
+Transformer: Fedus et al. 2021, arXiv:2101.03961). An expert has room for a quarter more than its
+fair share of them; what finds none is dropped. At first that is every third token, so a loss on the
+side makes the shares even (their equation 4, with ten times their weight: they had 10,000 times as
+many steps), and another one keeps the router's logits small (ST-MoE: Zoph et al. 2022,
+arXiv:2202.08906, equation 5).
+
+The experts are divided over the devices, as the batch is; how tokens get from one to the other is
+left to the compiler, which is told what lies where. The same model is trained on one device. The
+losses are the same, until a token stands so evenly between two experts that a rounding decides.
 """
 
 import math
@@ -33,9 +38,10 @@ CONTEXT = 64
 class MixtureOfExperts(nnx.Module):
     """Perceptrons, one of which is chosen for each token: (batch, length, d_model) → the same.
 
-    Each call sows, as `nnx.Intermediate`: `balance`, the loss on the side, which is 1 where all
-    experts get the same; `load`, the share of the tokens that each is sent; and `dropped`, the
-    share for which there was no room, and whose output is 0.
+    Each call sows, as `nnx.Intermediate`: `balance`, the loss that is 1 where all experts get the
+    same; `logits`, the one that is 0 where the router's exponentials sum to 1; `load`, the share of
+    the tokens that each expert is sent; and `dropped`, the share for which there was no room, and
+    whose output is 0.
     """
 
     def __init__(self, d_model: int, experts: int, *, room: float, rngs: nnx.Rngs):
@@ -50,7 +56,8 @@ class MixtureOfExperts(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         tokens = x.reshape(-1, x.shape[-1])
         capacity = math.ceil(self.room * len(tokens) / self.experts)
-        probabilities = nnx.softmax(self.router(tokens))  # (tokens, experts)
+        logits = self.router(tokens)  # (tokens, experts)
+        probabilities = nnx.softmax(logits)
         chosen = jax.nn.one_hot(probabilities.argmax(-1), self.experts)
         # The place of each token in the queue of its expert; those beyond its room fall out.
         place = ((jnp.cumsum(chosen, axis=0) - 1) * chosen).sum(-1).astype(jnp.int32)
@@ -66,6 +73,7 @@ class MixtureOfExperts(nnx.Module):
 
         load = chosen.mean(0)
         self.sow(nnx.Intermediate, "balance", self.experts * (load * probabilities.mean(0)).sum())
+        self.sow(nnx.Intermediate, "logits", (nnx.logsumexp(logits, axis=-1) ** 2).mean())
         self.sow(nnx.Intermediate, "load", load)
         self.sow(nnx.Intermediate, "dropped", 1 - sent.sum() / len(tokens))
         return y.reshape(x.shape)
@@ -95,27 +103,33 @@ def sown(model: LanguageModel) -> dict[str, jax.Array]:
     state = dict(nnx.to_flat_state(nnx.pop(model, nnx.Intermediate)))
     return {
         name: jnp.stack([v.value[0] for path, v in state.items() if path[-1] == name]).mean(0)
-        for name in ("balance", "load", "dropped")
+        for name in ("balance", "logits", "load", "dropped")
     }
 
 
 def loss_of(
-    model: LanguageModel, batch: data.Batch, weight: float
+    model: LanguageModel, batch: data.Batch, weights: tuple[float, float]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     inputs, targets = batch
     loss = optax.softmax_cross_entropy_with_integer_labels(model(inputs), targets).mean()
     figures = sown(model)
-    return loss + weight * figures["balance"], {"loss": loss, **figures}
+    on_the_side = weights[0] * figures["balance"] + weights[1] * figures["logits"]
+    return loss + on_the_side, {"loss": loss, **figures}
 
 
-@partial(nnx.jit, static_argnames="weight")
+@partial(nnx.jit, static_argnames="weights")
 def train_step(
-    model: LanguageModel, optimizer: nnx.Optimizer, batch: data.Batch, weight: float
+    model: LanguageModel, optimizer: nnx.Optimizer, batch: data.Batch, weights: tuple[float, float]
 ) -> dict[str, jax.Array]:
     """One update, in place; the loss, and what was sown."""
-    (_, figures), grads = nnx.value_and_grad(loss_of, has_aux=True)(model, batch, weight)
+    (_, figures), grads = nnx.value_and_grad(loss_of, has_aux=True)(model, batch, weights)
     optimizer.update(model, grads)
     return figures
+
+
+def mean(steps: list[dict[str, np.ndarray]], name: str) -> Any:
+    """A figure, averaged over steps."""
+    return np.mean([step[name] for step in steps], axis=0)
 
 
 # -- the program ---------------------------------------------------------------------------------
@@ -127,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_number("--steps", length, 100, "training steps")
     parser.add_number("--experts", length, 8, "experts in a block; a multiple of the devices")
     parser.add_number("--room", positive, 1.25, "places with an expert, in fair shares")
-    parser.add_number("--balance", amount, 0.01, "weight of the loss that keeps shares even")
+    parser.add_number("--balance", amount, 0.1, "weight of the loss that makes shares even")
+    parser.add_number("--logits", amount, 0.001, "weight of the loss that keeps logits small")
     parser.add_number("--blocks", count, 2, "blocks")
     parser.add_number("--batch-size", count, 16, "texts in a step; a multiple of the devices")
     parser.add_number("--d-model", count, 64, "width of the model; a multiple of 4")
@@ -158,30 +173,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for _ in range(options.steps):
                 spread = NamedSharding(mesh, PartitionSpec("expert"))
                 batch = jax.device_put(next(batches), spread)
-                figures = train_step(model, optimizer, batch, options.balance)
+                figures = train_step(model, optimizer, batch, (options.balance, options.logits))
                 # Devices made up on a CPU must not be given the next step before they end this one.
                 jax.block_until_ready(nnx.state(model))
                 found.append({name: np.asarray(value) for name, value in figures.items()})
         return found, nnx.sharding_report([model, optimizer]).bytes_per_device / 1e6
 
-    losses: list[list[float]] = []
-    print(f"{'devices':<10}{'first loss':>12}{'last loss':>12}{'dropped':>10}{'MB per device':>16}")
-    of_first = of_last = np.zeros(options.experts)
+    few = max(options.steps // 10, 1)
+    runs: list[list[dict[str, np.ndarray]]] = []
+    print(f"{'':<10}{'loss':>20}{'tokens dropped':>20}{'':>16}")
+    print(
+        f"{'devices':<10}"
+        + f"{f'first {few}':>10}{f'last {few}':>10}" * 2
+        + f"{'MB per device':>16}"
+    )
     for some in (devices, devices[:1]):
         steps, size = train(Mesh(np.array(some), ("expert",), axis_types=(AxisType.Auto,)))
-        losses.append([float(step["loss"]) for step in steps])
-        first, last = steps[0], steps[-1]
+        runs.append(steps)
+        losses, dropped = ([mean(part, name) for part in (steps[:few], steps[-few:])]
+                           for name in ("loss", "dropped"))  # fmt: skip
         print(
-            f"{len(some):<10}{first['loss']:>12.5f}{last['loss']:>12.5f}{last['dropped']:>10.1%}"
-            f"{size:>16.2f}"
+            f"{len(some):<10}"
+            + "".join(f"{loss:>10.4f}" for loss in losses)
+            + "".join(f"{share:>10.1%}" for share in dropped)
+            + f"{size:>16.2f}"
         )
-        if some is devices:
-            of_first, of_last = first["load"], last["load"]
-    apart = float(np.abs(np.subtract(losses[0], losses[1])).max())
-    print(f"Losses of {options.steps} steps differ by at most {apart:.0e}.")
+
     print("\nshare of the tokens by expert")
-    for label, load in {"first step": of_first, "last step": of_last}.items():
-        print(f"{label:<12}" + "".join(f"{share:>7.1%}" for share in load))
+    for label, part in {"first": runs[0][:few], "last": runs[0][-few:]}.items():
+        print(f"{f'{label} {few}':<12}" + "".join(f"{share:>7.1%}" for share in mean(part, "load")))
+
+    # A choice between experts is no continuous function: where a rounding changes one, runs part.
+    alike = [np.array_equal(a["load"], b["load"]) for a, b in zip(*runs, strict=True)]
+    same = alike.index(False) if False in alike else len(alike)
+    apart = [abs(float(a["loss"]) - float(b["loss"])) for a, b in zip(*runs, strict=True)]
+    if same < options.steps:
+        print(f"\nFrom step {same + 1} on, tokens go to other experts for a rounding.")
+        print(f"All losses differ by at most {max(apart):.0e},")
+    print(f"Losses of {same} steps differ by at most {max(apart[:same], default=0):.0e}.")
     return 0
 
 

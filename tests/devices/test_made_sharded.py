@@ -126,6 +126,69 @@ def test_moments_of_a_sharded_model_are_a_part_of_it_in_a_language_model():
     assert per_device == (whole - biases - 2 * 4) / 8 + biases + 2 * 4
 
 
+class FourteenMegabytes(nnx.Module):
+    """A tower of perceptrons of 14.7 MB, of which all but the vectors is in eight parts."""
+
+    def __init__(self):
+        ones, rngs = nnx.initializers.ones_init(), nnx.Rngs(0)
+        split = nnx.with_partitioning(ones, ("data", "model"))
+        sizes = [(256, 1024), (1024, 256)] * 6
+        self.embed = nnx.Embed(1024, 256, embedding_init=split, rngs=rngs)
+        self.layers = [nnx.Linear(*size, kernel_init=split, rngs=rngs) for size in sizes]
+        self.norms = [nnx.LayerNorm(256, rngs=rngs) for _ in range(6)]
+        self.head = nnx.Linear(256, 1024, kernel_init=split, rngs=rngs)
+
+
+def with_adam(model):
+    return nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+
+
+def made_whole():
+    model = FourteenMegabytes()
+    return model, with_adam(model)
+
+
+def made_apart(make_optimizer):
+    model = nnx.jit(FourteenMegabytes)()
+    return model, make_optimizer(model)
+
+
+def filled(mesh):
+    """An abstract model and optimizer, that get their arrays from elsewhere."""
+    graphdef, state = nnx.get_abstract_model(made_whole, mesh)
+    fill = lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding)  # noqa: E731
+    return nnx.merge(graphdef, jax.tree.map(fill, state))
+
+
+WAYS = {
+    "eagerly": lambda mesh: made_whole(),
+    "one jit": lambda mesh: nnx.jit(made_whole)(),
+    "one jit of JAX": lambda mesh: jax.jit(made_whole)(),
+    "make_sharded": lambda mesh: nnx.make_sharded(made_whole),
+    "eagerly for a model of a jit": lambda mesh: made_apart(with_adam),
+    "another jit": lambda mesh: made_apart(nnx.jit(with_adam)),
+    "abstractly": filled,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_of_15_megabytes_and_its_adam_take_6_on_a_device(way):
+    """With moments that are whole on every device it would be 31."""
+    kept = jax.live_arrays()
+    before, mesh = {id(x) for x in kept}, mesh_of()
+    with jax.set_mesh(mesh):
+        model, optimizer = WAYS[way](mesh)
+    gc.collect()
+    used = dict.fromkeys(jax.devices(), 0)
+    for array in jax.live_arrays():
+        for shard in array.addressable_shards if id(array) not in before else ():
+            used[shard.device] += shard.data.nbytes
+    assert sum(x.nbytes for x in arrays_of(model)) == pytest.approx(14.7e6, rel=0.01)
+    assert max(used.values()) == pytest.approx(5.6e6, rel=0.02)
+    reported = nnx.sharding_report((model, optimizer)).bytes_per_device
+    assert reported == pytest.approx(5.6e6, rel=0.02)
+
+
 # -- layer axes ------------------------------------------------------------------------------------
 
 

@@ -60,9 +60,27 @@ def losses_of(step, model, optimizer, x, count=3) -> list[float]:
     return [float(step(model, optimizer, x)) for _ in range(count)]
 
 
+SPELLINGS = {  # of one spec, for an array of so many axes
+    "with every axis": lambda spec, ndim: P(*spec, *[None] * (ndim - len(spec))),
+    "names in tuples": lambda spec, ndim: P(*[(n,) if isinstance(n, str) else n for n in spec]),
+    "without what is whole": lambda spec, ndim: P(*spec[: 1 + max(
+        (i for i, name in enumerate(spec) if name is not None), default=-1)]),
+}  # fmt: skip
+
+
+def respell(objects, spell) -> None:
+    """The same arrays where they are, told in another way."""
+    state = nnx.state(objects)
+    said = jax.tree.map(
+        lambda x: NamedSharding(x.sharding.mesh, spell(x.sharding.spec, x.ndim))
+        if isinstance(x.sharding, NamedSharding) else x.sharding, state
+    )  # fmt: skip
+    nnx.update(objects, jax.device_put(state, said))
+
+
 @pytest.fixture(scope="module")
 def on_one_device() -> list[float]:
-    return losses_of(nnx.jit(train_step), *build(), batch(None))
+    return losses_of(nnx.jit(train_step), *build(), batch(None), 6)
 
 
 @pytest.mark.parametrize("donate", [False, True], ids=["kept", "donated"])
@@ -77,10 +95,56 @@ def test_the_second_step_compiles_nothing(layout, donate, on_one_device):
         assert places(model, optimizer) == before
         with compilations() as count:
             losses += losses_of(step, model, optimizer, x, 2)
-    assert count.number == 0 and counted.runs == 1
-    assert places(model, optimizer) == before
+        assert count.number == 0 and counted.runs == 1
+        assert places(model, optimizer) == before
+        for spell in SPELLINGS.values():
+            respell((model, optimizer), spell)
+            model.eval(), model.train()
+            sharding = NamedSharding(mesh, spell(P("data"), 2))
+            with compilations() as count:
+                losses += losses_of(step, model, optimizer, jax.device_put(x, sharding), 1)
+            assert count.number == 0 and counted.runs == 1, step.explain()
+        assert "traced 1 time." in step.explain()
     # Sums over devices go in another order.
     np.testing.assert_allclose(losses, on_one_device, rtol=1e-4)
+
+
+def test_axes_of_size_one_and_whole_arrays_are_told_in_any_way():
+    mesh = jax.make_mesh((8, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    step = nnx.jit(lambda v: setattr(v, "value", v.value * 2))
+    for specs in (
+        [P("data"), P("data", "model"), P(("data", "model")), P(("model", "data"), None)],
+        [P(), P("model"), P(None, "model"), P(None, None), P("model", None)],
+    ):
+        v, counts = nnx.Param(jnp.ones((8, 8))), []
+        for spec in [*specs, specs[0]]:
+            v.value = jax.device_put(v.value, NamedSharding(mesh, spec))
+            with compilations() as count:
+                step(v)
+            counts.append(count.number)
+        assert counts == [1] + [0] * len(specs), step.explain()
+        np.testing.assert_array_equal(v.value, np.full((8, 8), 2.0 ** len(counts)))
+
+
+def test_explain_names_what_moved_from_where_to_where():
+    mesh = mesh_of()
+    step = nnx.jit(Counted(train_step).function)
+    with jax.set_mesh(mesh):
+        (model, optimizer), x = build(LAYOUTS["fsdp"]), batch(mesh)
+        losses_of(step, model, optimizer, x, 2)
+        assert step.explain().endswith("traced 1 time.")
+        for place in (P(None, "model"), P("data")):  # there, and back, which is known
+            model.up.kernel.value = jax.device_put(
+                model.up.kernel.value, NamedSharding(mesh, place)
+            )
+            jax.block_until_ready(step(model, optimizer, x))
+        step(model, optimizer, jax.device_put(x, NamedSharding(mesh, P(None, "model"))))
+    head, *lines = step.explain().splitlines()
+    assert head.endswith("counting: traced 1 time, compiled 3 times.")
+    assert [line.strip() for line in lines if "→" in line] == [
+        "model.up.kernel: P('data',) → P(None, 'model')",
+        "x: P('data',) → P(None, 'model')",
+    ]
 
 
 def test_modes_are_toggled_without_another_compilation():

@@ -19,6 +19,12 @@ from tools.manual.definitions import ROOT
 EXAMPLES = ROOT / "examples"
 RESULTS = ROOT / "docs" / "recipes"
 MINUTES = 30  # for one example
+EIGHT = ["--devices", "8"]  # made up on the CPU
+ARGUMENTS = {
+    "mixture_of_experts": EIGHT,
+    "pipeline_stages": EIGHT,
+    "train_sharded": [*EIGHT, "--layout", "2d", "--compare"],
+}
 SHORT = {
     "lora": "LoRA", "rnn": "RNN", "vae": "VAE", "resnet": "ResNet", "vit": "ViT",
     "gpt2": "GPT-2, a decoder with a cache",
@@ -112,7 +118,7 @@ def record(name: str) -> None:
     """Run an example and keep what it printed and drew."""
     with tempfile.TemporaryDirectory() as out:
         run = subprocess.run(
-            [sys.executable, str(EXAMPLES / f"{name}.py"), "--out", out],
+            [sys.executable, str(EXAMPLES / f"{name}.py"), "--out", out, *ARGUMENTS.get(name, [])],
             env={**os.environ, "COLUMNS": "100"},
             capture_output=True, text=True, check=True, timeout=MINUTES * 60,
         )  # fmt: skip

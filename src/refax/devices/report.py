@@ -97,7 +97,7 @@ def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
     """The lines; where they are too long, names give way, then the widest columns."""
     widths = _widths(rows)
     for _ in range(sum(widths) + _GAPS - WIDTH):
-        widths[0 if widths[0] > 16 else max(range(4), key=widths.__getitem__)] -= 1
+        widths[0 if widths[0] > 20 else max(range(4), key=widths.__getitem__)] -= 1
     for *cells, last in (_HEAD, *rows):
         padded = [shortened(cell, width).ljust(width) for cell, width in zip(cells, widths)]
         yield "  ".join([*padded, last.rjust(widths[-1])])

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 
 from ..graph.graphdef import GraphDef
 from ..lift.arguments import is_slot
@@ -236,8 +237,10 @@ def placement(value: Any) -> str:
             found.append("traced" if isinstance(array, Tracer) else "on the host")
             continue
         sharding = array.sharding
-        text = f"{spec}" if (spec := getattr(sharding, "spec", None)) is not None else ""
-        if not text:
+        if (spec := getattr(sharding, "spec", None)) is not None:
+            said = max((i for i, axes in enumerate(spec, 1) if axes is not None), default=0)
+            text = f"{PartitionSpec(*spec[:said])}"  # as JAX compares them: the rest is whole
+        else:
             text = ", ".join(sorted(str(device) for device in sharding.device_set))
         kind = sharding.memory_kind
         if kind not in (None, "device", "unpinned_host"):
