@@ -138,7 +138,7 @@ def mean(steps: list[dict[str, np.ndarray]], name: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = ExampleParser(__file__, __doc__)
     processes.add_devices(parser)
-    parser.add_number("--steps", length, 100, "training steps")
+    parser.add_number("--steps", length, 200, "training steps")
     parser.add_number("--experts", length, 8, "experts in a block; a multiple of the devices")
     parser.add_number("--room", positive, 1.25, "places with an expert, in fair shares")
     parser.add_number("--balance", amount, 0.1, "weight of the loss that makes shares even")
@@ -162,7 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = language_model(
             options.d_model, options.experts, options.room, options.blocks, options.seed
         )
-        return model, nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
+        rate = optax.linear_schedule(3e-3, 0.0, options.steps)
+        return model, nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
 
     def train(mesh: Mesh) -> tuple[list[dict[str, np.ndarray]], float]:
         """What each step gave, and the megabytes of model and optimizer on a device."""

@@ -142,7 +142,7 @@ def test_explain_names_what_moved_from_where_to_where():
     head, *lines = step.explain().splitlines()
     assert head.endswith(": traced 1 time, compiled 3 times.")
     assert [line.strip() for line in lines if "→" in line] == [
-        "model.up.kernel: P('data', None) → P(None, 'model')",
+        "model.up.kernel: P('data',) → P(None, 'model')",
         "x: P('data',) → P(None, 'model')",
     ]
 
