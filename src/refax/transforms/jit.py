@@ -39,7 +39,7 @@ from .donation import told, tracing_starts
 from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, check_results, layout_of, places_of_leaves
 from .jit_options import Options, StaticArguments
-from .jit_places import Spread, bring, is_spread, kept_places, spread_of
+from .jit_places import Spread, bring, is_spread, kept_places, places_of, spread_of
 from .prefixes import Shardings
 from .retrace import (
     StaleConstantWarning,
@@ -122,6 +122,7 @@ class _Program:
     layout: Layout
     spread: Spread | None  # how the values lie on several devices
     donates: bool
+    found: tuple[Any, ...] | None = None  # all their shardings, of the last call
     fresh: bool = True  # whether it was not called yet
 
 
@@ -202,7 +203,7 @@ class JitWrapped(Generic[P, R]):
             if program is None or program.spread is not None or is_spread(call.values):
                 program = self._at_place(call, call.plan.graphdef)
                 call.groups = program.layout.groups
-                return call, program, program.layout.inputs(call.grouped, call.tree)
+                return call, program, program.layout.inputs(call)
             return call, program, ([call.values], call.tree)
         options, count = self._options, len(args)
         statics = StaticArguments(options, args, kwargs, self._shift)
@@ -226,7 +227,7 @@ class JitWrapped(Generic[P, R]):
                 raise error from None
             raise
         call.groups = program.layout.groups
-        return call, program, program.layout.inputs(call.grouped, call.tree)
+        return call, program, program.layout.inputs(call)
 
     def _at_place(
         self,
@@ -238,16 +239,22 @@ class JitWrapped(Generic[P, R]):
         """The program for values that lie where those of a call do: the last one, mostly."""
         last = self._programs.get(key)
         before = None if last is None else last.spread
-        look = last is None or before or is_spread(call.values)
-        spread = spread_of(call.values) if look else None
+        if last is not None and not before and not is_spread(call.values):
+            return last
+        found = places_of(call.values)
+        if last is not None and before and last.found == found:
+            last.found = found  # equal, and from now on the same, which is told faster
+            return last
+        spread = spread_of(found)
         if last is not None:
             if before == spread:
-                last.spread = spread  # equal, and from now on the same, which is told faster
+                last.found = found
                 return last
             remember(self._programs, (key, before), last)
         program = self._programs.get((key, spread))
         if program is None:
             program = self._compile(call, statics, given, spread, last if before else None)
+        program.found = found
         remember(self._programs, key, program)
         return program
 
@@ -269,7 +276,7 @@ class JitWrapped(Generic[P, R]):
         jitted = jax.jit(inner, **keywords)
         if spread:
             call.groups = layout.groups
-            inputs = layout.inputs(call.grouped, call.tree)
+            inputs = layout.inputs(call)
             result = keywords.get("out_shardings", (None,))[0]
             keywords["out_shardings"] = kept_places(jitted, inputs, call, spread, result)
             jitted = jax.jit(inner, **keywords)

@@ -73,12 +73,15 @@ class Layout(NamedTuple):
     rules: OutputRules | None = None
     keywords: dict[str, Any] = {}  # for jax.jit
     by_position: bool = True  # whether the inner function takes its arguments one by one
+    first: int | None = None  # the group of the first leaf, where each is one of its own
 
-    def inputs(self, grouped: list, tree: Any) -> tuple:
+    def inputs(self, call: Call) -> tuple:
         """The arguments of the inner function."""
+        # Lists of one value each would cost JAX half as much again as the values.
+        grouped: Any = call.values if self.first is not None else self.groups.take(call.values)
         if not self.by_position:
-            return grouped, tree
-        args, kwargs = tree
+            return grouped, call.tree
+        args, kwargs = call.tree
         named: tuple[dict, dict] = {}, {}
         for name, value in kwargs.items():
             named[name in self.given.names][name] = value
@@ -86,15 +89,24 @@ class Layout(NamedTuple):
 
     def inner(self, pure: Callable) -> Callable:
         """`pure`, taking its arguments as `inputs` gives them."""
-        if not self.by_position:
+        if not self.by_position and self.first is None:
             return pure
-        count = len(self.donated)
 
         def inner(*inputs: Any) -> Any:
-            *args, kept, given = inputs[count:]
-            return pure(inputs[:count], (tuple(args), {**kept, **given}))
+            if not self.by_position:
+                return pure(self._by_group(inputs[0]), inputs[1])
+            *args, kept, given = inputs[self.count :]
+            return pure(self._by_group(inputs[: self.count]), (tuple(args), {**kept, **given}))
 
         return named_like(pure, inner)
+
+    @property
+    def count(self) -> int:
+        """How many arguments of the inner function come before those of the user's."""
+        return len(self.donated) - (self.first or 0)
+
+    def _by_group(self, values: Sequence[Any]) -> Sequence[Any]:
+        return values if self.first is None else [*[()] * self.first, *((x,) for x in values)]
 
     def names(self, graphdef: GraphDef, roots: Sequence[str], labels: Sequence[str]) -> Names:
         """What the arguments of the inner function are called in XLA's programs and messages.
@@ -105,11 +117,11 @@ class Layout(NamedTuple):
             labels: the names of the positional arguments.
         """
         leaves = self.groups.take([place_under(path, roots) for path in graphdef.paths.leaves])
-        count = len(self.donated)
 
         def named(*inputs: Any) -> Iterator[tuple[str, Any]]:
-            grouped, tree = inputs if not self.by_position else (inputs[:count], inputs[count:])
-            for places, values in zip(leaves, grouped, strict=True):
+            at = self.count
+            grouped, tree = (inputs[:at], inputs[at:]) if self.by_position else inputs
+            for places, values in zip(leaves, self._by_group(grouped), strict=True):
                 yield from zip(places, values, strict=True)
             for path, value in jax.tree_util.tree_leaves_with_path(tree):
                 if self.by_position:  # an argument, or in one of two dicts by name
@@ -126,7 +138,7 @@ class Layout(NamedTuple):
             return tell(error, call, function)
 
         donated = self._are_given(call)
-        args = self.keywords.get("in_shardings", ())[len(self.donated) : -2] or None
+        args = self.keywords.get("in_shardings", ())[self.count : -2] or None
         unfit = _unfit(inputs_by_place(call, function, args, _is_sharding), "in_shardings")
         return unfit or tell(error, call, function, donated)
 
@@ -222,20 +234,22 @@ def layout_of(
         of_leaf = [g + half * (leaf in reached) for leaf, g in enumerate(call.groups.of_leaf)]
         entries = rules.entries * 2
     out_rules = None
-    groups, count = [i for i, gone in enumerate(donated) if gone], len(donated)
+    first = half if apart else None
+    groups = [i - (first or 0) for i, gone in enumerate(donated) if gone]
+    count = len(donated) - (first or 0)
     keywords: dict[str, Any] = {
         "donate_argnums": (*groups, *[count + i for i in given.at], count + len(args) + 1)
     }
     if options.sharded:
         arrays = for_arrays(prefix, args, "args", _is_sharding)
         by_argument = arrays if isinstance(arrays, tuple) else (arrays,) * len(args)
-        keywords["in_shardings"] = (*entries, *by_argument, None, None)
+        keywords["in_shardings"] = (*entries[first or 0 :], *by_argument, None, None)
         # What is new leaves by the first group of its sharding, in which nothing is donated.
         out_rules = rules._replace(entries=entries, free=True)
         keywords["out_shardings"] = (for_result(out_rules), [*entries], None)
     if not (options.sharded or given):
-        return Layout(Groups(entries, of_leaf), given, donated, by_position=False)
-    return Layout(Groups(entries, of_leaf), given, donated, out_rules, keywords)
+        return Layout(Groups(entries, of_leaf), given, donated, by_position=False, first=first)
+    return Layout(Groups(entries, of_leaf), given, donated, out_rules, keywords, first=first)
 
 
 def _rules(

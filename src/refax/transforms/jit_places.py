@@ -8,6 +8,7 @@ says where it belongs, or makes something of another shape.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -28,12 +29,22 @@ def is_spread(values: Sequence[Any]) -> bool:
     return bool(values) and type(getattr(values[0], "sharding", None)) is NamedSharding
 
 
-def spread_of(values: Sequence[Any]) -> Spread | None:
-    """For each value its sharding, if that is one of several devices; None if there is none."""
+def places_of(values: Sequence[Any]) -> tuple[Any, ...] | None:
+    """The shardings of values; None inside a trace, where arrays have no place."""
     if not is_outside_of_traces():
         return None
-    found = (getattr(value, "sharding", None) for value in values)
-    spread = tuple(s if type(s) is NamedSharding else None for s in found)
+    try:
+        return tuple(map(_sharding, values))
+    except AttributeError:  # something that is no array of JAX
+        return tuple(getattr(value, "sharding", None) for value in values)
+
+
+_sharding = attrgetter("sharding")
+
+
+def spread_of(found: tuple[Any, ...] | None) -> Spread | None:
+    """Of these shardings those of several devices; None if there is none."""
+    spread = tuple(s if type(s) is NamedSharding else None for s in found or ())
     return spread if any(spread) else None
 
 
