@@ -454,3 +454,60 @@ def test_the_model_does_not_follow_the_state_that_it_was_merged_of() -> None:
     model = nnx.merge(nnx.graphdef(Node(w=nnx.Param(jnp.zeros(2)))), {"w": weights})
     weights[:] = 7
     np.testing.assert_array_equal(model.w.value, [1, 1])
+
+
+# -- all of an array by `[...] =` ------------------------------------------------------------------
+
+
+ALL_OF_IT = [2, np.int8(2), np.full(3, 2), [2, 2, 2], [[2, 2, 2]], jnp.uint8(2)]
+
+
+@pytest.mark.parametrize("where", ["a Variable", "a jitted argument", "a hook", "a subclass"])
+@pytest.mark.parametrize("shape", [(), (2,), (1, 3), (2, 3)])
+@pytest.mark.parametrize("given", [*ALL_OF_IT, nnx.Param(jnp.uint8(2))])
+def test_all_of_an_array_is_written_and_keeps_its_shape(given, shape, where):
+    class Own(nnx.Param):
+        def set_value(self, value, *, index=...):
+            super().set_value(value, index=index)
+
+    hook = {"on_set_value": lambda variable, value: value} if where == "a hook" else {}
+    current = jnp.ones(shape, jnp.bfloat16)
+    variable = (Own if where == "a subclass" else nnx.Param)(current, **hook)
+
+    def write(variable):
+        variable[...] = given
+
+    write = nnx.jit(write) if where == "a jitted argument" else write
+    try:
+        expected = np.broadcast_to(np.asarray(given), shape)
+    except ValueError:
+        with pytest.raises(nnx.errors.StructureError, match=r"`variable\.value = new`"):
+            write(variable)
+        expected = current
+    else:
+        write(variable)
+    assert variable.shape == shape
+    np.testing.assert_array_equal(np.asarray(variable.value, int), np.asarray(expected, int))
+
+
+def test_what_is_no_number_replaces_an_array():
+    for given in ({"scale": jnp.ones(1)}, None, "text"):
+        variable = nnx.Variable(jnp.ones(2))
+        variable[...] = given
+        assert variable.value == given
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i2", ">c8", ">u8", "<f4"])
+def test_bytes_in_the_order_of_another_machine(dtype):
+    given = np.array([[1, 2, 3]], dtype)
+    for variable in (nnx.Param(given), nnx.Param(jnp.zeros((1, 3), jnp.complex64))):
+        variable.value = given
+        np.testing.assert_array_equal(variable.value, [[1, 2, 3]])
+
+
+def test_a_number_that_is_too_large_is_told_with_the_name_that_there_is():
+    with pytest.raises(nnx.errors.StructureError, match="does not fit into the Variable, whose"):
+        nnx.Variable(2**40)
+    node = Node(w=nnx.Variable(jnp.array(1)))
+    with pytest.raises(nnx.errors.StructureError, match=r"does not fit into `Node\.w`, whose"):
+        node.w.value = 2**40

@@ -117,3 +117,13 @@ def test_big_arrays_tracers_and_keys_are_summarised():
     seen = []
     nnx.jit(lambda m: seen.append(repr(m)))(model)
     assert "Traced<float32[100,100]>" in seen[0]
+
+
+def test_containers_that_hold_themselves_are_shown():
+    model = nnx.Module()
+    model.items = [1]
+    model.items.append(model.items)
+    model.table = {"items": model.items, "linear": nnx.Linear(1, 1, rngs=nnx.Rngs(0))}
+    model.table["table"] = model.table
+    assert "items=[1, [...]]" in repr(model)
+    assert repr(nnx.clone(model)) == repr(model)

@@ -142,8 +142,9 @@ def _fault(inputs: Sequence[tuple[str, Any]], error: Exception) -> Exception | N
         if not all(map(is_array_like, leaves)):
             return TypeError(
                 f"`{place}` holds {describe_value(value)}, which cannot be traced.\n"
-                "Cure: an argument: static_argnames=…; an attribute that `nnx.data` marked: a "
-                "number or an array, or nnx.static(value)."
+                "Cure: an argument: static_argnames=…, or, if it has Variables in it, a class that is "
+                "an nnx.Pytree; an attribute that `nnx.data` marked: a number or an array, or "
+                "nnx.static(value)."
             )
     return None
 

@@ -126,6 +126,37 @@ def kept_in_place(new: Any, old: Any) -> Any:
     return jax.device_put(new, old.sharding)
 
 
+def broadcasts(value: Any, current: Any) -> bool:
+    """Whether numbers that are written to all of an array, by `[...] =`, have another shape."""
+    if type(current) not in ARRAYS:
+        return False
+    shape = getattr(value, "shape", None)
+    if shape is None:
+        shape = np.shape(value) if isinstance(value, (*_NUMBERS, list)) else current.shape
+    return shape != current.shape
+
+
+def with_part(current: Any, index: Any, value: Any, holder: Any) -> Any:
+    """An array with `value` in a part of it, or broadcast to all of it.
+
+    Raises:
+        StructureError: it cannot be broadcast to all of it.
+    """
+    array = jnp.asarray(current)
+    value = entered(value, array, holder)
+    try:
+        return kept_in_place(array.at[index].set(value), array)
+    except ValueError:
+        if index is not ...:
+            raise
+        name = f"`{known_name(holder) or type(holder).__name__}`"
+        raise StructureError(
+            f"{describe_value(value)} is written with `[...] =` to all of {name}, which is "
+            f"{describe_value(array)}, and cannot be broadcast to it.\n"
+            "Cure: `variable.value = new` replaces the array by one of another shape."
+        ) from None
+
+
 def replicated(place: Any) -> Any:
     """The same devices and memory, for an array of any shape; None if that cannot be said."""
     if isinstance(place, NamedSharding):
@@ -165,6 +196,8 @@ def castable(given: Any, target: Any) -> bool:
 
 def _array(value: Any, like: Any, holder: Any, dtype: bool) -> jax.Array:
     given: Any = np.asarray(value)
+    if not given.dtype.isnative:  # as files of another machine have it
+        given = given.astype(given.dtype.newbyteorder("="))
     target = like.dtype if dtype and _has_numbers(like) else given.dtype
     target = jax.dtypes.canonicalize_dtype(target)
     with np.errstate(invalid="ignore", over="ignore"):

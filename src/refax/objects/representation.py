@@ -98,10 +98,14 @@ def _form(value: Any) -> Form | None:
 
 def _is_tree(value: Any) -> bool:
     """Whether there are objects to show: it is one, or a plain container with one in it."""
-    if isinstance(value, Shown):
-        return True
-    form = _form(value)
-    return form is not None and any(_is_tree(child) for _, child in form.items)
+    queue, seen = [value], set()  # of containers, which may hold themselves
+    for part in queue:  # which grows
+        if isinstance(part, Shown):
+            return True
+        if id(part) not in seen and (form := _form(part)) is not None:
+            seen.add(id(part))
+            queue += [child for _, child in form.items]
+    return False
 
 
 def _sizes_by_type(root: Any) -> Iterator[str]:

@@ -74,7 +74,8 @@ def compared(key: tuple) -> list[EqualKey]:
 def _equal(x: Any, y: Any) -> bool | None:
     """Whether `x == y`; None where the comparison fails (as of arrays within), or is no bool."""
     try:
-        same = x == y
+        both = isinstance(x, np.ndarray) and isinstance(y, np.ndarray)
+        same = x.dtype == y.dtype and np.array_equal(x, y) if both else x == y
     except Exception:
         return None
     return bool(same) if isinstance(same, (bool, np.bool_)) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 import gc
 import inspect
 import os
@@ -22,6 +23,8 @@ _HERE = os.path.dirname(os.path.dirname(__file__))
 
 def where(function: Any) -> str:
     """A function for a message: `train.<locals>.step (train.py:12)`."""
+    while isinstance(function := inspect.unwrap(function), functools.partial):
+        function = function.func
     code = getattr(function, "__code__", None)
     at = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
     return f"`{getattr(function, '__qualname__', type(function).__name__)}`{at}"
@@ -31,7 +34,7 @@ def traced_function() -> str:
     """The function that is traced: JAX knows refax's wrapper, the stack knows the user's."""
     told = describe_current_trace()
     if _TRACED.items and _HERE in told:
-        return f"{where(inspect.unwrap(_TRACED.items[-1]))}, by {told.rpartition(' by ')[2]}"
+        return f"{where(_TRACED.items[-1])}, by {told.rpartition(' by ')[2]}"
     if told.startswith("a function under"):  # grad and vmap carry no name
         return f"{_called_by_jax()}, by {told.rpartition(' ')[2]}"
     return told
@@ -53,7 +56,7 @@ def _called_by_jax() -> str:
 def known_name(obj: Any) -> str:
     """Where an object is held, as `Counter.count`, from whoever refers to it; "" if nobody."""
     found = ""
-    for holder in gc.get_referrers(obj):
+    for holder in () if obj is None else gc.get_referrers(obj):
         attributes = holder if type(holder) is dict else getattr(holder, "__dict__", None)
         if not isinstance(attributes, dict):
             continue

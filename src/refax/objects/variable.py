@@ -23,12 +23,11 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .._jax_compat import TRACE
 from .at_once import Write, at_once, set_each
-from .entering import ARRAYS, entered, kept_in_place
+from .entering import ARRAYS, broadcasts, entered, with_part
 from .hooked_types import has_hooks, plain_type, register_variable_type, type_with
 from .metadata import EMPTY, GET_HOOK, SET_HOOK, SHARED, A, Metadata, VariableMetadata
 from .modes import OF_VARIABLES as MODES
@@ -191,6 +190,8 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         value = value.value if isinstance(value, Variable) else value
+        if index is ... and broadcasts(value, self._value):
+            value = with_part(self._value, index, value, self)
         if self._own_set:
             self.set_value(value, index=index)
         else:
@@ -204,8 +205,7 @@ class Variable(LikeArray, Generic[A], metaclass=VariableType):
     def _with_part(self, index: Any, value: Any) -> Any:
         current: Any = Variable.get_value(self)
         if isinstance(current, (jax.Array, np.ndarray)):
-            array = jnp.asarray(current)
-            return kept_in_place(array.at[index].set(entered(value, array, self)), array)
+            return with_part(current, index, value, self)
         updated = copy.copy(current)
         updated[index] = value
         return updated

@@ -18,19 +18,25 @@ import jax
 import numpy as np
 
 _SCALARS = frozenset({int, str, bool, bytes, type(None)})
-_ARRAY_TYPES: set[type] = {np.ndarray}
+_ARRAY_TYPES: set[type] = set()
+_NO_NUMBERS = frozenset("OSUmM")  # the kinds of dtypes of NumPy's that JAX has none for
 _OTHER_TYPES: set[type] = {int, float, str, bool, bytes, complex, type(None), list, dict, tuple}
 
 
 def is_array(value: Any) -> bool:
-    """Whether `value` is a leaf by itself: a JAX or NumPy array, a tracer, an abstract array."""
+    """Whether `value` is a leaf by itself: a JAX or NumPy array, a tracer, an abstract array.
+
+    NumPy's arrays of text, dates, objects and records are statics, as JAX cannot hold them.
+    """
     cls = type(value)
     if cls in _ARRAY_TYPES:
         return True
     if cls in _OTHER_TYPES:
         return False
-    if isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
-        if cls.__module__.partition(".")[0] in ("jax", "jaxlib", "numpy"):
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in _NO_NUMBERS and value.dtype.names is None
+    if isinstance(value, (jax.Array, jax.ShapeDtypeStruct)):
+        if cls.__module__.partition(".")[0] in ("jax", "jaxlib"):
             _ARRAY_TYPES.add(cls)  # remembered: isinstance against jax.Array is slow
         return True
     return False
