@@ -142,7 +142,7 @@ def _fault(inputs: Sequence[tuple[str, Any]], error: Exception) -> Exception | N
         if not all(map(is_array_like, leaves)):
             return TypeError(
                 f"`{place}` holds {describe_value(value)}, which cannot be traced.\n"
-                "Cure: an argument: static_argnames=…, or, if it has Variables in it, a class that is "
+                "Cure: an argument: static_argnames=…, or, if it has Variables, a class that is "
                 "an nnx.Pytree; an attribute that `nnx.data` marked: a number or an array, or "
                 "nnx.static(value)."
             )
