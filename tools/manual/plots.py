@@ -21,7 +21,7 @@ PLOTS = (
 SIDES = ("refax", "flax", "equinox")  # in the order of the legend
 NAMES = {"refax": "refax", "flax": "Flax NNX", "equinox": "Equinox"}
 BEGIN, END = "<!-- table: written by --markdown -->", "<!-- end of table -->"
-LEFT, WIDTH, LINE, TOP = 400, 760, 22, 34  # in units of the picture
+LEFT, RIGHT, WIDTH, LINE, TOP = 30, 40, 560, 40, 34  # in units of the picture
 
 
 class Row(NamedTuple):
@@ -69,27 +69,26 @@ def plot(title: str, rows: list[Row]) -> str:
     height = TOP + LINE * len(rows) + 30
 
     def at(value: float) -> float:
-        return LEFT + (WIDTH - LEFT - 20) * (math.log10(value) - low) / (high - low)
+        return LEFT + (WIDTH - LEFT - RIGHT) * (math.log10(value) - low) / (high - low)
 
     parts = [*axis(at, low, high, height)]
     for i, row in enumerate(rows):
-        y = TOP + LINE * (i + 0.5)
-        name = row.name if len(row.name) <= 58 else row.name[:57] + "…"
-        parts.append(f'<text x="{LEFT - 12}" y="{y + 4}" class="name">{html.escape(name)}</text>')
+        y = TOP + LINE * i + 30  # of the marks, below the name
+        parts.append(f'<text x="0" y="{y - 14}">{html.escape(row.name)}</text>')
         for side in reversed(SIDES):  # refax on top of the others
             if side in row.times:
                 said = f"{row.name}: {NAMES[side]} ×{row.times[side]:g}"
                 parts.append(mark(side, at(row.times[side]), y, said))
     legend = "".join(
-        mark(side, LEFT + 130 * i, 12, NAMES[side])
-        + f'<text x="{LEFT + 130 * i + 12}" y="16">{NAMES[side]}</text>'
+        mark(side, 10 + 130 * i, 12, NAMES[side])
+        + f'<text x="{22 + 130 * i}" y="17">{NAMES[side]}</text>'
         for i, side in enumerate(SIDES)
     )
     summary = f"{title}: {len(rows)} rows of the table, in multiples of hand-written JAX"
     return (
-        f'<figure class="plot"><figcaption>{title}</figcaption><div class="scroll">'
+        f'<figure class="plot"><figcaption>{title}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{summary}">'
-        f"{legend}{''.join(parts)}</svg></div></figure>"
+        f"{legend}{''.join(parts)}</svg></figure>"
     )
 
 
