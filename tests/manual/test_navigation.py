@@ -1,5 +1,6 @@
 """The manual before it is built: its navigation is whole, names and errors have their places."""
 
+import doctest
 import re
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,8 @@ import refax
 from refax import nnx
 from tests.pages import DOCS
 from tools.manual import recipes, reference
-from tools.manual.definitions import ROOT, addresses, all_classes, public_names
+from tools.manual.definitions import ROOT, addresses, all_classes, docstring_of, public_names
+from tools.manual.examples import examples
 
 MADE = {*reference.pages(), *recipes.pages(), "changelog.md", "design/benchmarks.md",
         "design/contributing.md"}  # fmt: skip
@@ -50,6 +52,42 @@ def test_every_public_name_is_in_the_reference_once():
     entries = [full for names in reference.contents().values() for full in names]
     assert len(set(entries)) == len(entries)
     assert {f"refax.nnx.{name}" for name in names} <= set(entries)
+
+
+@pytest.mark.parametrize("full_name", [n for names in reference.contents().values() for n in names])
+def test_every_public_name_has_a_source_and_an_example(full_name: str):
+    """JAX's own lead to its pages, errors to the page of errors with code for each."""
+    definition = next(d[full_name] for d in reference.contents().values() if full_name in d)
+    text = "\n".join(reference.entry(full_name, definition))
+    if "docs.jax.dev" in text:
+        return
+    assert "[source](<source:src/refax/" in text
+    assert ">>> " in docstring_of(definition) + text or "../errors.md#" in text
+
+
+@pytest.mark.parametrize("session", sorted(set(examples().values())))
+def test_an_example_of_the_reference_runs(session: str):
+    if "bridge.ToLinen" in session:
+        pytest.importorskip("flax")
+    test = doctest.DocTestParser().get_doctest(
+        session.replace("```", ""), {"__name__": "example"}, "examples.md", None, 0
+    )
+    said: list[str] = []
+    flags = doctest.NORMALIZE_WHITESPACE
+    assert test.examples
+    result = doctest.DocTestRunner(optionflags=flags).run(test, out=said.append)
+    assert not result.failed, "".join(said)
+
+
+def test_examples_are_of_names_that_need_one():
+    """Each stands for a public name without one in its docstring."""
+    known = {
+        reference.below_nnx(n): d
+        for names in reference.contents().values()
+        for n, d in names.items()
+    }
+    for name in examples():
+        assert ">>>" not in docstring_of(known[name]) or known[name].kind == "value", name
 
 
 def test_every_address_is_in_the_reference():

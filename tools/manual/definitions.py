@@ -15,7 +15,8 @@ class Definition(NamedTuple):
 
     module: str
     name: str
-    kind: str  # "class", "function", "value", or "foreign": it is imported from elsewhere
+    # "class", "function", "value"; "nested": a class in a function; "foreign": it is imported.
+    kind: str
     line: int = 0
     bases: tuple[str, ...] = ()
     documented: bool = False
@@ -107,6 +108,24 @@ def definition_of(module: str, name: str) -> Definition:
     if name in imports_of(module):
         return definition_of(*imports_of(module)[name])
     raise LookupError(f"{module} does not define {name}")
+
+
+@functools.cache
+def docstring_of(definition: Definition) -> str:
+    """The docstring of what is defined there (of overloads, that of the last)."""
+    found = [
+        ast.get_docstring(node) or ""
+        for node in (ast.walk(tree_of(definition.module)) if is_module(definition.module) else ())
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == definition.name
+    ]
+    return max(found, key=len, default="")
+
+
+def nested(module: str, name: str) -> Definition:
+    """A class that a function of the module makes."""
+    classes = (n for n in ast.walk(tree_of(module)) if isinstance(n, ast.ClassDef))
+    line = next(n.lineno for n in classes if n.name == name)
+    return Definition(module, name, "nested", line, documented=True)
 
 
 def all_classes() -> Iterator[tuple[str, str, tuple[str, ...]]]:

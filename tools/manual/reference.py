@@ -1,5 +1,6 @@
 """The pages of the reference: every public name once, by subject; and every address."""
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -7,10 +8,13 @@ from tools.manual.definitions import (
     Definition,
     addresses,
     definition_of,
+    docstring_of,
     imports_of,
     is_module,
+    nested,
     public_names,
 )
+from tools.manual.examples import examples
 
 
 class Subject(NamedTuple):
@@ -61,8 +65,8 @@ SUBJECTS = (
     ),
     Subject(
         "bridge", "Linen",
-        "Linen modules as Modules, and back: `to_linen` makes a `nnx.bridge.ToLinen`, a module of "
-        "Linen like any other. These two need Flax.",
+        "Linen modules as Modules, and back: a `nnx.bridge.ToLinen` is a module of Linen like any "
+        "other. What makes one needs Flax.",
         ("bridge",), "refax.nnx.bridge",
     ),
     Subject(
@@ -95,6 +99,7 @@ def subject_of(name: str, definition: Definition) -> Subject:
     return max(fits, key=lambda fit: fit[0])[1] if fits else SUBJECTS[-1]
 
 
+@functools.cache
 def contents() -> dict[Subject, dict[str, Definition]]:
     """The names of each page: `refax.nnx.Linear` → where it is defined."""
     pages: dict[Subject, dict[str, Definition]] = {subject: {} for subject in SUBJECTS}
@@ -109,6 +114,8 @@ def contents() -> dict[Subject, dict[str, Definition]]:
     bridge = next(subject for subject in SUBJECTS if subject.file == "bridge")
     for name in ("to_linen", "to_linen_var"):  # which `refax.nnx.bridge` gives when asked for
         pages[bridge][f"refax.nnx.bridge.{name}"] = definition_of("refax.bridge.to_linen", name)
+    for name in ("ToLinen", "NNXMeta"):
+        pages[bridge][f"refax.nnx.bridge.{name}"] = nested("refax.bridge.to_linen", name)
     return pages
 
 
@@ -141,7 +148,10 @@ def entry(full_name: str, definition: Definition) -> Iterator[str]:
         yield heading
         yield from foreign(definition)
         return
-    if definition.kind == "value":
+    if definition.kind == "nested":
+        yield heading
+        yield from nested_class(definition)
+    elif definition.kind == "value":
         yield heading
         if definition.module == "refax.layers.initializers":
             yield f"The initializer of JAX: {jax_link('jax.nn.initializers', name)}."
@@ -151,9 +161,25 @@ def entry(full_name: str, definition: Definition) -> Iterator[str]:
         named = name in imports_of(full_name.rpartition(".")[0])
         yield f"::: {full_name if named else f'{definition.module}.{name}'}\n"
         yield "" if named else f'<a id="{full_name}"></a>\n'
+    if ">>>" not in docstring_of(definition) and (example := examples().get(below_nnx(full_name))):
+        yield f"**Example**\n\n{example}"
     if name.endswith(("Error", "Warning")):
         yield f"What raises it: [`{name}` among the errors](../errors.md#{name}).\n"
     yield f"\n[source](<source:{definition.file}#{definition.line}>){{ .source }}\n"
+
+
+def below_nnx(full_name: str) -> str:
+    return full_name.removeprefix("refax.nnx.")
+
+
+def nested_class(definition: Definition) -> Iterator[str]:
+    """What a docstring says, and its arguments as a list."""
+    about, _, arguments = docstring_of(definition).partition("\n\nArgs:\n")
+    yield f"{about}\n"
+    for line in arguments.splitlines():
+        name, colon, text = line.strip().partition(": ")
+        yield f"- `{name}`: {text}" if colon else f"  {line.strip()}"
+    yield ""
 
 
 def foreign(definition: Definition) -> Iterator[str]:
