@@ -355,6 +355,14 @@ def test_a_finished_run_can_be_sampled_again_and_trained_further(
     assert demo.main(again) == 0
     assert (run / "sample.txt").read_text().startswith("leaf")
     assert content(run / "checkpoints") == before
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("module ")) :]
+    table = table[: table.index("temp: estimated; the rows add up to XLA's total")]
+    assert table[0].split()[:7] == ["module", "phase", "FLOPs", "%", "bytes", "params", "temp"]
+    assert {"forward", "backward", "update"} <= {word for line in table for word in line.split()}
+    assert any(line.startswith("model.blocks.0.attention ") for line in table)
+    assert table[-1].startswith("total ") and " 100.0 " in table[-1]
+    assert max(map(len, table)) <= 80
     assert demo.main(["--resume", "--out", str(run), "--steps", str(STEPS + 4)]) == 0
     assert restored(run)[1]["step"] == STEPS + 4
 

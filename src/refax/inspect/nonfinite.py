@@ -106,7 +106,8 @@ def find_nonfinite(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Nonfi
     """Run `f(*args, **kwargs)` once, and name what first made a NaN or an infinity.
 
     `f` is traced and run operation by operation, also inside of `nnx.jit`, `jax.jit`, `grad`,
-    `remat`, `cond`, `shard_map` and loops, each step of a loop by itself. The
+    `remat`, `cond`, `shard_map` and loops, each step of a loop by itself (a loop in a `shard_map`
+    is one operation). The
     objects stay as they are: of a train step, the update is looked at and dropped.
 
     A NaN is reported wherever it is made, and wherever an input has one. An infinity is reported if

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 import tempfile
 import warnings
@@ -18,6 +17,7 @@ from ..layers.stack import Stack
 from ..lift.arguments import unbind
 from ..lift.errors import argument_names
 from ..objects.arguments import Size, checked
+from ..objects.representation import as_html, shortened
 from ..objects.variable import raw
 from ..objects.variable_types import Param
 from ..transforms.jit import JitWrapped, jit
@@ -40,7 +40,8 @@ class ProfileRow:
         flops: floating-point operations; the body of a loop is counted once, as XLA does.
         bytes: what the operations read and write.
         parameters: the number of elements of the Module's own Params.
-        temporary: bytes of intermediate results, when the program has most of them.
+        temporary: bytes of intermediate results, when the program has most of them: an estimate
+            from the order of the operations, scaled so that the rows add up to XLA's total.
         seconds: of one run, where the platform tells; None elsewhere.
         runs: how often the operations run in one run, where they are in a loop.
     """
@@ -55,7 +56,7 @@ class ProfileRow:
     runs: int = 1
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class ProfileTable:
     """The rows of `nnx.profile_table`, the dearest first; as text, a table of 80 columns.
 
@@ -74,54 +75,43 @@ class ProfileTable:
             found[".".join(row.path.split(".")[:depth]), row.phase].append(row)
         return ProfileTable(_sorted(_sum(*key, rows) for key, rows in found.items()), self.total)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.render()
 
     def _repr_html_(self) -> str:
-        return f"<pre>{self.render().replace('<', '&lt;')}</pre>"
+        return as_html(self.render())
 
     def render(self, rows: Size = 30, width: Size = 80) -> str:
         """The table as text.
 
         Args:
             rows: how many to show; the others are summed up in one.
-            width: in columns.
+            width: in columns; long paths lose the ends of their longest keys.
         """
-        from rich.console import Console
-        from rich.table import Table
-
-        shown, others = self.rows[:rows], self.rows[rows:]
+        shown, others, total = self.rows[:rows], self.rows[rows:], self.total
         if others:
             shown = [*shown, _sum(f"… {len(others)} more", "", others)]
-        timed = self.total.seconds is not None
-        table = Table(
-            title="Costs by module",
-            show_footer=True,
-            box=None,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        total = self.total
-        columns: list[tuple[str, Callable[[ProfileRow], str]]] = [
-            ("module", _name),
-            ("phase", lambda row: row.phase),
-            ("FLOPs", lambda row: _short(row.flops)),
-            ("%", lambda row: f"{100 * row.flops / max(total.flops, 1):.1f}"),
-            ("bytes", lambda row: f"{_short(row.bytes)}B"),
-            ("params", lambda row: _short(row.parameters)),
-            ("temp", lambda row: f"{_short(row.temporary)}B"),
-        ]
-        if timed:
-            columns.append(("time", lambda row: f"{1e3 * (row.seconds or 0):.2f} ms"))
-        for i, (title, cell) in enumerate(columns):
-            footer = "total" if i == 0 else cell(total)
-            table.add_column(title, footer, justify="right" if i > 1 else "left", no_wrap=i > 0,
-                             overflow="fold")  # fmt: skip
-        for row in shown:
-            table.add_row(*(cell(row) for _, cell in columns))
-        text = io.StringIO()
-        Console(file=text, width=width, force_terminal=False, markup=False).print(table)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        columns: dict[str, Callable[[ProfileRow], str]] = {
+            "phase": lambda row: row.phase,
+            "FLOPs": lambda row: _short(row.flops),
+            "%": lambda row: f"{100 * row.flops / max(total.flops, 1):.1f}",
+            "bytes": lambda row: f"{_short(row.bytes)}B",
+            "params": lambda row: _short(row.parameters),
+            "temp": lambda row: f"{_short(row.temporary)}B",
+        }
+        if total.seconds is not None:
+            columns["time"] = lambda row: f"{1e3 * (row.seconds or 0):.2f} ms"
+        cells = [[*columns], *([cell(row) for cell in columns.values()] for row in (*shown, total))]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        room = max(width - sum(widths) - len(widths), 12)
+        names = ["module", *(_name(row, room) for row in shown), "total"]
+        first = max(map(len, names))
+        lines = [
+            " ".join([f"{name:{first}}", f"{phase:{widths[0]}}",
+                      *(f"{x:>{n}}" for x, n in zip(rest, widths[1:], strict=True))]).rstrip()
+            for name, (phase, *rest) in zip(names, cells, strict=True)
+        ]  # fmt: skip
+        return "\n".join([*lines, _ABOUT_TEMP])
 
     def plot(
         self, file: str | Path | None = None, *, column: str = "flops", rows: Size = 20
@@ -150,8 +140,12 @@ class ProfileTable:
         return figure
 
 
-def _name(row: ProfileRow) -> str:
-    return (row.path or "(no module)") + (f" ×{row.runs}" if row.runs > 1 else "")
+_ABOUT_TEMP = "temp: estimated; the rows add up to XLA's total"
+
+
+def _name(row: ProfileRow, width: int) -> str:
+    times = f" ×{row.runs}" if row.runs > 1 else ""
+    return shortened(row.path or "(no module)", width - len(times)) + times
 
 
 def _short(n: float) -> str:
@@ -191,7 +185,8 @@ def profile_table(
     cost analysis does: of a loop, such as an `nnx.Stack`, once (a row says ×12, if the loop's
     length is known). The time is that of a run under JAX's profiler, on copies of the arguments;
     where one operation of the device holds those of several Modules, they share its time as they
-    do its FLOPs. The arguments stay as they are.
+    do its FLOPs. The memory of a Module is an estimate; its total is XLA's. The arguments stay as they
+    are.
 
     Args:
         f: a function, method or Module, or what `nnx.jit` or `jax.jit` made of one.
