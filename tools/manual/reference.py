@@ -21,7 +21,7 @@ class Subject(NamedTuple):
     file: str
     title: str
     about: str
-    modules: tuple[str, ...]  # of refax; what the longest of them fits belongs here
+    modules: tuple[str, ...]  # of refax, or whole; what the longest of them fits belongs here
     namespace: str = ""  # a public module all of whose names stand on the page as well
 
 
@@ -44,7 +44,7 @@ SUBJECTS = (
     Subject("layers", "Layers", "Layers, and what they are configured with.", ("layers",)),
     Subject(
         "activations", "Activations", "Functions of arrays, most of them JAX's own.",
-        ("layers.activations",),
+        ("layers.activations", "jax.nn", "jax.numpy"),
     ),
     Subject(
         "initializers", "Initializers", "Functions of a key, a shape and a dtype.", (),
@@ -94,7 +94,7 @@ def subject_of(name: str, definition: Definition) -> Subject:
         (len(prefix), subject)
         for subject in SUBJECTS
         for prefix in subject.modules
-        if f"{module}.".startswith(f"refax.{prefix}.")
+        if f"{module}.".startswith((f"refax.{prefix}.", f"{prefix}."))
     ]
     return max(fits, key=lambda fit: fit[0])[1] if fits else SUBJECTS[-1]
 

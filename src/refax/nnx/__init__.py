@@ -4,12 +4,20 @@
 
 from typing import TYPE_CHECKING
 
+from jax.nn import (
+    celu as celu, elu as elu, gelu as gelu, glu as glu, hard_sigmoid as hard_sigmoid,
+    hard_silu as hard_silu, hard_swish as hard_swish, hard_tanh as hard_tanh, identity as identity,
+    leaky_relu as leaky_relu, log_sigmoid as log_sigmoid, log_softmax as log_softmax,
+    logsumexp as logsumexp, mish as mish, one_hot as one_hot, relu as relu,
+    relu6 as relu6, selu as selu, sigmoid as sigmoid, silu as silu, soft_sign as soft_sign,
+    softmax as softmax, softplus as softplus, standardize as standardize, swish as swish)
+from jax.numpy import tanh as tanh
+
 from ..graph.filters import (
     All as All, Any as Any, Everything as Everything, Filter as Filter, Not as Not,
     Nothing as Nothing, OfType as OfType, PathContains as PathContains, PathIn as PathIn,
     to_predicate as to_predicate, WithTag as WithTag)
-from ..graph.graphdef import GraphState as GraphState
-from ..graph.graphdef import GraphDef as GraphDef
+from ..graph.graphdef import GraphDef as GraphDef, GraphState as GraphState
 from ..graph.plan import check_plans as check_plans
 from ..graph.state import (
     filter_state as filter_state, FlatState as FlatState, from_flat_state as from_flat_state,
@@ -32,14 +40,7 @@ from ..inspect.nonfinite import (
 from ..inspect.profile import (
     ProfileRow as ProfileRow, profile_table as profile_table, ProfileTable as ProfileTable)
 from ..inspect.tabulate import tabulate as tabulate
-from ..layers.activations import (
-    celu as celu, elu as elu, gelu as gelu, glu as glu, hard_sigmoid as hard_sigmoid,
-    hard_silu as hard_silu, hard_swish as hard_swish, hard_tanh as hard_tanh, identity as identity,
-    leaky_relu as leaky_relu, log_sigmoid as log_sigmoid, log_softmax as log_softmax,
-    logsumexp as logsumexp, mish as mish, one_hot as one_hot, PReLU as PReLU, relu as relu,
-    relu6 as relu6, selu as selu, sigmoid as sigmoid, silu as silu, soft_sign as soft_sign,
-    softmax as softmax, softplus as softplus, standardize as standardize, swish as swish,
-    tanh as tanh)
+from ..layers.activations import PReLU as PReLU
 from ..objects.arguments import ArgumentError as ArgumentError
 from ..layers.attention import MultiHeadAttention as MultiHeadAttention
 from ..layers.batch_norm import BatchNorm as BatchNorm

@@ -6,13 +6,13 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Concatenate, cast
+from typing import Any, Concatenate, Generic, Self, cast, overload
 
 from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.call import Call, enter, pure_function
 from ..lift.prefix import by_path
 from ..objects.modes import checked, without_modes
-from ..objects.type_names import O
+from ..objects.type_names import O, P, Q, R
 from ..verbs.pytree import Pytree
 from .signatures import KeepingTransform
 
@@ -64,6 +64,20 @@ def lifted(f: Callable, run: Callable[[Callable, tuple, dict[str, Any]], Any]) -
 
         set_unbound(wrapped, of_object, bound)
     return wrapped
+
+
+class Bindable(Generic[P, R]):
+    """A function as an object, which binds to an instance as a function does."""
+
+    @overload
+    def __get__(self, obj: None, objtype: Any = None) -> Self: ...
+    @overload
+    def __get__(
+        self: Bindable[Concatenate[Any, Q], R], obj: Any, objtype: Any = None
+    ) -> Callable[Q, R]: ...
+    def __get__(self, obj: Any, objtype: Any = None) -> Any:
+        bound: Any = self
+        return self if obj is None else types.MethodType(bound, obj)
 
 
 class Together:

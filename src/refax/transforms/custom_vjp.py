@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Concatenate, Generic, Protocol, Self, Unpack, cast, overload
+from typing import Any, Protocol, Unpack, cast, overload
 
 import jax
 
@@ -16,10 +15,10 @@ from ..lift.errors import PrefixError
 from ..lift.inside import Change, values_out
 from ..objects.errors import describe_value
 from ..objects.modes import Modes
-from ..objects.type_names import P, Q, R
+from ..objects.type_names import P, R
 from ..objects.variable_types import Param
 from ..objects.watch import is_array
-from .bound import by_position, decorator_or_function, positions
+from .bound import Bindable, by_position, decorator_or_function, positions
 from .cond import Look, check_structures
 from .differentiation import Given, gradient_builder, group_by_argument, join, separate, zeros
 from .jit_options import as_tuple, resolved
@@ -87,7 +86,7 @@ def custom_vjp(
     return CustomVjp(fun, nondiff_argnums, nondiff_argnames)
 
 
-class CustomVjp(Generic[P, R]):
+class CustomVjp(Bindable[P, R]):
     """What `nnx.custom_vjp` returns: callable once `defvjp(fwd, bwd)` was called."""
 
     def __init__(self, fun: Callable[..., Any], nondiff_argnums: Any, nondiff_argnames: Any = ()):
@@ -102,15 +101,6 @@ class CustomVjp(Generic[P, R]):
         self._rules: tuple[Callable, Callable] | None = None
         if self._bound is not None:
             set_unbound(self, lambda obj, /, *args, **kw: self._call(obj, args, kw), self._bound)
-
-    @overload
-    def __get__(self, obj: None, objtype: Any = None) -> Self: ...
-    @overload
-    def __get__(
-        self: CustomVjp[Concatenate[Any, Q], R], obj: Any, objtype: Any = None
-    ) -> Callable[Q, R]: ...
-    def __get__(self, obj: Any, objtype: Any = None) -> Any:
-        return self if obj is None else types.MethodType(self, obj)
 
     def defvjp(
         self,

@@ -15,7 +15,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Concatenate, Generic, Protocol, Self, Unpack, cast, overload
+from typing import Any, Concatenate, Protocol, Unpack, cast, overload
 
 import jax
 
@@ -32,9 +32,9 @@ from ..lift.programs import programs_of, proxy, remember
 from ..objects.arguments import checked
 from ..objects.at_once import uninterrupted
 from ..objects.outer_reads import Reads, written_since
-from ..objects.type_names import B, C, O, P, Q, R, S
+from ..objects.type_names import B, C, O, P, R, S
 from ..verbs.scopes import call_jitted
-from .bound import decorator_or_function, positions
+from .bound import Bindable, decorator_or_function, positions
 from .donation import told, tracing_starts
 from .eval_shape import eval_shape
 from .jit_layout import Donated, Layout, check_results, layout_of, places_of_leaves
@@ -126,7 +126,7 @@ class _Program:
     fresh: bool = True  # whether it was not called yet
 
 
-class JitWrapped(Generic[P, R]):
+class JitWrapped(Bindable[P, R]):
     """What `nnx.jit` returns: callable, with `trace`, `lower`, `eval_shape` and `clear_cache`."""
 
     def __init__(self, fun: Callable[..., Any], options: Options, first: tuple[Any, ...] = ()):
@@ -180,15 +180,6 @@ class JitWrapped(Generic[P, R]):
         """The object whose method this is; None if it is a function."""
         own = call.roots and argument_names(self._function, 1) == ["self"]
         return call.roots[0] if own and type(call.tree[0][0]) is Slot else None
-
-    @overload
-    def __get__(self, obj: None, objtype: Any = None) -> Self: ...
-    @overload
-    def __get__(
-        self: JitWrapped[Concatenate[Any, Q], R], obj: Any, objtype: Any = None
-    ) -> Callable[Q, R]: ...
-    def __get__(self, obj: Any, objtype: Any = None) -> Any:
-        return self if obj is None else types.MethodType(self, obj)
 
     def __repr__(self) -> str:
         return f"nnx.jit({getattr(self._function, '__qualname__', self._function)})"
