@@ -220,7 +220,7 @@ KIND_OF = {name: kind for kind, names in KIND.items() for name in names.split()}
 def public() -> dict[str, Any]:
     """The public layers and functions of layers, found and not listed."""
     found = {}
-    for name, thing in vars(nnx).items():
+    for name, thing in ((name, getattr(nnx, name)) for name in dir(nnx)):
         module = getattr(thing, "__module__", None) or ""
         if module.startswith("refax.layers.") and callable(thing) and not name.startswith("_"):
             if inspect.isclass(thing) or hasattr(thing, "__wrapped__"):

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from refax import nnx
+from refax.objects import addresses
 from tests.nnx.addresses import NAMES
 
 FOLDER = Path(nnx.__file__).parent
@@ -87,6 +88,8 @@ import sys
 from refax import nnx
 loaded = [name for name in sys.modules if name.startswith("refax.nnx.")]
 assert loaded == ["refax.nnx.state", "refax.nnx.variables"], loaded
+later = [name for name in sys.modules if name.startswith(("refax.inspect", "refax.weights"))]
+assert later == [], later
 assert {"nn", "statelib", "transforms", "wrappers", "initializers"} <= {*dir(nnx)}
 assert nnx.statelib.State is nnx.State and nnx.nn.linear.Linear is nnx.Linear
 import refax.nnx.module, refax.nnx.variablelib
@@ -94,9 +97,23 @@ from refax.nnx.bridge import wrappers
 from refax.nnx.nn import initializers
 assert initializers is nnx.initializers and wrappers is nnx.wrappers
 assert not hasattr(nnx, "no_such_name") and not hasattr(nnx, "__wrapped__")
+everything = {}
+exec("from refax.nnx import *", everything)
+assert everything["save"] is nnx.save and everything["nn"] is nnx.nn
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_what_is_loaded_later_is_what_checkers_see():
+    for_checkers = [node for node in ast.parse((FOLDER / "__init__.py").read_text()).body
+                    if isinstance(node, ast.If)][0].body  # fmt: skip
+    seen = {
+        node.module: sorted(alias.name for alias in node.names)
+        for node in for_checkers
+        if isinstance(node, ast.ImportFrom) and node.level == 2
+    }
+    assert seen == {module: sorted(names.split()) for module, names in addresses._LATER.items()}
 
 
 def test_a_function_replaced_in_place_is_the_one_that_layers_call():

@@ -320,7 +320,8 @@ def test_every_public_taker_is_in_the_table(switch, known):
     def takes(f):
         return callable(f) and switch in inspect.signature(f).parameters
 
-    taking = {name: f for name, f in vars(nnx).items() if name[0].islower() and takes(f)}
+    public = {name: getattr(nnx, name) for name in dir(nnx)}
+    taking = {name: f for name, f in public.items() if name[0].islower() and takes(f)}
     functions = {name: getattr(nnx, name) for name in known if hasattr(nnx, name)}
     assert {name for name, f in taking.items() if f not in functions.values()} == set()
     hands_on = {name for name in functions if name[0].islower() and name not in taking}

@@ -53,7 +53,10 @@ def is_module(module: str) -> bool:
 def imports_of(module: str) -> dict[str, tuple[str, str]]:
     """What a file of names gives on: name → (module that it comes from, name there)."""
     found: dict[str, tuple[str, str]] = {}
-    for node in tree_of(module).body:
+    body = list(tree_of(module).body)
+    for node in body:  # which grows: what is loaded later stands in a branch for checkers
+        if isinstance(node, ast.If):
+            body += node.body
         if isinstance(node, ast.ImportFrom):
             target = target_of(node, module)
             for alias in node.names:

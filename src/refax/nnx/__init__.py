@@ -30,16 +30,6 @@ from ..devices.report import sharding_report as sharding_report, ShardingReport 
 from ..devices.sharded import (
     make_sharded as make_sharded, shard as shard,
     with_logical_constraint as with_logical_constraint)
-from ..inspect.capture import capture as capture
-from ..inspect.display import display as display
-from ..inspect.hooks import (
-    add_forward_hook as add_forward_hook, add_forward_pre_hook as add_forward_pre_hook,
-    forward_hooks as forward_hooks, HookHandle as HookHandle)
-from ..inspect.nonfinite import (
-    find_nonfinite as find_nonfinite, NonfiniteReport as NonfiniteReport)
-from ..inspect.profile import (
-    ProfileRow as ProfileRow, profile_table as profile_table, ProfileTable as ProfileTable)
-from ..inspect.tabulate import tabulate as tabulate
 from ..layers.activations import PReLU as PReLU
 from ..objects.arguments import ArgumentError as ArgumentError
 from ..layers.attention import MultiHeadAttention as MultiHeadAttention
@@ -166,18 +156,28 @@ from ..verbs.spmd import (
     with_sharding_constraint as with_sharding_constraint)
 from ..verbs.updating import set_path as set_path, update as update
 from ..verbs.views import view as view, view_info as view_info, with_attributes as with_attributes
-from ..weights.checkpoints import Checkpoints as Checkpoints
-from ..weights.file_errors import WeightsFileError as WeightsFileError
-from ..weights.files import inspect_file as inspect_file, load as load, save as save
-from ..weights.export import export as export
-from ..weights.state_dict import load_state_dict as load_state_dict, state_dict as state_dict
-from ..weights.torch_weights import from_torch as from_torch, to_torch as to_torch
 from . import state as _state_address, variables as _variables_address
 
 # After the addresses of the same names, so that these are the verbs.
 from ..verbs.splitting import state as state, unpack as unpack, variables as variables
 
 if TYPE_CHECKING:
+    from ..inspect.capture import capture as capture
+    from ..inspect.display import display as display
+    from ..inspect.hooks import (
+        add_forward_hook as add_forward_hook, add_forward_pre_hook as add_forward_pre_hook,
+        forward_hooks as forward_hooks, HookHandle as HookHandle)
+    from ..inspect.nonfinite import (
+        find_nonfinite as find_nonfinite, NonfiniteReport as NonfiniteReport)
+    from ..inspect.profile import (
+        ProfileRow as ProfileRow, profile_table as profile_table, ProfileTable as ProfileTable)
+    from ..inspect.tabulate import tabulate as tabulate
+    from ..weights.checkpoints import Checkpoints as Checkpoints
+    from ..weights.file_errors import WeightsFileError as WeightsFileError
+    from ..weights.files import inspect_file as inspect_file, load as load, save as save
+    from ..weights.export import export as export
+    from ..weights.state_dict import load_state_dict as load_state_dict, state_dict as state_dict
+    from ..weights.torch_weights import from_torch as from_torch, to_torch as to_torch
     from . import (
         bridge as bridge, compat as compat, errors as errors, extract as extract,
         filterlib as filterlib, graph as graph, graphlib as graphlib, helpers as helpers,
