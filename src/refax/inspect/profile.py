@@ -185,8 +185,8 @@ def profile_table(
     cost analysis does: of a loop, such as an `nnx.Stack`, once (a row says ×12, if the loop's
     length is known). The time is that of a run under JAX's profiler, on copies of the arguments;
     where one operation of the device holds those of several Modules, they share its time as they
-    do its FLOPs. The memory of a Module is an estimate; its total is XLA's. The arguments stay as they
-    are.
+    do its FLOPs. The memory of a Module is an estimate; its total is XLA's. The arguments stay as
+    they are.
 
     Args:
         f: a function, method or Module, or what `nnx.jit` or `jax.jit` made of one.
