@@ -1,6 +1,7 @@
 """Pages of docs/ that show code and what it prints: read, and run."""
 
 import contextlib
+import importlib.util
 import io
 import re
 import warnings
@@ -13,6 +14,8 @@ BLOCK = re.compile(r"```(\w+)\n(.*?)```\n", re.DOTALL)
 # A title says whose code it is: a block `python title="PyTorch"` runs where PyTorch is installed.
 FENCE = re.compile(r"^ *```(\S*)(?: title=\"([^\"]+)\")?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LIBRARIES = {"PyTorch": "torch", "Equinox": "equinox", "Haiku": "haiku", "Flax": "flax"}
+# A page whose code, as a whole, is run and checked where this library is installed.
+NEEDS = {"neural_ode.md": "diffrax"}
 NOT_RUN = {"", "bash", "console", "toml", "yaml"}
 # `text title="about"`: what a training run prints, whose numbers are others on another machine.
 NUMBER = re.compile(r"(-?\d+\.\d+)")
@@ -62,6 +65,12 @@ def printed_by(preamble: str, code: str) -> str:
 def shown(error: BaseException) -> str:
     text = error.args[0] if isinstance(error, KeyError) else str(error)
     return re.sub(r"0x[0-9a-f]+", "0x…", f"{type(error).__name__}: {text}")
+
+
+def lacking(page: Path) -> str | None:
+    """The library that the page needs, if it is not installed."""
+    library = NEEDS.get(page.name)
+    return library if library and importlib.util.find_spec(library) is None else None
 
 
 def libraries_of(path: Path) -> set[str]:

@@ -5,7 +5,7 @@ import doctest
 import re
 from collections.abc import Iterator
 
-from tests.pages import BLOCK, DOCS, preamble_of, sections_of
+from tests.pages import BLOCK, DOCS, lacking, preamble_of, sections_of
 
 ROOT = DOCS.parent
 _IN_PAIRS = {"errors.md", "mistakes.md"}  # wrong code, what it says, right code
@@ -19,7 +19,7 @@ def programs() -> Iterator[tuple[str, str]]:
             preamble = preamble_of(page.name)
             for number, section in enumerate(sections_of(page.name)):
                 yield f"{page.stem}_{number}", f"# {section.title}\n{preamble}\n{section.right}"
-        elif page.name not in _MARKED:
+        elif page.name not in _MARKED and not lacking(page):
             blocks = [code for kind, code in BLOCK.findall(page.read_text()) if kind == "python"]
             yield page.stem, _with_names_made_once("\n".join(blocks))
     for path in sorted((ROOT / "src/refax").glob("**/*.py")):
