@@ -47,9 +47,10 @@ test-long: lint types budgets
 test-torch: setup
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $$($(RUN) -c "import tomllib; \
 	  groups = tomllib.load(open('pyproject.toml', 'rb'))['dependency-groups']; \
-	  print(*groups['torch'], *groups['haiku'])")
+	  print(*groups['torch'], *groups['haiku'], *groups['diffrax'])")
 	@$(RUN) -m pytest -n $(JOBS) tests/weights/test_torch*.py \
-	  tests/test_readme.py::test_code_of_another_library_on_a_page_runs $(ARGS)
+	  tests/test_readme.py::test_code_of_another_library_on_a_page_runs \
+	  "tests/test_readme.py::test_python_of_a_page_prints_what_it_says[docs/recipes/neural_ode.md]" $(ARGS)
 
 fuzz: setup
 	@while REFAX_FUZZ=1000 $(RUN) -m pytest -q tests/fuzz $(ARGS); do :; done
