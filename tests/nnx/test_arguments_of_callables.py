@@ -496,7 +496,8 @@ def public() -> dict[str, Any]:
     """The public callables that are no layers, no errors and no functions of JAX."""
     found: dict[str, Any] = {}
     for prefix, space in (("", nnx), ("metrics.", nnx.metrics), ("bridge.", nnx.bridge)):
-        for name, thing in vars(space).items():
+        for name in dir(space) if space is nnx else vars(space):  # `nnx` loads some of them later
+            thing = getattr(space, name)
             module = getattr(thing, "__module__", None) or ""
             is_error = inspect.isclass(thing) and issubclass(thing, BaseException)
             if callable(thing) and not name.startswith("_") and not is_error:
