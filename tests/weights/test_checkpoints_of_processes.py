@@ -118,20 +118,64 @@ told(checkpoints.close)
 """
 
 
+# The calls of which process 0, and then 1, has something wrong by itself.
+ALONE = """
+checkpoints = nnx.Checkpoints(folder)
+checkpoints.save(1, run)
+for wrong in range(2):
+    mine = process == wrong
+    in_the_way = folder + f"-file-of-{wrong}"
+    if mine:
+        open(in_the_way, "w").close()
+    told(lambda: nnx.Checkpoints(in_the_way + "/run" if mine else folder))
+    told(lambda: nnx.Checkpoints(folder, keep=0 if mine else 3))
+    told(lambda: checkpoints.save(-1 if mine else 5, run))
+    told(lambda: checkpoints.save(*([5] if mine else [5, run])))
+    told(lambda: checkpoints.restore(run, step="last" if mine else 1))
+    gone = {"more": nnx.Param(jnp.ones(3))}
+    if mine:
+        gone["more"].value.delete()
+    told(lambda: checkpoints.save(5, gone))
+    here, checkpoints.folder = checkpoints.folder, type(checkpoints.folder)(in_the_way)
+    if not mine:
+        checkpoints.folder = here
+    told(lambda: checkpoints.save(5, run))
+    told(lambda: checkpoints.restore(run))
+    checkpoints.folder = here
+    told(lambda: checkpoints.restore(run))
+for wrong in range(2):
+    for asynchronous in (False, True):
+        disk = nnx.Checkpoints(folder, asynchronous=asynchronous)
+        step = 10 + 2 * wrong + asynchronous
+        if process == wrong:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        told(lambda: (disk.save(step, big), disk.wait()))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        told(disk.close)
+if process == 0:
+    shutil.rmtree(folder)
+    open(folder, "w").close()
+nnx.assert_equal_on_hosts(run)  # both are here now
+told(lambda: checkpoints.save(6, run))
+told(checkpoints.close)
+"""
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """What the processes say: of going on, and of errors."""
     folder = str(tmp_path_factory.mktemp("run") / "run")
     program = f"folder = {folder!r}\n{RUN}{GOES_ON}say('errors')\nfolder += '-2'\n{ERRORS}"
+    program += f"say('alone')\nfolder += '-3'\n{ALONE}"
     ended = run_processes(program, timeout=400)
     for process in ended:
         assert process.status == 0, process.errors[-3000:]
-    at = ended[0].said.index("errors")
-    return [(process.said[:at], process.said[at + 1 :]) for process in ended]
+    at, then = map(ended[0].said.index, ("errors", "alone"))
+    return [(x.said[:at], x.said[at + 1 : then], x.said[then + 1 :]) for x in ended]
 
 
 def test_a_sharded_run_of_two_processes_goes_on_bit_for_bit(ended):
-    for said, _ in ended:
+    for said, _, _ in ended:
         assert said[0] == [{"position": 2}, [2]]
         assert said[1] == []  # nothing compiles after a restore
         assert said[2] == [28, []]
@@ -139,7 +183,7 @@ def test_a_sharded_run_of_two_processes_goes_on_bit_for_bit(ended):
 
 
 def test_an_error_of_one_process_ends_the_call_of_both(ended):
-    (_, first), (_, second) = ended
+    (_, first, _), (_, second, _) = ended
     for one, other in zip(first[:2], second[:2], strict=True):
         assert one[0] == other[0] == "GraphError"
         assert one[1] == other[1]
@@ -155,3 +199,28 @@ def test_an_error_of_one_process_ends_the_call_of_both(ended):
     for said in (first, second):
         # What was there is there, nothing else is, and both go on.
         assert said[7:] == ["no error", "no error", [[1, 2, 3], ["1", "2", "3"]], "no error"]
+
+
+def test_whatever_one_process_has_wrong_ends_the_call_of_both(ended):
+    texts = [
+        "-file-of-", "keep=0", "step=-1", "objects", "step='last'", "`more` was deleted",
+        "-file-of-", "-file-of-",
+    ]  # fmt: skip
+    said = [said for _, _, said in ended]
+    for wrong in range(2):
+        here, other = said[wrong], said[1 - wrong]
+        begin = wrong * (len(texts) + 1)
+        for i, text in enumerate(texts):
+            one, two = here[begin + i], other[begin + i]
+            assert text in one[1] and one[0] != "RuntimeError", one
+            assert two[0] == "RuntimeError" and text in two[1], two
+            assert f"1 of 2 processes failed, so all do. First process {wrong}: " in two[1]
+        assert here[begin + len(texts)] == other[begin + len(texts)] == "no error"
+    disks = [x[2 * (len(texts) + 1) :] for x in said]
+    for i in range(4):  # the disk of 0, of 1; waiting or not
+        wrong = i // 2
+        assert disks[wrong][2 * i][0] == "OSError" and "disk is full" in disks[wrong][2 * i][1]
+        assert f"process {wrong} could not write its part" in disks[1 - wrong][2 * i][1]
+        assert disks[0][2 * i + 1] == disks[1][2 * i + 1] == "no error"
+    assert disks[0][8][0] == "FileExistsError" and "First process 0: " in disks[1][8][1]
+    assert all(x[2] < 30 for part in said for x in part if x != "no error")  # no one waited

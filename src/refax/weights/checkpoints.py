@@ -9,13 +9,16 @@ killed save leaves the steps before; the fingerprints tell what was damaged late
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import os
+import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +38,25 @@ from .state_dict import load_into
 
 _OWN = "refax"
 _VERSION = 1
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _checked_by_all(method: F) -> F:
+    """`checked`, but an argument that one process alone has wrong ends the call of all."""
+
+    @functools.wraps(method)
+    def bind(*args: Any, **kwargs: Any) -> Any:
+        return inspect.signature(method).bind(*args, **kwargs)
+
+    check, name = checked(bind), method.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with fail_together(f"nnx.{name}"):
+            check(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    return cast(F, call)
 
 
 class Checkpoints:
@@ -60,7 +82,7 @@ class Checkpoints:
         [10] {'epoch': 1} True
     """
 
-    @checked
+    @_checked_by_all
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -82,18 +104,24 @@ class Checkpoints:
         self._asynchronous = asynchronous
         self._meetings = Meetings()
         self._orbax = ocp
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(barrier_sync_fn=self._meetings),
-            ),
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
-                "notes": ocp.JsonCheckpointHandler(),
-            },
-        )
+        # Each for itself: in orbax the others would wait for one that has an error.
+        with fail_together("nnx.Checkpoints"):
+            self._make_folder()
+        with fail_together("nnx.Checkpoints"):
+            os.scandir(self.folder).close()
+        with fail_together("nnx.Checkpoints"):
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                    cleanup_tmp_directories=True,
+                    async_options=ocp.AsyncOptions(barrier_sync_fn=self._meetings),
+                ),
+                item_handlers={
+                    "state": ocp.PyTreeCheckpointHandler(),
+                    "notes": ocp.JsonCheckpointHandler(),
+                },
+            )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -121,7 +149,7 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    @checked
+    @_checked_by_all
     def save(self, step: Count, objects: Any, notes: Mapping[str, Any] | None = None) -> None:
         """Save a step: all of it or, on an error, nothing.
 
@@ -138,6 +166,7 @@ class Checkpoints:
         self.wait()
         verb = "Checkpoints.save"
         with fail_together(f"nnx.{verb}"):
+            self._make_folder()
             if step in self._manager.all_steps():
                 raise errors.saved_already(self.folder, step)
             notes = dict(notes or {})
@@ -151,6 +180,9 @@ class Checkpoints:
                     raise errors.same_name(verb, name)
                 names.add(name)
         _check_same(places)
+        with fail_together(f"nnx.{verb}"):  # beginning to write is where orbax waits for all
+            with tempfile.TemporaryDirectory(prefix=".refax-", dir=self.folder) as folder:
+                Path(folder, "file").write_bytes(bytes(4096))
         self._meetings.begin()
         arrays, keys, empty = {}, {}, []
         for path, place in places.by_path.items():
@@ -176,7 +208,7 @@ class Checkpoints:
         if not self._asynchronous:
             self.wait()
 
-    @checked
+    @_checked_by_all
     def restore(self, objects: Any, step: Count | None = None) -> dict[str, Any]:
         """Write a saved step into objects, in place: all of it or, on an error, nothing.
 
@@ -216,10 +248,15 @@ class Checkpoints:
             if expected is not None:
                 _check(arrays, expected)
         names = {path: place.name for path, place in places.by_path.items()}  # also odd keys
-        load_into(places, {names.get(p) or dotted_name(p): x for p, x in arrays.items()})
+        with fail_together(f"nnx.{verb}"):
+            load_into(places, {names.get(p) or dotted_name(p): x for p, x in arrays.items()})
         return notes
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _make_folder(self) -> None:
+        if jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def _as_written(self, array: Any) -> Any:
         if is_key(array):
