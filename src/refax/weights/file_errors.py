@@ -51,10 +51,10 @@ def deleted(name: str, verb: str) -> ValueError:
     )
 
 
-def no_numbers(name: str, dtype: Any, verb: str) -> ValueError:
+def too_wide(name: str, dtype: Any, verb: str) -> ValueError:
     return GraphError(
-        f"nnx.{verb}: `{name}` holds no numbers, but {dtype}, which a file of weights cannot have."
-        "\nCure: filter=nnx.Param, or another that leaves it out; keep texts in `metadata`."
+        f"nnx.{verb}: `{name}` is of {dtype}, which neither JAX nor a file of weights has.\n"
+        "Cure: array.astype(np.float64)."
     )
 
 

@@ -70,7 +70,7 @@ def _as_stored(dtype: np.dtype) -> tuple[str, tuple[int, ...]]:
     """The format's dtype for a NumPy one, and the axes that are added for it."""
     if dtype.name in _CODES:
         return _CODES[dtype.name], ()
-    if dtype == np.complex128:
+    if dtype.name == "complex128":  # in either order of bytes
         return "F64", (2,)
     return _BITS[dtype.itemsize], ()
 
@@ -135,7 +135,8 @@ def _write(file: BinaryIO, array: Any) -> str:
     if isinstance(array, jax.Array):  # it would keep a copy that is made for it: let another one
         parts = [shard.data for shard in array.addressable_shards]
         array = jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    order = np.dtype(array.dtype).newbyteorder("<")
+    data = np.ascontiguousarray(array, order).reshape(-1).view(np.uint8).data
     numbers: list[int] = []
     for start in range(0, len(data), PIECE):
         numbers.append(0)

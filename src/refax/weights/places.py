@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -89,9 +88,8 @@ class Places:
                 raise errors.not_concrete(name, value, self.verb)
             if isinstance(value, jax.Array) and value.is_deleted():
                 raise errors.deleted(name, self.verb)
-            kinds = (jax.dtypes.prng_key, jnp.number, np.bool_)
-            if not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
-                raise errors.no_numbers(name, value.dtype, self.verb)
+            if value.dtype in (np.longdouble, np.clongdouble):
+                raise errors.too_wide(name, value.dtype, self.verb)
 
     @cached_property
     def by_path(self) -> dict[tuple[str, ...], Place]:
