@@ -285,7 +285,7 @@ class State(MutableMapping[K, V], Shown):
 
     # The verbs as methods, as Flax users know them.
     flat_state = to_flat_state
-    from_flat_path: staticmethod[..., Any] = staticmethod(from_flat_state)
+    from_flat_path = staticmethod(from_flat_state)
     to_pure_dict = to_pure_dict
     replace_by_pure_dict = replace_by_pure_dict
     filter = filter_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import FunctionType, NoneType
 from typing import Any
 
 import jax
@@ -69,7 +70,11 @@ def initial(
         value = init(key, shape, dtype)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"{wanted}, and raised: {error}") from error
-    if isinstance(value, (jax.Array, np.ndarray)) and value.shape != shape:
+    if isinstance(value, FunctionType):
+        cure = f"call it: {name}={getattr(init, '__name__', 'initializer')}()."
+        raise ArgumentError(f"{wanted}, but made a function: it makes initializers.\nCure: {cure}")
+    numbers = (jax.Array, np.ndarray, float, int, NoneType)
+    if isinstance(value, numbers) and np.shape(value) != shape:
         raise ArgumentError(f"{wanted}, but made {describe_value(value)}.")
     return value
 

@@ -98,6 +98,9 @@ class List(MutableSequence[T], Module):
     def __iter__(self) -> Iterator[T]:
         return iter([item for key, item in self.__dict__.items() if type(key) is int])
 
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if isinstance(name, str)]
+
     def insert(self, index: int, value: T) -> None:
         self[index:index] = [value]
 
