@@ -60,11 +60,15 @@ SHOWN: dict[str, Any] = {
     "sharding_report": lambda: nnx.sharding_report(MODEL),
     "find_nonfinite": lambda: nnx.find_nonfinite(MODEL, X),
     "explain": lambda: step().explain(),
+    "profile_table": lambda: nnx.profile_table(MODEL, X, measure_time=False),
+    "tabulate": lambda: nnx.tabulate(MODEL, X, columns=("type", "outputs", "Param")),
     "Loaded": lambda: nnx.load_state_dict(
         MODEL, {f"other.{i}.kernel_of_something": X for i in range(9)}, strict=False
     ),
 }
-REPORTS = ("a GraphDef", "sharding_report", "find_nonfinite", "explain")
+REPORTS = (
+    "a GraphDef", "sharding_report", "find_nonfinite", "explain", "profile_table", "tabulate",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -128,6 +132,7 @@ def test_reports_in_a_notebook(
     page = report._repr_html_()
     tag, _, rest = page.partition(">")
     assert tag.startswith("<pre style=") and "white-space: pre" in tag
+    assert "color" not in tag and "background" not in tag  # those of a dark theme are as good
     assert html.unescape(rest.removesuffix("</pre>")) == repr(report)
     shown: list[Any] = []
     shell = SimpleNamespace(config={"IPKernelApp": {}})
