@@ -222,6 +222,18 @@ def test_methods_and_callables_that_are_transformed_are_called_by_their_class():
         assert any(scope.endswith("Model.blocks.1") for scope in scopes)
         assert any(scope.endswith("Model.encode") for scope in scopes)
 
+    class Other(nnx.Module):
+        def __init__(this):  # noqa: N805
+            this.layer = Layer()
+
+        def __call__(this, x):  # noqa: N805
+            return this.layer(x)
+
+    other = Other()
+    for function in (other, other.__call__):
+        scopes = {scope for name, scope in scopes_of(nnx.jit(function).trace(X).jaxpr.jaxpr)}
+        assert any(scope.endswith("Other.layer") for scope in scopes)
+
 
 class Block(nnx.Module):
     def __init__(self, rngs):
@@ -260,8 +272,8 @@ class JittedBlock(nnx.Module):
         return jnp.cos(self.inner(x))
 
     @nnx.jit
-    def encode(self, x):
-        return jnp.tan(self.inner(x))
+    def encode(this, x):  # noqa: N805 (whatever it is called)
+        return jnp.tan(this.inner(x))
 
 
 class JittedOuter(nnx.Module):

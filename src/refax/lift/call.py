@@ -22,9 +22,9 @@ from ..graph.plan import Plan, plan_for
 from ..graph.walk import Walk, key_name, walk
 from ..objects.node import Node, set_object_path
 from ..objects.trace_errors import tracing
-from ..verbs.scopes import Path, call_scoped, goes_on, path_of
+from ..verbs.scopes import Path, call_scoped, goes_on, is_method, path_of
 from . import errors
-from .arguments import named_like, put_back, slot_places, take_apart
+from .arguments import Slot, named_like, put_back, slot_places, take_apart
 from .axis_names import AxisName
 from .borders import check_border, containers_kept
 from .inside import Change, Inside, Leaving
@@ -122,7 +122,7 @@ def _name_objects(
         return
     if None in [path for path, root in zip(paths, roots, strict=True) if root is not None]:
         labels = errors.argument_names(function, len(tree[0]))
-        if labels[:1] == ["self"]:
+        if tree[0] and type(tree[0][0]) is Slot and is_method(function, roots[0]):
             labels[0] = "" if goes_on() else type(roots[0]).__name__
 
         def place(path: Any) -> Any:

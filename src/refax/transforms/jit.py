@@ -25,7 +25,6 @@ from ..lift import errors
 from ..lift.arguments import Slot, named_like, set_unbound, unbind
 from ..lift.call import Call, enter, leave, occurrences_in, pure_function, root_places
 from ..lift.closures import collecting
-from ..lift.errors import argument_names
 from ..lift.inside import Change, Inside
 from ..lift.places import inputs_of, said
 from ..lift.programs import programs_of, proxy, remember
@@ -33,7 +32,7 @@ from ..objects.arguments import checked
 from ..objects.at_once import uninterrupted
 from ..objects.outer_reads import Reads, written_since
 from ..objects.type_names import B, C, O, P, R, S
-from ..verbs.scopes import call_jitted
+from ..verbs.scopes import call_jitted, is_method
 from .bound import Bindable, decorator_or_function, positions
 from .donation import told, tracing_starts
 from .eval_shape import eval_shape
@@ -178,8 +177,9 @@ class JitWrapped(Bindable[P, R]):
 
     def _object_of(self, call: Call) -> Any:
         """The object whose method this is; None if it is a function."""
-        own = call.roots and argument_names(self._function, 1) == ["self"]
-        return call.roots[0] if own and type(call.tree[0][0]) is Slot else None
+        args = call.tree[0]
+        first = call.roots[args[0].number] if args and type(args[0]) is Slot else None
+        return first if is_method(self._function, first) else None
 
     def __repr__(self) -> str:
         return f"nnx.jit({getattr(self._function, '__qualname__', self._function)})"

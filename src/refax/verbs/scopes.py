@@ -174,12 +174,17 @@ def unscoped(function: Any) -> Any:
 
 def call_scoped(function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`function(*args, **kwargs)`, in the scope of its first argument if it is a method of it."""
-    first, name = args[0] if args else None, getattr(function, "__name__", "")
-    if isinstance(first, Node) and getattr(first, "_refax_phase", ""):
-        place = getattr(function, "__qualname__", "")
-        if any(place == f"{base.__qualname__}.{name}" for base in type(first).__mro__):
-            return _run(function, name, first, args[1:], kwargs)
+    first = args[0] if args else None
+    if getattr(first, "_refax_phase", "") and is_method(function, first):
+        return _run(function, function.__name__, first, args[1:], kwargs)
     return function(*args, **kwargs)
+
+
+def is_method(function: Any, obj: Any) -> bool:
+    """Whether a function is a method of the class of an object, or a base of it."""
+    name, place = (getattr(function, key, "") for key in ("__name__", "__qualname__"))
+    bases = type(obj).__mro__ if isinstance(obj, Node) else ()
+    return any(place == f"{base.__qualname__}.{name}" for base in bases)
 
 
 def _run(
