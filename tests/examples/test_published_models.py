@@ -50,6 +50,22 @@ def attend(q, k, v, heads, causal):
     return (scipy.special.softmax(logits, -1) @ v).swapaxes(1, 2).reshape(n, length, size)
 
 
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [
+        (lambda: gpt2.GPT2(gpt2.Config(), rngs=nnx.Rngs(0)), 124_439_808),
+        (lambda: vit.ViT(vit.Config(), 1000, rngs=nnx.Rngs(0)), 86_567_656),
+        (resnet.resnet18, 11_689_512),
+        (resnet.resnet50, 25_557_032),
+    ],
+    ids=["gpt2", "vit-base-patch16-224", "resnet18", "resnet50"],
+)
+def test_by_default_they_have_the_sizes_of_the_published_ones(make, parameters):
+    """As their authors count them."""
+    arrays = nnx.state_dict(nnx.eval_shape(make), filter=nnx.Param)
+    assert sum(array.size for array in arrays.values()) == parameters
+
+
 # -- GPT-2 -----------------------------------------------------------------------------------------
 
 WORDS, PLACES, SIZE, LAYERS, HEADS = 13, 16, 8, 2, 2
