@@ -83,7 +83,9 @@ def run_from_top_to_bottom(path: Path, whose: str = "") -> None:
     """Run the Python of a page with this title, and compare what it prints."""
     space: dict[str, Any] = {"__name__": "page"}
     printed, where = "", path.name
-    for language, title, text in FENCE.findall(path.read_text(encoding="utf-8")):
+    page = path.read_text(encoding="utf-8")
+    for match in FENCE.finditer(page):
+        language, title, text = match.groups(default="")
         if language == "python":
             assert not printed, f"{where}: a block that prints is followed by a block of text"
             if title != whose:
@@ -91,7 +93,8 @@ def run_from_top_to_bottom(path: Path, whose: str = "") -> None:
                 continue
             where = f"{path.name}: {text.splitlines()[0]}"
             with contextlib.redirect_stdout(io.StringIO()) as output:
-                exec(compile(text, str(path), "exec"), space)
+                above = "\n" * page.count("\n", 0, match.start(3))  # lines are those of the page
+                exec(compile(above + text, str(path), "exec"), space)
             printed = output.getvalue()
         elif language == "text":
             same = printed is None or (

@@ -55,7 +55,7 @@ def with_plots(page: str) -> str:
         plot(title, [row for row in rows if row.name.startswith(starts)]) for title, starts in PLOTS
     ]
     intro = (
-        "Time (below, of the last plot: size) in multiples of hand-written JAX: further left is "
+        "Times, and in the last plot sizes, in multiples of hand-written JAX: further left is "
         "less. The numbers are those of the table after the plots.\n\n"
     )
     return page.replace(BEGIN, intro + "\n\n".join(drawn) + f"\n\n{BEGIN}")

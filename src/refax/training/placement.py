@@ -79,7 +79,7 @@ def annotated_like(tree: Any, params: State) -> Any:
         if "optimizer_sharding" in metadata:
             own = metadata["optimizer_sharding"]
             metadata = metadata.without("sharding").with_items(out_sharding=own)
-        elif jnp.shape(value) == jnp.shape(param._value) and _is_spread(param._value):
+        elif _is_spread(param._value) and jnp.shape(value) == jnp.shape(param._value):
             return make_variable(type(leaf), jax.device_put(value, param._value.sharding), metadata)
         if "sharding" not in metadata:
             return leaf
