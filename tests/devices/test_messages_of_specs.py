@@ -111,6 +111,12 @@ WAYS = {  # way: (what is done, what of the place is told)
 }  # fmt: skip
 
 
+TELLING_ALL = {
+    "shard", "get_named_sharding", "as_abstract", "in_shardings", "in_shardings by State",
+    "in_specs",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_short_message_with_the_place(way):
     make, place = WAYS[way]
@@ -124,6 +130,8 @@ def test_a_short_message_with_the_place(way):
             assert place in message and len(message) <= 1500, message
             assert "Cure: " in message and "refax/" not in message
             assert why in message and "{'data': 2, 'model': 4}" in message
+            if way in TELLING_ALL:
+                assert message.count(why) >= 5 and "\n  and 2" in message
 
 
 def test_loading_into_a_mesh(tmp_path):

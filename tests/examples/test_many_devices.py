@@ -144,6 +144,17 @@ def test_experts_on_eight_devices_learn_what_they_learn_on_one(
         assert sum(float(x) for x in row.replace("%", "").split()) == pytest.approx(100, abs=0.5)
 
 
+@pytest.mark.slow
+def test_the_shares_of_the_experts_become_even(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert mixture_of_experts.main(["--out", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    first, last, dropped_at_first, dropped, _ = last_numbers(output.replace("%", ""), "8 ")
+    assert last < first - 1 and dropped_at_first > 25 and dropped < 5
+    [shares] = re.findall(r"^last 20 +(.*)$", output, re.MULTILINE)
+    assert all(10 < float(share) < 15 for share in shares.replace("%", "").split())
+    assert apart(output) < 1e-4  # up to where a rounding sends a token to another expert
+
+
 def test_a_mixture_is_what_a_loop_over_tokens_gives():
     """Each token by itself, in order, in plain NumPy; one that finds no room gets zeros."""
     layer = mixture_of_experts.MixtureOfExperts(4, 3, room=0.8, rngs=nnx.Rngs(0))

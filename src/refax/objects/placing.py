@@ -158,12 +158,17 @@ def check_fit(
         f"{clipped(str(dict(get_logical_axis_rules())))}); what is made with eager_sharding=False "
         "stays whole."
     )
-    more = [f"\n  {n} of shape {shape}, {s}: {why}" for n, s, shape, why in wrong[1:9]]
-    while len(head + "".join(more) + cure) > 1450:
-        more.pop()
-    if (rest := len(wrong) - 1 - len(more)) > 0:
-        more.append(f"\n  and {rest} more")
-    raise StructureError("".join([head, *more, cure]))
+    more = [f"{n} of shape {shape}, {s}: {why}" for n, s, shape, why in wrong[1:]]
+    raise StructureError(head + more_places(more, 1450 - len(head + cure)) + cure)
+
+
+def more_places(lines: Sequence[str], room: int) -> str:
+    """For a message: what else does not fit, some of it, in so many characters."""
+    shown = [f"\n  {line}" for line in lines[:8]]
+    while sum(map(len, shown)) > room:
+        shown.pop()
+    rest = len(lines) - len(shown)
+    return "".join([*shown, f"\n  and {rest} more"] if rest else shown)
 
 
 def misfit(spec: PartitionSpec, shape: Sequence[int] | None, mesh: Any) -> str | None:

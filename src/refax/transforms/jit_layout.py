@@ -34,7 +34,7 @@ from ..lift.prefix import (
     sorting,
 )
 from ..objects.errors import clipped, describe_value
-from ..objects.placing import mesh_set, misfit
+from ..objects.placing import mesh_set, misfit, more_places
 from .jit_options import Options
 
 
@@ -157,20 +157,25 @@ class Layout(NamedTuple):
 
 
 def _unfit(parts: Iterable[tuple[str, Any, Any]], prefix: str) -> ValueError | None:
-    """The error for the first sharding, of (place, value, sharding), that does not fit."""
+    """The error for the shardings, of (place, value, sharding), that do not fit; None if all do."""
+    head, more = "", list[str]()
     for place, value, sharding in parts:
         mesh: Any = getattr(sharding, "mesh", None) or mesh_set()
         spec = getattr(sharding, "spec", sharding)
         known = isinstance(spec, PartitionSpec) and not mesh.empty
         for array in jax.tree.leaves(value) if known else ():
             if why := misfit(spec, jax.numpy.shape(array), mesh):
-                return ValueError(
-                    f"jit: `{place}` ({describe_value(array)}) cannot have the sharding that "
-                    f"{prefix} gives it, {spec} on the mesh {dict(mesh.shape)}: {why}.\n"
-                    "Cure: a spec of no more axes than the array has, whose mesh axes divide "
-                    "its sizes; None for an axis that is whole."
+                place = f"`{clipped(place, 150)}` ({describe_value(array)})"
+                more.append(f"{place}, {spec}: {why}")
+                head = head or (
+                    f"jit: {place} cannot have the sharding that {prefix} gives it, {spec} on the "
+                    f"mesh {dict(mesh.shape)}: {why}."
                 )
-    return None
+    cure = (
+        "\nCure: a spec of no more axes than the array has, whose mesh axes divide its sizes; None "
+        "for an axis that is whole."
+    )
+    return ValueError(head + more_places(more[1:], 1000) + cure) if head else None
 
 
 def check_results(layout: Layout, call: Call) -> Callable[..., Any] | None:

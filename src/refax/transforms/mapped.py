@@ -31,7 +31,7 @@ from ..lift.places import (
 from ..lift.prefix import Groups, OutputRules, hashable, is_entry, is_record, position, spread
 from ..lift.programs import eager_program
 from ..objects.errors import clipped, describe_value
-from ..objects.placing import mesh_set, misfit, spec_axes
+from ..objects.placing import mesh_set, misfit, more_places, spec_axes
 from ..objects.variable import Variable
 from ..objects.variable_types import RngCount
 
@@ -129,22 +129,26 @@ def check_sizes(transform: str, inputs: Iterable[tuple[str, Any, Any]]) -> None:
 
 def check_specs(mesh: Any, entries: Iterable[Any], inputs: Iterable[tuple[str, Any, Any]]) -> None:
     """Raise if an array cannot be split by its spec, or a spec is none of the mesh."""
-    for place, value, spec in [*inputs, *(("out_specs", None, entry) for entry in entries)]:
-        for leaf in jax.tree.leaves(value) if value is not None else [None]:
-            shape = None if leaf is None else jnp.shape(leaf)
-            if fault := _unfit(place, leaf, shape, spec, mesh):
-                raise fault
+    parts = [(p, leaf, jnp.shape(leaf), s) for p, v, s in inputs for leaf in jax.tree.leaves(v)]
+    parts += [("out_specs", None, None, entry) for entry in entries]
+    if fault := _unfit(parts, mesh):
+        raise fault
 
 
-def _unfit(place: str, value: Any, shape: Any, spec: Any, mesh: Any) -> PrefixError | None:
-    """The error for an array of a shape, or of any for None, that cannot have a spec."""
-    mesh = mesh_set() if mesh is None else mesh
-    if not isinstance(spec, PartitionSpec) or not (why := misfit(spec, shape, mesh)):
+def _unfit(parts: Iterable[tuple[str, Any, Any, Any]], mesh: Any) -> PrefixError | None:
+    """The error for the specs, of (place, value, its shape or None, spec), that do not fit."""
+    mesh, wrong = mesh_set() if mesh is None else mesh, list[tuple[str, Any, str]]()
+    for place, value, shape, spec in parts:
+        if isinstance(spec, PartitionSpec) and (why := misfit(spec, shape, mesh)):
+            what = "" if value is None else f" ({describe_value(value)})"
+            wrong.append((f"`{clipped(place, 150)}`{what}", spec, why))
+    if not wrong:
         return None
-    what = "" if value is None else f" ({describe_value(value)})"
+    place, spec, why = wrong[0]
+    more = more_places([f"{place}, {spec}: {why}" for place, spec, why in wrong[1:]], 800)
     return PrefixError(
-        f"shard_map: `{place}`{what} has {spec} on the mesh {clipped(str(dict(mesh.shape)))}, "
-        f"which does not fit: {why}.\n"
+        f"shard_map: {place} has {spec} on the mesh {clipped(str(dict(mesh.shape)))}, which does "
+        f"not fit: {why}.{more}\n"
         "Cure: axes of that mesh, each once; no more entries than the array has axes; sizes "
         "that they divide (pad it to a multiple), or P() for what every device has whole."
     )
@@ -177,8 +181,8 @@ def check_lengths(graphdef: GraphDef, rules: OutputRules, mesh: Any) -> Callable
         return [x for x in jax.tree.leaves(value) if spec and len(spec) > jnp.ndim(x)]
 
     def error(place: str, kind: str, spec: Any, found: list[Any]) -> Exception:
-        of_part = found[0], jnp.shape(found[0])
-        return _unfit(place, *of_part, spec, mesh) or AssertionError(kind)
+        part = place, found[0], jnp.shape(found[0]), spec
+        return _unfit([part], mesh) or AssertionError(kind)
 
     checked = check_outputs(graphdef, rules, too_long, error)
 
