@@ -395,3 +395,16 @@ def test_the_names_of_the_arguments_are_those_of_the_peer():
     assert set(theirs) <= set(ours)
     assert list(ours)[:2] == list(theirs)[:2]
     np.testing.assert_equal(ours["method"].default, theirs["method"].default)
+
+
+def test_bytes_of_each_call_are_a_column_that_is_asked_for():
+    model = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(1)))
+    x = jnp.ones((5, 3))
+    table = nnx.tabulate(model, x, columns=("path", "bytes", "flops"), compute_flops=True)
+    first = next(line for line in table.splitlines() if "layers/0" in line)
+    _, path, read, flops, _ = (cell.strip() for cell in first.split("│"))
+    compiled = jax.jit(lambda w, b, x: x @ w + b[None]).lower(jnp.ones((3, 4)), jnp.ones(4), x)
+    analysis = compiled.cost_analysis()
+    assert int(read.replace(",", "")) == analysis["bytes accessed"]
+    assert int(flops.replace(",", "")) == analysis["flops"]
+    assert "bytes" not in nnx.tabulate(model, x, compute_flops=True)

@@ -1,4 +1,4 @@
-"""Floating-point operations of a recorded call, as XLA's cost analysis counts them."""
+"""Floating-point operations and bytes of a recorded call, as XLA's cost analysis counts them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ from ..verbs.splitting import graphdef, split, state
 from .calls import Call, describe, traceable
 
 
-class FlopCounter(dict[Any, int | None]):
+class FlopCounter(dict[Any, dict[str, float]]):
     """Counts each distinct call once: 200 equal blocks are lowered as one."""
 
-    def count(self, call: Call, *, vjp: bool) -> int | None:
-        """The operations of the call (and of its vjp, if asked); None where XLA does not tell."""
+    def count(self, call: Call, *, vjp: bool, of: str = "flops") -> int | None:
+        """The operations of the call (and of its vjp, if asked); None where XLA does not tell.
+
+        Or its "bytes accessed", read and written, before XLA fuses operations.
+        """
         shapes = tuple(map(describe, jax.tree.leaves(state(call.module))))
         key = (graphdef(call.module), shapes, describe((call.args, call.kwargs)), call.method, vjp)
         if key not in self:
             self[key] = _count(call, vjp)
-        return self[key]
+        found = self[key].get(of, -1)
+        return int(found) if found >= 0 else None
 
 
-def _count(call: Call, vjp: bool) -> int | None:
+def _count(call: Call, vjp: bool) -> dict[str, float]:
     values, put = traceable((call.args, call.kwargs))
 
     def forward(module: Any, values: list[Any]) -> Any:
@@ -42,8 +46,8 @@ def _count(call: Call, vjp: bool) -> int | None:
     try:
         cost: Any = jit(function).lower(call.module, values).cost_analysis()
     except (TypeError, ValueError, NotImplementedError, RuntimeError):
-        return None  # there is no reverse mode of it, or no analysis on this platform
-    return int(cost["flops"]) if cost and cost.get("flops", -1) >= 0 else None
+        return {}  # there is no reverse mode of it, or no analysis on this platform
+    return cost or {}
 
 
 def _is_float(x: Any) -> bool:

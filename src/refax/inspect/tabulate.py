@@ -23,7 +23,7 @@ from ..verbs.module import Module
 from .calls import Call, describe, trace_calls
 from .flops import FlopCounter
 
-_CALL_COLUMNS = ("path", "type", "inputs", "outputs", "flops", "vjp_flops", "sharding")
+_CALL_COLUMNS = ("path", "type", "inputs", "outputs", "flops", "vjp_flops", "bytes", "sharding")
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Row:
     outputs: str
     flops: int | None = None
     vjp_flops: int | None = None
+    bytes: int | None = None
     own: dict[str, list[str]] = field(default_factory=dict)
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
     sharding: str = ""
@@ -90,8 +91,9 @@ def tabulate(
         method: the name of the method that is called.
         row_filter: which rows to show, as a function of a row with the attributes `path`, `type`,
             `inputs`, `outputs`, `flops`, `vjp_flops`, `own` and `totals`.
-        columns: which columns to show, of path, type, inputs, outputs, flops, vjp_flops, sharding
-            and the names of Variable types; all by default, sharding if there are several devices.
+        columns: which columns to show, of path, type, inputs, outputs, flops, vjp_flops, bytes,
+            sharding and the names of Variable types; by default all but bytes (which each call
+            reads and writes, by XLA's analysis), and sharding if there are several devices.
         variable_types: a filter; what it leaves out is neither shown nor counted.
         collapse: show rows that differ only in an index of their paths as one; by default where
             there are more than 100 rows.
@@ -120,7 +122,8 @@ def tabulate(
             f"nnx.tabulate: {type(obj).__name__} has no method `{method}`.\n"
             "Cure: give a Module, and with method=... the name of one of its methods."
         )
-    with_flops = compute_flops or compute_vjp_flops
+    with_bytes = "bytes" in (columns or ())
+    with_flops = compute_flops or compute_vjp_flops or with_bytes
     calls = trace_calls(obj, method, input_args, input_kwargs, keep_modules=with_flops)
     variables = _VariablesByModule(obj, calls, to_predicate(variable_types))
     counter = FlopCounter()
@@ -129,6 +132,8 @@ def tabulate(
         row = variables.row(call)
         if compute_flops:
             row.flops = counter.count(call, vjp=False)
+        if with_bytes:
+            row.bytes = counter.count(call, vjp=False, of="bytes accessed")
         if compute_vjp_flops:
             row.vjp_flops = counter.count(call, vjp=True)
         if (depth is None or row.depth <= depth) and (row_filter is None or row_filter(row)):
@@ -138,6 +143,7 @@ def tabulate(
     totals = variables.sizes.get((), {})
     spread = variables.spread or "sharding" in (columns or ())
     wanted = {"flops": compute_flops, "vjp_flops": compute_vjp_flops, "sharding": spread}
+    wanted["bytes"] = columns is not None  # (an unknown name lists it)
     known = [c for c in (*_CALL_COLUMNS, *sorted(totals)) if wanted.get(c, True)]
     for name in columns or ():
         if name not in known:
@@ -217,7 +223,7 @@ def _collapse(rows: list[Row]) -> list[Row]:
         pattern = tuple("#" if isinstance(key, int) else key for key in row.path)
         own = tuple((kind, *lines) for kind, lines in row.own.items())
         looks = (row.type, row.method, row.inputs, row.outputs, row.flops, row.vjp_flops, own,
-                 row.sharding)  # fmt: skip
+                 row.bytes, row.sharding)  # fmt: skip
         groups.setdefault((pattern, looks, tuple(row.totals.items())), []).append(row)
     for first, *others in groups.values():
         first.repeats += len(others)
@@ -243,7 +249,7 @@ def _cell(row: Row, column: str) -> str:
         return row.type if row.repeats == 1 else f"{row.type} ×{row.repeats}"
     if column in ("inputs", "outputs", "sharding"):
         return getattr(row, column)
-    if column in ("flops", "vjp_flops"):
+    if column in ("flops", "vjp_flops", "bytes"):
         number = getattr(row, column)
         return "-" if number is None else f"{number:,}"
     # Keys and counts of random streams look alike everywhere: their size says enough.
