@@ -255,6 +255,8 @@ def _of_folder(
 class _Lazy:
     """A tensor of a file, read when it is asked for."""
 
+    makes_fresh = True  # arrays that nobody else has
+
     def __init__(self, reader: Reader, name: str, generator: str | None):
         self._reader, self._name, self._generator = reader, name, generator
         tensor = reader.tensors[name]

@@ -341,6 +341,7 @@ def _placed(what: str, value: Any, dtype: Any, sharding: Any) -> jax.Array:
         def part(index: Any) -> np.ndarray:
             found = np.asarray(read(value, index))
             fresh = hasattr(value, "read") and found.flags.owndata  # else somebody's own
+            fresh = fresh or getattr(value, "makes_fresh", False)
             return _as_dtype(what, dtype, found, fresh)
 
         return jax.make_array_from_callback(tuple(value.shape), sharding, part)
