@@ -42,6 +42,7 @@ SOUGHT = {
     "freeze": "guides/training.md",
     "ema": "guides/training.md",
     "training loop": "guides/training.md",
+    "early stopping": "guides/training.md",
     "dropout": "guides/randomness.md",
     "dropout in scan": "guides/randomness.md",
     "seed": "guides/randomness.md",
