@@ -88,7 +88,7 @@ def test_nothing_is_loaded_from_elsewhere():
 def test_links_to_other_places_are_to_documents_of_libraries():
     hosts = {urlsplit(link).netloc for path in PAGES for link in read(path).links}
     known = ("docs.jax.dev", "squidfunk.github.io", "github.io", "readthedocs.io", "arxiv.org",
-             "keepachangelog.com", "semver.org")  # fmt: skip
+             "keepachangelog.com", "semver.org", "docs.kidger.site")  # fmt: skip
     assert not [host for host in hosts if host and not host.endswith(known)]
 
 
