@@ -4,7 +4,9 @@ import collections
 import copy
 import dataclasses
 import pickle
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -169,3 +171,42 @@ def test_what_equals_itself_only():
     model.thing = Identity()
     f(model, X)
     assert len(traces) == 2
+
+
+@dataclasses.dataclass
+class Layers:
+    first: object
+    n: int = 1
+
+
+HELD = {
+    "a Module": lambda: nnx.Linear(3, 3, rngs=nnx.Rngs(0)),
+    "a Variable": lambda: nnx.Param(jnp.ones(2)),
+    "a list": lambda: [1, nnx.Linear(3, 3, rngs=nnx.Rngs(0))],
+    "a tuple": lambda: (1, nnx.Linear(3, 3, rngs=nnx.Rngs(0))),
+    "a dict": lambda: {None: 1, "b": nnx.Linear(3, 3, rngs=nnx.Rngs(0))},
+}
+RECORDS = {
+    "a dataclass": Layers,
+    "a namespace": lambda first: types.SimpleNamespace(first=first),
+    "a list subclass": lambda first: type("Items", (list,), {})([first]),
+}
+
+
+@pytest.mark.parametrize("held", HELD.values(), ids=HELD)
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS)
+@pytest.mark.parametrize("verb", [nnx.split, nnx.clone, nnx.state, nnx.jit(lambda m: 1)])
+def test_objects_in_a_record_without_a_hash_are_not_lost_silently(verb, record, held):
+    if record is RECORDS["a list subclass"] and held is HELD["a dict"]:
+        pytest.skip("JAX cannot sort such keys")
+    model = Model(Config())
+    model.inner.layers = record(held())
+    with pytest.raises(nnx.errors.StructureError, match=r"inner\.layers` is a .* but it holds"):
+        verb(model)
+    model.inner.layers = nnx.static(model.inner.layers)
+    assert len(jax.tree.leaves(nnx.state(model))) == 2
+
+
+def test_a_configuration_with_keys_that_cannot_be_sorted():
+    model = Model(Config(names={None: 1, "b": [2]}))
+    assert nnx.jit(lambda m: m.inner(X))(model).shape == (1, 3)

@@ -110,10 +110,9 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             objects.append(value)  # no identity: a position of its own
             through.append(root)
             return len(objects) - 1
-        if isinstance(value, (list, dict, set)) and cls.__hash__ is None:  # of an unknown type
-            if has_data(list(value.values() if isinstance(value, dict) else value)):
-                hidden.append(value)
-                return (cls, value)
+        if cls.__hash__ is None and _holds_objects(value):
+            hidden.append(value)
+            return (cls, value)
         return static(value)
 
     def static(value: Any) -> tuple:
@@ -197,6 +196,18 @@ def walk(roots: tuple[Any, ...]) -> Walk:
 def _is_graph_part(value: Any) -> bool:
     cls = type(value)
     return isinstance(value, (Node, Variable, State)) or cls is list or cls in _DICTS
+
+
+def _holds_objects(value: Any) -> bool:
+    """Whether data would be hidden in a container of an unknown type, or objects in a record."""
+    if isinstance(value, (list, dict, set)):
+        return bool(has_data(list(value.values() if isinstance(value, dict) else value)))
+    for part in getattr(value, "__dict__", {}).values():
+        inside = part.values() if isinstance(part, dict) else part
+        inside = inside if isinstance(part, (dict, list, tuple)) else (part,)
+        if any(isinstance(x, (Node, Variable)) for x in inside):
+            return True
+    return False
 
 
 # Stands for "whatever is in that place, as an array": `child` then records a LEAF.

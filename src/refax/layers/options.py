@@ -74,7 +74,7 @@ def initial(
         cure = f"call it: {name}={getattr(init, '__name__', 'initializer')}()."
         raise ArgumentError(f"{wanted}, but made a function: it makes initializers.\nCure: {cure}")
     numbers = (jax.Array, np.ndarray, float, int, NoneType)
-    if isinstance(value, numbers) and np.shape(value) != shape:
+    if isinstance(value, numbers) and getattr(value, "shape", ()) != shape:
         raise ArgumentError(f"{wanted}, but made {describe_value(value)}.")
     return value
 
