@@ -175,6 +175,31 @@ def test_tied_arrays_are_written_once_and_read_untied(tmp_path):
         assert (model.out.value == tied.embed.value).all()
 
 
+class Tensor:
+    """What of PyTorch's tensors is asked."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def numpy(self):
+        return self.array
+
+
+def test_tensors_of_another_library_are_written_wherever_they_are(tmp_path):
+    a, b, c, d = (np.full(2, x, np.float32) for x in range(4))
+    nested = {"a": Tensor(a), "m": {"b": Tensor(b)}, "l": [Tensor(c), {"d": Tensor(d)}]}
+    nnx.save(tmp_path / "t.safetensors", nested)
+    found = safetensors.numpy.load_file(tmp_path / "t.safetensors")
+    assert found.keys() == {"a", "m.b", "l.0", "l.1.d"}
+    for name, array in {"a": a, "m.b": b, "l.0": c, "l.1.d": d}.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
 def test_a_mapping_is_written_under_its_names(tmp_path):
     """What gives arrays by dotted names, and what takes them, have the same names."""
     model, other = make_model(), make_model(1)

@@ -32,6 +32,7 @@ from ..objects.arguments import Fits
 from ..objects.entering import is_key
 from ..objects.representation import bytes_text, shortened, wrapped
 from ..verbs.names import dotted_name
+from ..verbs.pytree import Pytree
 from . import file_errors as errors
 from .file_format import Reader, new_file, open_file, write_file
 from .orbax_folders import read_tree, trees_in
@@ -121,8 +122,8 @@ def save(
         True
     """
     path = Path(path)
-    if isinstance(obj, Mapping):
-        obj = {n: as_numpy(x) if is_tensor(x) else x for n, x in obj.items()}
+    if isinstance(obj, Mapping) and not isinstance(obj, Pytree):
+        obj = _of_arrays(obj)
     places = Places(obj, filter, "save")
     places.check_written()
     arrays = {name: place.value for name, place in places.by_name.items()}
@@ -143,6 +144,15 @@ def save(
         with _alone(path.parent):
             _check_target(path, overwrite)  # again: another program may have saved since
             _put_in_place(path, sources, parts, headers, temporary)
+
+
+def _of_arrays(obj: Any) -> Any:
+    """A mapping with NumPy arrays for another library's tensors, also where it nests."""
+    if isinstance(obj, Mapping):
+        return {name: _of_arrays(x) for name, x in obj.items()}
+    if type(obj) in (list, tuple):
+        return type(obj)(map(_of_arrays, obj))
+    return as_numpy(obj) if is_tensor(obj) else obj
 
 
 def _put_in_place(
