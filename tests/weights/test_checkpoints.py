@@ -331,3 +331,65 @@ def test_killed_saves_leave_the_step_before(tmp_path, kills):
     with nnx.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(latest + 1, first)
     assert not list(tmp_path.glob("*tmp*"))
+
+
+class Ring(BaseException):
+    pass
+
+
+# A signal may come while a file is being opened, or in a callback.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_interruption_in_the_middle_of_saving(tmp_path, asynchronous):
+    """As Ctrl-C: no step has other values; an old one may have been in the middle of deletion."""
+
+    def make(value: float):
+        return {"a": nnx.Param(jnp.full(5000, value)), "b": nnx.Param(jnp.full(10, value))}
+
+    def ring(*_: Any):
+        raise Ring
+
+    def restored(checkpoints: nnx.Checkpoints, step: int | None = None) -> float:
+        target = make(-1.0)
+        checkpoints.restore(target, step)
+        (value,) = {float(x) for v in target.values() for x in v.value}
+        return value
+
+    rng, interrupted = random.Random(0), 0
+    checkpoints = nnx.Checkpoints(tmp_path, asynchronous=asynchronous)
+    old = signal.signal(signal.SIGALRM, ring)
+    try:
+        checkpoints.save(1, make(1.0))
+        started = time.perf_counter()
+        checkpoints.save(2, make(2.0))
+        checkpoints.wait()
+        seconds = time.perf_counter() - started
+        for step in range(3, 18):
+            objects = make(float(step))
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 0.8 * seconds))
+                checkpoints.save(step, objects)
+                checkpoints.wait()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Ring:
+                interrupted += 1
+            assert 2 <= restored(checkpoints) <= step
+            if step == 10 and step not in checkpoints.steps():
+                checkpoints.save(step, objects)  # once more
+                assert restored(checkpoints) == step
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    checkpoints.close()
+    assert interrupted
+    with nnx.Checkpoints(tmp_path) as again:
+        assert restored(again) == again.steps()[-1]
+        for step in again.steps():
+            try:
+                assert restored(again, step) == step
+            except nnx.WeightsFileError as error:
+                assert f"/{step}: the step is damaged" in str(error)
+        again.save(99, make(99.0))
+    assert not list(tmp_path.glob("*tmp*")) and not list(tmp_path.glob(".refax-*"))

@@ -131,7 +131,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that can be restored, in order; not one that is still being written."""
-        return sorted(self._manager.all_steps())
+        steps = self._manager.all_steps()  # orbax's list also has those whose save was interrupted
+        return sorted(step for step in steps if (self.folder / str(step)).is_dir())
 
     def wait(self) -> None:
         """Wait until what is being written is whole.
@@ -167,8 +168,10 @@ class Checkpoints:
         verb = "Checkpoints.save"
         with fail_together(f"nnx.{verb}"):
             self._make_folder()
-            if step in self._manager.all_steps():
+            if step in self.steps():
                 raise errors.saved_already(self.folder, step)
+            if step in self._manager.all_steps():
+                self._manager.reload()
             notes = dict(notes or {})
             errors.check_notes(notes, self._best)
             places = Places(objects, ..., verb)
