@@ -100,7 +100,8 @@ def test_devices():
     kernel = model.layers[0].kernel
     kernel.value = jax.device_put(kernel.value, devices[1])
     text = message_of(lambda: nnx.jit(apply)(model, jax.device_put(X, devices[2])))
-    assert "argument model.layers[0].kernel of apply" in text and "argument x of apply" in text
+    assert "What `apply`" in text and "Cure:" in text
+    assert "model.layers[0].kernel" in text and "`x`" in text, text
 
 
 @pytest.mark.parametrize("transform", [nnx.jit, nnx.remat, nnx.grad, nnx.vmap])
@@ -171,3 +172,21 @@ def test_an_error_of_the_caller_stays_as_it_is():
         with pytest.raises(ValueError) as caught:
             transform(raises)(make_model(), X)
         assert caught.value.args == ("grouped[0][0] is a text of mine", 3)
+
+
+OPTIONS = [
+    *[(nnx.jit, "static_argnum", "static_argnums"), (nnx.jit, "inlin", "inline")],
+    *[(nnx.vmap, "in_axis", "in_axes"), (nnx.pmap, "axis", "axis_size")],
+    *[(nnx.scan, "lenght", "length"), (nnx.shard_map, "in_spec", "in_specs")],
+    *[(nnx.shard_map, "check_vm", "check_vma"), (nnx.grad, "argnum", "argnums")],
+    *[(nnx.value_and_grad, "has_au", "has_aux"), (nnx.custom_vjp, "nondiff", "nondiff_argnums")],
+    *[(nnx.remat, "polcy", "policy"), (nnx.checkify, "error", "errors")],
+    (nnx.make_jaxpr, "return_shapes", "return_shape"),
+]
+
+
+@pytest.mark.parametrize(("transform", "wrong", "right"), OPTIONS)
+def test_a_misspelt_option_is_told_where_it_stands(transform, wrong, right):
+    for use in (lambda: transform(apply, **{wrong: 0}), lambda: transform(**{wrong: 0})):
+        with pytest.raises(TypeError, match=f"argument '{wrong}'. Did you mean '{right}'"):
+            use()

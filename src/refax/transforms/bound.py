@@ -8,9 +8,12 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, Generic, Self, cast, overload
 
+import jax
+
 from ..lift.arguments import named_like, set_unbound, unbind
 from ..lift.call import Call, enter, pure_function
 from ..lift.prefix import by_path
+from ..objects.errors import suggest
 from ..objects.modes import checked, without_modes
 from ..objects.type_names import O, P, Q, R
 from ..verbs.pytree import Pytree
@@ -29,21 +32,31 @@ def decorator_or_function(transform: Callable[Concatenate[Any, O], Any]) -> Keep
     def wrapper(fun: Any = None, /, *args: Any, **keywords: Any) -> Any:
         kwargs = dict(without_modes(keywords))
         fun = kwargs.pop("fun", kwargs.pop("f", fun))
+        for name in sorted(kwargs.keys() - options):
+            raise TypeError(
+                f"nnx.{transform.__name__}() got an unexpected keyword argument {name!r}."
+                f"{suggest(name, options)}\nCure: it takes {listed}."
+            )
         if fun is None:
             return lambda f: transform(f, *args, **kwargs)
         return transform(fun, *args, **kwargs)
 
     signature = inspect.signature(transform)
-    named = {p.name: p for p in (*_MODES, *signature.parameters.values())}
+    named = {**_MODES, **signature.parameters}
     parameters = sorted(named.values(), key=lambda p: p.kind)
+    options = {p.name for p in parameters}
+    own = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    listed = ", ".join(name for name in own[1:] if name not in _MODES and name[0] != "_")
+    if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:  # what else JAX has
+        options |= inspect.signature(getattr(jax, transform.__name__)).parameters.keys()
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return cast(Any, wrapper)
 
 
-_MODES = [
-    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Switch")
+_MODES = {
+    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Switch")
     for name in ("graph", "graph_updates")
-]
+}
 
 
 def lifted(f: Callable, run: Callable[[Callable, tuple, dict[str, Any]], Any]) -> Callable:
