@@ -252,23 +252,23 @@ def test_the_report_on_a_large_model_is_short():
 
 
 @pytest.mark.parametrize("length", [3, 300, 20_000])
-def test_errors_about_many_names_are_short_and_quick(length):
-    """Of each kind of misfit the first are told, and how many there are."""
+def test_errors_about_many_names_are_bounded_and_quick(length):
+    """Hundreds of each kind of misfit are told, then how many there are; long names are cut."""
 
     class Large(nnx.Module):
         def __init__(self):
-            self.layers = {f"{'k' * length}{i}": nnx.Param(jnp.zeros(2)) for i in range(200)}
+            self.layers = {f"{'k' * length}{i}": nnx.Param(jnp.zeros(2)) for i in range(1500)}
             self.tied, self.stack = [self.layers] * 2, nnx.Stack(Block, 3, rngs=nnx.Rngs(0))
 
     model = Large()
     names = list(nnx.state_dict(model))
-    given: dict = {name: np.ones(5 if i % 3 else 2) for i, name in enumerate(names[:150])}
-    given |= {f"wrong.{'x' * length}{i}": 1.0 for i in range(200)}
+    given: dict = {name: np.ones(5 if i % 3 else 2) for i, name in enumerate(names[:600])}
+    given |= {f"wrong.{'x' * length}{i}": 1.0 for i in range(600)}
     given |= {f"stack.{i}.linear.bias": np.ones(2) for i in range(2)}
     with pytest.raises(ValueError) as caught:
         nnx.load_state_dict(model, given, rename=lambda name: re.sub("wrong.x*[12]", "same", name))
     text = str(caught.value)
-    assert len(text) <= 1500, len(text)
+    assert len(text) <= 21_000, len(text)
     for what in (
         " values of the mapping do not fit the object; nothing was changed:",
         " is float32[2] in the object but float64[5] in the mapping", "more\n  missing: `",

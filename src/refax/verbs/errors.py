@@ -12,7 +12,7 @@ from ..objects.representation import shortened
 
 # What one error shows of each kind: so many lines, and characters of a name, of a line at least, of
 # all kinds.
-_SHOWN, _LONG, _LEAST, _ROOM = 30, 60, 150, 1200
+_SHOWN, _LONG, _LEAST, _ROOM = 200, 60, 150, 20_000
 
 
 class Misfits:
