@@ -3,7 +3,7 @@
 #
 #   make test                      lint, types, budgets, the tests
 #   make test-long                 the same with the tests that take long
-#   make test-torch                install PyTorch (large), transformers and Haiku; compare, run their pages
+#   make test-torch                install PyTorch (large), transformers, Haiku, diffrax; compare, run their pages
 #   make demo                      train a small language model          ARGS="…": its options
 #   make docs                      build the manual in build/site; docs-serve: show it while it is changed
 #   make test-docs                 build it, follow every link, use it in a browser (Chromium)

@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     few = max(options.steps // 10, 1)
     runs: list[list[dict[str, np.ndarray]]] = []
-    print(f"{'':<10}{'loss':>20}{'tokens dropped':>20}{'':>16}")
+    print(f"{'':<10}{'loss':>20}{'tokens dropped':>20}")
     print(
         f"{'devices':<10}"
         + f"{f'first {few}':>10}{f'last {few}':>10}" * 2

@@ -57,6 +57,10 @@ def counted(function):
     return nnx.jit(call), traces
 
 
+def same(a, b) -> bool:
+    return a.dtype == b.dtype and np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+
+
 @each
 def test_equal_ones_are_one_structure_and_changed_ones_are_not(make, change, place):
     f, traces = counted(lambda model, x: model.inner(x))
@@ -84,21 +88,21 @@ def test_a_change_in_place_is_seen(make, change, place):
     f(model, X)
     assert len(traces) == 2
     assert nnx.graphdef(model) != before
-    assert str(nnx.merge(before, nnx.state(model)).config) == str(make())  # as it was then
+    assert same(nnx.merge(before, nnx.state(model)).config, make())  # as it was then
 
 
 @each
 def test_verbs_and_transforms(make, change, place):
     model = Model(make())
     graphdef, state = nnx.split(model)
-    assert str(nnx.merge(graphdef, state).config) == str(model.config)
-    assert str(nnx.clone(model).config) == str(model.config)
+    assert same(nnx.merge(graphdef, state).config, model.config)
+    assert same(nnx.clone(model).config, model.config)
     deep = copy.deepcopy(model)
-    assert str(deep.config) == str(model.config) and deep.config is not model.config
+    assert same(deep.config, model.config) and deep.config is not model.config
     assert pickle.loads(pickle.dumps(graphdef)) == graphdef
-    assert str(nnx.eval_shape(lambda: Model(make())).config) == str(model.config)
+    assert same(nnx.eval_shape(lambda: Model(make())).config, model.config)
     stacked = nnx.vmap(lambda key: Model(make()), axis_size=2)(None)
-    assert str(stacked.config) == str(model.config)
+    assert same(stacked.config, model.config)
     assert nnx.scan(lambda m, x: m.inner(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(
         stacked, X
     ).shape == (1, 3)

@@ -384,4 +384,4 @@ def test_constants_have_the_names_of_the_surroundings():
         report = nnx.find_nonfinite(function, x)
         assert (report.kind, report.operation, report.path) == ("nan", "", path)
     report = nnx.find_nonfinite(lambda x: x * jnp.asarray([jnp.nan] * 2), x)
-    assert report.kind == "nan" and "constant" in report.path or report.operation
+    assert report.kind == "nan" and ("constant" in report.path or report.operation)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import pydoc
 import typing
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,34 +31,40 @@ def test_hints_and_help_of_a_name(name):
         inspect.signature(named)
 
 
-def made() -> dict[str, object]:
-    layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
-    grown = nnx.List([1])
-    grown.name = "of a subclass"
-    return {
-        "Module": layer,
-        "State": nnx.state(layer),
-        "FlatState": nnx.to_flat_state(nnx.state(layer)),
-        "GraphDef": nnx.graphdef(layer),
-        "Rngs": nnx.Rngs(0),
-        "Param": nnx.Param(jnp.ones(1)),
-        "Optimizer": nnx.Optimizer(layer, optax.adam(0.1), wrt=nnx.Param),
-        "List": nnx.List([1, layer]),
-        "List with attributes": grown,
-        "Dict": nnx.Dict(a=1),
-        "Sequential": nnx.Sequential(layer),
-        "MultiMetric": nnx.MultiMetric(loss=nnx.metrics.Average()),
-        "jit": nnx.jit(lambda m: m),
-        "grad": nnx.grad(lambda m: jnp.zeros(())),
-        "StateAxes": nnx.StateAxes({...: 0}),
-        "DiffState": nnx.DiffState(0, nnx.Param),
-        "Stack": nnx.Stack(lambda rngs: nnx.Linear(2, 2, rngs=rngs), 2, rngs=nnx.Rngs(0)),
-    }
+def layer() -> nnx.Linear:
+    return nnx.Linear(2, 2, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.parametrize("kind", made())
+def grown() -> nnx.List:
+    made = nnx.List([1])
+    made.name = "of a subclass"
+    return made
+
+
+MADE: dict[str, Callable[[], object]] = {
+    "Module": layer,
+    "State": lambda: nnx.state(layer()),
+    "FlatState": lambda: nnx.to_flat_state(nnx.state(layer())),
+    "GraphDef": lambda: nnx.graphdef(layer()),
+    "Rngs": lambda: nnx.Rngs(0),
+    "Param": lambda: nnx.Param(jnp.ones(1)),
+    "Optimizer": lambda: nnx.Optimizer(layer(), optax.adam(0.1), wrt=nnx.Param),
+    "List": lambda: nnx.List([1, layer()]),
+    "List with attributes": grown,
+    "Dict": lambda: nnx.Dict(a=1),
+    "Sequential": lambda: nnx.Sequential(layer()),
+    "MultiMetric": lambda: nnx.MultiMetric(loss=nnx.metrics.Average()),
+    "jit": lambda: nnx.jit(lambda m: m),
+    "grad": lambda: nnx.grad(lambda m: jnp.zeros(())),
+    "StateAxes": lambda: nnx.StateAxes({...: 0}),
+    "DiffState": lambda: nnx.DiffState(0, nnx.Param),
+    "Stack": lambda: nnx.Stack(lambda rngs: nnx.Linear(2, 2, rngs=rngs), 2, rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
 def test_what_a_prompt_asks_of_an_object(kind):
-    thing = made()[kind]
+    thing = MADE[kind]()
     assert all(isinstance(name, str) for name in dir(thing))
     inspect.getmembers(thing)
     pydoc.render_doc(thing)

@@ -1,5 +1,6 @@
 """Files beside others: shards that do not belong together, odd things at a path, several savers."""
 
+import gc
 import json
 import os
 import shutil
@@ -266,9 +267,12 @@ def test_an_interruption_in_the_middle_of_saving(tmp_path):
     def ring(*_):
         raise Ring
 
-    started = time.perf_counter()
-    save(path, number)
-    seconds = time.perf_counter() - started
+    took = []
+    for _ in range(4):
+        started = time.perf_counter()
+        save(path, number, overwrite=True)
+        took.append(time.perf_counter() - started)
+    seconds = min(took)
     old, rng = signal.signal(signal.SIGALRM, ring), np.random.default_rng(0)
     try:
         for _ in range(60):
@@ -290,3 +294,4 @@ def test_an_interruption_in_the_middle_of_saving(tmp_path):
     save(path, 9.0, overwrite=True)
     assert loaded(path) == 9.0 and not list(tmp_path.glob(".*.tmp"))
     assert len(list(tmp_path.iterdir())) <= 4 + 3 * interrupted
+    gc.collect()  # what was not closed, while that is no error

@@ -56,15 +56,16 @@ def test_a_number_is_kept_or_refused(tmp_path, way, given):
                 fits = int(jnp.iinfo(dtype).min) <= value <= int(jnp.iinfo(dtype).max)
             before = jnp.ones(2, dtype)
             target = {"a": nnx.Variable(before)}
+            to_bool = dtype.name == "bool" and given != "bool"  # refused, whatever the number
             try:
                 way(tmp_path, target, array)
             except ValueError as error:
-                assert not fits or "in the object but" in str(error), (dtype, value)
+                assert to_bool or not fits, (dtype, value)
                 assert "`a`" in str(error) and "Cure: " in str(error)
                 assert (np.asarray(target["a"].value) == np.asarray(before)).all()
             else:
                 found = np.asarray(target["a"].value)
-                assert fits and found.dtype == dtype, (dtype, value)
+                assert fits and not to_bool and found.dtype == dtype, (dtype, value)
                 assert found[1] == np.asarray(value).astype(dtype), (dtype, value)
 
 
