@@ -490,6 +490,20 @@ def test_all_of_an_array_is_written_and_keeps_its_shape(given, shape, where):
     np.testing.assert_array_equal(np.asarray(variable.value, int), np.asarray(expected, int))
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_list_is_an_array(traced):
+    variable = nnx.Param(jnp.ones(2))
+
+    def write(variable, x):
+        variable[...] = [x, 2 * x]
+
+    (nnx.jit(write) if traced else write)(variable, jnp.float32(3))
+    assert isinstance(variable.value, jax.Array) and variable.dtype == jnp.float32
+    np.testing.assert_array_equal(np.asarray(variable.value, int), [3, 6])
+    variable[...] = [1, 0.5]
+    np.testing.assert_array_equal(np.asarray(variable.value, float), [1, 0.5])
+
+
 def test_what_is_no_number_replaces_an_array():
     for given in ({"scale": jnp.ones(1)}, None, "text"):
         variable = nnx.Variable(jnp.ones(2))

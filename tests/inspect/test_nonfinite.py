@@ -385,3 +385,12 @@ def test_constants_have_the_names_of_the_surroundings():
         assert (report.kind, report.operation, report.path) == ("nan", "", path)
     report = nnx.find_nonfinite(lambda x: x * jnp.asarray([jnp.nan] * 2), x)
     assert report.kind == "nan" and ("constant" in report.path or report.operation)
+
+
+MIXED = {1: 2, "a": 3}  # keys that cannot be sorted
+
+
+def test_surroundings_that_are_no_pytree_are_passed_over():
+    local = jnp.asarray([jnp.nan, 1.0])
+    report = nnx.find_nonfinite(lambda x: x * MIXED[1] * local, jnp.ones(2))
+    assert (report.kind, report.path) == ("nan", "local")

@@ -73,7 +73,7 @@ def test_an_argument_says_its_name_here(torch, here):
         kind
         for kind in kinds
         if issubclass(kind, nnx.Module | nnx.Optimizer)
-        and here in inspect.signature(kind).parameters
+        and {*here.split(" and ")} <= {*inspect.signature(kind).parameters}
         and "kwargs" not in inspect.signature(kind).parameters
     ]
     assert takers
@@ -84,6 +84,13 @@ def test_an_argument_says_its_name_here(torch, here):
                 f"{kind.__name__}: PyTorch's {torch} is no argument here.\n"
                 f"Cure: {here} in the place of {torch}."
             )
+
+
+def test_one_argument_of_torch_for_two_here():
+    for wrong in ("affine", "elementwise_affine"):
+        text = message(lambda wrong=wrong: nnx.LayerNorm(4, **{wrong: False}), TypeError)
+        assert f"use_bias and use_scale in the place of {wrong}" in text
+    assert "unexpected" in message(lambda: nnx.Optimizer(linear(), lr=1e-3), TypeError)
 
 
 def test_another_unknown_argument_is_told_by_python():
@@ -129,6 +136,35 @@ def test_names_of_ones_own_are_free():
         own.mine  # noqa: B018
     nnx.capture(own.forward, method_outputs=nnx.Intermediate)(0.0)
     assert jax.tree.leaves(nnx.clone(own))[0].shape == (4, 2)
+
+
+def test_attributes_of_a_later_base_are_there():
+    class Mix:
+        weight = 7
+
+        def apply(self):
+            return "applied"
+
+        @property
+        def training(self):
+            return "of the base"
+
+        @classmethod
+        def modules(cls):
+            return cls.__name__
+
+    class Own(nnx.Linear, Mix):
+        pass
+
+    own = Own(2, 3, rngs=nnx.Rngs(0))
+    assert (own.weight, own.apply(), own.training, own.modules()) == (
+        7, "applied", "of the base", "Own"
+    )  # fmt: skip
+    assert "Cure: nnx.state" in message(lambda: own.parameters, AttributeError)
+    own.buffers = nnx.BatchStat(X)
+    listed = dir(own)
+    assert {"kernel", "weight", "apply", "training", "buffers"} <= {*listed}
+    assert not {"parameters", "cuda", "zero_grad"} & {*listed}
 
 
 def test_an_own_getattr_is_asked():

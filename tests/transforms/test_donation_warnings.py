@@ -148,3 +148,52 @@ def test_inside_of_another_and_in_threads() -> None:
         warnings.warn("after", stacklevel=1)
     assert "after" in [str(w.message) for w in found]
     assert warnings.filters == filters and warnings.showwarning is shown
+
+
+def test_warnings_of_other_threads_are_theirs() -> None:
+    """Also of one that records warnings from within the trace until after it."""
+    entered, over = threading.Event(), threading.Event()
+    inside: list[str] = []
+
+    def other() -> None:
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            entered.set()
+            over.wait(60)
+            warnings.warn(f"{START}float32[7].", stacklevel=1)
+            inside.extend(str(w.message) for w in found)
+
+    @nnx.jit(donate_argnums=0)
+    def step(x: Any) -> Any:
+        thread.start()
+        entered.wait(60)
+        return x.sum()
+
+    thread = threading.Thread(target=other)
+    step(jnp.ones(3))
+    over.set()
+    thread.join(60)
+    assert f"{START}float32[7]." in inside
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        warnings.warn("shown", stacklevel=1)
+    assert [str(w.message) for w in found] == ["shown"]
+    shown: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warnings, "_showwarnmsg_impl", lambda m: shown.append(str(m.message)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("plain", stacklevel=1)
+    assert shown == ["plain"]
+
+
+def test_what_is_shown_once_stays_shown_once() -> None:
+    def warn() -> None:
+        warnings.warn("once", stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("default")
+        for n in range(3):
+            warn()
+            nnx.jit(lambda x: x.sum(), donate_argnums=0)(jnp.ones(n + 2))
+    assert [str(w.message) for w in found].count("once") == 1

@@ -5,7 +5,7 @@ import pytest
 from tests.processes import run_processes
 
 RUN = """
-import logging, os, resource, shutil, signal, time
+import logging, os, resource, shutil, signal
 logging.disable(logging.ERROR)
 mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 class Net(nnx.Module):

@@ -285,7 +285,11 @@ class State(MutableMapping[K, V], Shown):
 
     # The verbs as methods, as Flax users know them.
     flat_state = to_flat_state
-    from_flat_path = staticmethod(from_flat_state)
+
+    @staticmethod
+    def from_flat_path(flat_state: Mapping[Any, Any] | Iterable[tuple[Any, Any]]) -> State:
+        return from_flat_state(flat_state)
+
     to_pure_dict = to_pure_dict
     replace_by_pure_dict = replace_by_pure_dict
     filter = filter_state

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import types
 from collections import OrderedDict, defaultdict
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
@@ -110,7 +111,7 @@ def walk(roots: tuple[Any, ...]) -> Walk:
             objects.append(value)  # no identity: a position of its own
             through.append(root)
             return len(objects) - 1
-        if cls.__hash__ is None and _holds_objects(value):
+        if (cls.__hash__ is None or is_dataclass(cls)) and _holds_objects(value):
             hidden.append(value)
             return (cls, value)
         return static(value)
@@ -202,7 +203,11 @@ def _holds_objects(value: Any) -> bool:
     """Whether data would be hidden in a container of an unknown type, or objects in a record."""
     if isinstance(value, (list, dict, set)):
         return bool(has_data(list(value.values() if isinstance(value, dict) else value)))
-    for part in getattr(value, "__dict__", {}).values():
+    names: Any = getattr(value, "__dict__", ())
+    if is_dataclass(value):
+        names = [f.name for f in fields(value)]
+    for name in names:
+        part: Any = getattr(value, name, None)
         inside = part.values() if isinstance(part, dict) else part
         inside = inside if isinstance(part, (dict, list, tuple)) else (part,)
         if any(isinstance(x, (Node, Variable)) for x in inside):

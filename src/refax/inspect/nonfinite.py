@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import linecache
 from collections.abc import Callable, Iterator
@@ -177,9 +178,11 @@ def _constants(function: Callable) -> dict[int, str]:
     except TypeError:  # a partial or the like
         around = None
     found = {} if around is None else {**around.globals, **around.nonlocals}
-    for path, x in jax.tree_util.tree_leaves_with_path(found, is_leaf=is_object):
-        x = raw(x) if isinstance(x, Variable) else x
-        names[id(x)] = path[0].key + jax.tree_util.keystr(path[1:])
+    for name, value in found.items():
+        with contextlib.suppress(Exception):  # a container that JAX cannot go into
+            for path, x in jax.tree_util.tree_leaves_with_path(value, is_leaf=is_object):
+                x = raw(x) if isinstance(x, Variable) else x
+                names[id(x)] = name + jax.tree_util.keystr(path)
     for obj in closed_over(function):
         for path, x in iter_graph(obj) if is_object(obj) else ():
             for leaf in jax.tree.leaves(raw(x)) if isinstance(x, Variable) or is_array(x) else ():

@@ -205,6 +205,7 @@ def stretched(
             jax.tree_util.tree_map_with_path(lambda *_: 0, marked, tree)
         except ValueError as e:
             raise errors.prefix_mismatch(name, prefix, e) from None
+        raise
     return found, jax.tree.structure(tree, is_leaf=stop)
 
 

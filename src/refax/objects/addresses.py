@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
     try:
         return importlib.import_module(address)
     except ModuleNotFoundError as error:
-        if error.name != address:
+        if error.name is None or not f"{address}.".startswith(f"{error.name}."):
             raise
         cure = of_public(name)
         near = ", which is PyTorch's." if cure else f".{suggest(name, __dir__())}"

@@ -132,8 +132,8 @@ def broadcasts(value: Any, current: Any) -> bool:
         return False
     shape = getattr(value, "shape", None)
     if shape is None:
-        shape = np.shape(value) if isinstance(value, (*_NUMBERS, list)) else current.shape
-    return shape != current.shape
+        shape = np.shape(value) if isinstance(value, _NUMBERS) else current.shape
+    return isinstance(value, list) or shape != current.shape
 
 
 def with_part(current: Any, index: Any, value: Any, holder: Any) -> Any:
@@ -143,6 +143,8 @@ def with_part(current: Any, index: Any, value: Any, holder: Any) -> Any:
         StructureError: it cannot be broadcast to all of it.
     """
     array = jnp.asarray(current)
+    if isinstance(value, list) and any(isinstance(x, jax.Array) for x in jax.tree.leaves(value)):
+        value = jnp.asarray(value)
     value = entered(value, array, holder)
     try:
         return kept_in_place(array.at[index].set(value), array)

@@ -165,7 +165,7 @@ def check_fit(
 def more_places(lines: Sequence[str], room: int) -> str:
     """For a message: what else does not fit, some of it, in so many characters."""
     shown = [f"\n  {line}" for line in lines[:8]]
-    while sum(map(len, shown)) > room:
+    while shown and sum(map(len, shown)) > room:
         shown.pop()
     rest = len(lines) - len(shown)
     return "".join([*shown, f"\n  and {rest} more"] if rest else shown)

@@ -51,7 +51,8 @@ zero_ fill_ copy_ add_ mul_: assign, variable.value = … or variable[index] = �
 """)
 PUBLIC = _table("""
 Conv ConvTranspose: nnx.Conv(1, 8, (3, 3), rngs=rngs), with an entry in the window for each axis.
-BatchNorm InstanceNorm Dropout: without the number, nnx.BatchNorm(features, rngs=rngs), ….
+BatchNorm InstanceNorm: without the number, nnx.BatchNorm(features, rngs=rngs), ….
+Dropout: nnx.Dropout(rate, rngs=rngs); of channels, broadcast_dims=(1, 2) besides.
 MaxPool: nnx.max_pool(x, (2, 2), strides=(2, 2)).
 AvgPool: nnx.avg_pool(x, (2, 2), strides=(2, 2)).
 AdaptiveAvgPool: x.mean(axis=(1, 2)).
@@ -70,7 +71,8 @@ manual_seed: nnx.Rngs(seed), which the model is given.
 init: nnx.initializers, given to a layer as kernel_init=….
 """)
 ARGUMENTS = _table("""
-bias affine elementwise_affine: use_bias
+bias: use_bias
+affine elementwise_affine: use_bias and use_scale
 eps: epsilon
 in_channels: in_features
 out_channels: out_features
@@ -80,7 +82,6 @@ dilation: kernel_dilation
 groups: feature_group_count
 padding_mode: padding
 p: rate
-lr: tx
 """)
 
 
@@ -90,6 +91,14 @@ def tell(cls: type, table: dict[str, str]) -> None:
         setattr(cls, name, _Missing(name, cure))
 
 
+def there(obj: Any, names: Iterable[str]) -> list[str]:
+    """Those of the names that an object has, and is not only asked for."""
+    every = [x for base in type(obj).__mro__ for x in vars(base).items()]
+    has = {name for name, x in every if type(x) is not _Missing} | vars(obj).keys()
+    told = {name for name, _ in every} - has
+    return [name for name in names if name not in told]
+
+
 class _Missing:
     """In the place of an attribute that a class does not have: who reads it is told the cure."""
 
@@ -97,6 +106,12 @@ class _Missing:
         self.name, self.cure = name, cure
 
     def __get__(self, obj: Any, owner: type) -> Any:
+        mro = owner.__mro__
+        at = next(i for i, base in enumerate(mro) if vars(base).get(self.name) is self)
+        for base in mro[at + 1 :]:  # a later base may have it
+            found = vars(base).get(self.name, self)
+            if type(found) is not _Missing:
+                return found.__get__(obj, owner) if hasattr(found, "__get__") else found
         raise AttributeError(_text(f"{owner.__name__!r} object", self.name, self.cure))
 
 
@@ -111,7 +126,9 @@ def of_public(name: str) -> str:
 
 def renamed(given: Iterable[str], names: Collection[str]) -> str:
     """What to say of arguments that have PyTorch's names; nothing if none has."""
-    wrong = [x for x in given if x not in names and ARGUMENTS.get(x) in names]
+    wrong = [
+        x for x in given if x not in names and set(ARGUMENTS.get(x, "?").split(" and ")) <= {*names}
+    ]
     here = ", ".join(f"{ARGUMENTS[x]} in the place of {x}" for x in wrong)
     return here and f"PyTorch's {', '.join(wrong)} is no argument here.\nCure: {here}."
 

@@ -32,10 +32,10 @@ def decorator_or_function(transform: Callable[Concatenate[Any, O], Any]) -> Keep
     def wrapper(fun: Any = None, /, *args: Any, **keywords: Any) -> Any:
         kwargs = dict(without_modes(keywords))
         fun = kwargs.pop("fun", kwargs.pop("f", fun))
-        for name in sorted(kwargs.keys() - options):
+        if unknown := sorted(kwargs.keys() - options):
             raise TypeError(
-                f"nnx.{transform.__name__}() got an unexpected keyword argument {name!r}."
-                f"{suggest(name, options)}\nCure: it takes {listed}."
+                f"nnx.{transform.__name__}() got an unexpected keyword argument {unknown[0]!r}."
+                f"{suggest(unknown[0], options)}\nCure: it takes {listed}."
             )
         if fun is None:
             return lambda f: transform(f, *args, **kwargs)

@@ -19,6 +19,7 @@ import jax
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
+from .._jax_compat import mesh_around
 from ..graph.graphdef import GraphDef
 from ..lift.arguments import is_slot
 from ..lift.closures import content
@@ -95,7 +96,7 @@ class TraceRecord:
         self._tree = jax.tree.map(jax.typeof, tree)
         self._statics = dict(statics)
         self._settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
-        self._settings["mesh"] = jax.sharding.get_abstract_mesh()
+        self._settings["mesh"] = mesh_around()
         self._settings["logical axis rules"] = get_logical_axis_rules()
         self._settings["names of Modules (nnx.use_scopes)"] = using_scopes()
         self._settings["called by a Module inside of a trace"] = goes_on()

@@ -1,8 +1,9 @@
 """JAX's warning about donated buffers that no result can have, told in the caller's names.
 
-JAX gives it when it lowers a program, from inside the first call, and names shapes only. So the
-warnings of a call that traces are kept until it is over: that one is given again with the paths of
-the arguments, and the others as they came. A warm call asks one question.
+JAX gives it when it lowers a program, from inside the first call, and names shapes only. So while
+a call that donates is traced, what shows warnings is another function, which gives this one again
+with the paths of the arguments. Other warnings, and those of other threads, it passes on: filters,
+recorders and registries are left alone. A warm call asks one question.
 """
 
 from __future__ import annotations
@@ -20,15 +21,34 @@ from ..objects.trace_errors import where
 from .retrace import users_level
 
 _START = "Some donated buffers were not usable: "
-_CALLS = Stack()  # of donating calls: what keeps the warnings, when there is a trace
-_ONE_AT_A_TIME = threading.Lock()  # `catch_warnings` is of the whole process
+_CALLS = Stack()  # of donating calls: what shows their warnings, when there is a trace
+
+
+class _Shows:
+    """Shows warnings while a call is traced, but keeps those of JAX about its buffers."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, type[Warning]]] = []
+        self.thread: int | None = threading.get_ident()  # None: it is over
+        self.before: Any = warnings.showwarning
+        warnings.showwarning = self
+
+    def __call__(self, message: Any, category: Any, *rest: Any) -> None:
+        if self.thread == threading.get_ident() and str(message).startswith(_START):
+            self.kept.append((str(message), category))
+        else:
+            self.before(message, category, *rest)
+
+    def end(self) -> None:
+        self.thread = None
+        while type(shown := warnings.showwarning) is _Shows and shown.thread is None:
+            warnings.showwarning = shown.before
 
 
 def tracing_starts() -> None:
-    """Keep the warnings of the call that is traced, until it is over."""
-    if _CALLS.items and not _CALLS.items[-1] and _ONE_AT_A_TIME.acquire(blocking=False):
-        keeper = warnings.catch_warnings(record=True)
-        _CALLS.items[-1].append((keeper, keeper.__enter__()))
+    """Tell JAX's warning in the names of the call that is traced, until it is over."""
+    if _CALLS.items and not _CALLS.items[-1]:
+        _CALLS.items[-1].append(_Shows())
 
 
 def told(
@@ -45,8 +65,8 @@ def told(
         inputs: gives (place, array) of each array that is donated.
         fresh: whether it was not called before.
     """
-    kept: list[Any] = []
-    _CALLS.items.append(kept)
+    shows: list[_Shows] = []
+    _CALLS.items.append(shows)
     try:
         if fresh:
             tracing_starts()
@@ -57,17 +77,10 @@ def told(
         raise
     finally:
         _CALLS.items.pop()
-        for keeper, messages in kept:
-            keeper.__exit__()
-            _ONE_AT_A_TIME.release()
-            for m in messages:
-                if str(m.message).startswith(_START):
-                    text = _text(str(m.message), function, inputs())
-                    warnings.warn(text, m.category, users_level())
-                else:
-                    warnings.showwarning(
-                        m.message, m.category, m.filename, m.lineno, m.file, m.line
-                    )
+        for each in shows:
+            each.end()
+            for text, category in each.kept:
+                warnings.warn(_text(text, function, inputs()), category, users_level())
 
 
 def _text(text: str, function: Callable, inputs: Iterable[tuple[str, Any]]) -> str:

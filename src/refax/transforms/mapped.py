@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from .._jax_compat import depends, is_mapped_here, jaxpr_as_fun, varying_axes
@@ -129,7 +129,7 @@ def check_sizes(transform: str, inputs: Iterable[tuple[str, Any, Any]]) -> None:
 
 def check_specs(mesh: Any, entries: Iterable[Any], inputs: Iterable[tuple[str, Any, Any]]) -> None:
     """Raise if an array cannot be split by its spec, or a spec is none of the mesh."""
-    parts = [(p, leaf, jnp.shape(leaf), s) for p, v, s in inputs for leaf in jax.tree.leaves(v)]
+    parts = [(p, leaf, np.shape(leaf), s) for p, v, s in inputs for leaf in jax.tree.leaves(v)]
     parts += [("out_specs", None, None, entry) for entry in entries]
     if fault := _unfit(parts, mesh):
         raise fault
@@ -178,10 +178,10 @@ def check_lengths(graphdef: GraphDef, rules: OutputRules, mesh: Any) -> Callable
     """A check, at the end of the trace, that no spec has more entries than what leaves has axes."""
 
     def too_long(spec: Any, value: Any) -> Any:  # the value is a part: only its rank says something
-        return [x for x in jax.tree.leaves(value) if spec and len(spec) > jnp.ndim(x)]
+        return [x for x in jax.tree.leaves(value) if spec and len(spec) > np.ndim(x)]
 
     def error(place: str, kind: str, spec: Any, found: list[Any]) -> Exception:
-        part = place, found[0], jnp.shape(found[0]), spec
+        part = place, found[0], np.shape(found[0]), spec
         return _unfit([part], mesh) or AssertionError(kind)
 
     checked = check_outputs(graphdef, rules, too_long, error)
@@ -308,8 +308,8 @@ class BroadcastCounts:
         for group, leaves in enumerate(leaves_out(change, self._graphdef)):
             for index, leaf in enumerate(leaves if self._rules.entries[group] is None else ()):
                 if leaf not in self._places:
-                    arguments, change = self._rules.arguments, change
-                    place, kind = place_of_output(self._graphdef, arguments, change, group, index)
+                    known, of = self._graphdef, self._rules.arguments
+                    place, kind = place_of_output(known, of, change, group, index)
                     raise PrefixError(
                         f"`{place}` is written inside scan, where it is broadcast (None): every "
                         "step would see the value from before the loop.\n"

@@ -16,7 +16,7 @@ from ..lift.arguments import is_object, named_like, unbind
 from ..lift.call import Call, pure_function
 from ..lift.prefix import FilterPrefix, OutputRules, all_entries, for_arrays, for_result, sorting
 from ..objects import arguments as fit
-from ..objects.placing import spec_axes
+from ..objects.placing import mesh_set, spec_axes
 from ..objects.statics import static_key
 from ..objects.trace_errors import where
 from ..objects.variable import Variable, raw
@@ -126,7 +126,7 @@ def _with_counts(
 
     def counted(grouped: Sequence[Sequence[Any]], tree: Any) -> Any:
         entries = leaf_entries(rules, prefix, grouped, tree[0], _is_spec)
-        sizes = (jax.sharding.get_abstract_mesh() if mesh is None else mesh).shape
+        sizes = (mesh_set() if mesh is None else mesh).shape
         axes = sorted({a for spec in entries for a in spec_axes(spec or ()) if sizes.get(a, 1) > 1})
 
         def alike(streams: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from ..graph.jax_pytree import register
 from ..objects.node import Node
-from ..objects.torch_names import OF_AN_OBJECT, tell
+from ..objects.torch_names import OF_AN_OBJECT, tell, there
 from .copying import deep_copy
 from .scopes import scope_methods
 
@@ -31,6 +31,9 @@ class Pytree(Node):
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         return deep_copy(self, memo)
+
+    def __dir__(self) -> list[str]:
+        return there(self, super().__dir__())
 
 
 tell(Pytree, OF_AN_OBJECT)

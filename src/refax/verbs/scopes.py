@@ -175,7 +175,8 @@ def unscoped(function: Any) -> Any:
 def call_scoped(function: Callable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`function(*args, **kwargs)`, in the scope of its first argument if it is a method of it."""
     first = args[0] if args else None
-    if getattr(first, "_refax_phase", "") and is_method(function, first):
+    is_object = isinstance(first, Node)  # a Variable would be asked for its value
+    if is_object and getattr(first, "_refax_phase", "") and is_method(function, first):
         return _run(function, function.__name__, first, args[1:], kwargs)
     return function(*args, **kwargs)
 

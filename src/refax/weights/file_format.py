@@ -93,7 +93,8 @@ def write_file(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, st
         metadata: further entries of `__metadata__`.
     """
     for text in (*tensors, *metadata, *metadata.values()):
-        if text.encode(errors="ignore").decode() != text or "__metadata__" in tensors:
+        own = text == "__metadata__" and text in tensors
+        if own or text.encode(errors="ignore").decode() != text:
             raise errors.no_name(text)  # half of a surrogate pair; the format's own
     header: dict[str, Any] = {}
     checksums, dtypes, at = {}, {}, 0
@@ -291,7 +292,7 @@ def _runs(tensor: Tensor, bounds: list[tuple[int, int]]) -> Iterator[tuple[int, 
 
 
 @contextlib.contextmanager
-def open_file(path: Path) -> Iterator[Reader]:
-    errors.check_regular(path, "load")
+def open_file(path: Path, verb: str) -> Iterator[Reader]:
+    errors.check_regular(path, verb)
     with open(path, "rb", buffering=0) as file:
         yield Reader(path, file)

@@ -31,6 +31,7 @@ from ..objects import arguments as fit
 from ..objects.arguments import Fits
 from ..objects.entering import is_key
 from ..objects.representation import bytes_text, shortened, wrapped
+from ..objects.variable import Variable
 from ..verbs.names import dotted_name
 from ..verbs.pytree import Pytree
 from . import file_errors as errors
@@ -148,6 +149,8 @@ def save(
 
 def _of_arrays(obj: Any) -> Any:
     """A mapping with NumPy arrays for another library's tensors, also where it nests."""
+    if isinstance(obj, (Variable, Pytree)):
+        return obj
     if isinstance(obj, Mapping):
         return {name: _of_arrays(x) for name, x in obj.items()}
     if type(obj) in (list, tuple):
@@ -292,14 +295,14 @@ def opened(path: Path, verb: str) -> Iterator[FileInfo]:
         path = inside
     index = path if path.name.endswith(".json") else _index_of(path)
     is_index = path == index or (index.exists() and not path.exists())
-    weight_map, headers = _index(index) if is_index else ({}, {})
+    weight_map, headers = _index(index, verb) if is_index else ({}, {})
     with contextlib.ExitStack() as stack:
         readers: dict[str, Reader] = {}
         for name in dict.fromkeys(weight_map.values()) if is_index else [path.name]:
             file = index.with_name(name)
             if is_index and not file.exists():
                 raise errors.no_part(file, index, [k for k, v in weight_map.items() if v == name])
-            readers[name] = stack.enter_context(open_file(file))
+            readers[name] = stack.enter_context(open_file(file, verb))
             if headers.get(name) not in (None, readers[name].own.get("refax.header")):
                 raise errors.other_part(file, index)
         where = weight_map or {name: f for f, reader in readers.items() for name in reader.tensors}
@@ -320,9 +323,9 @@ def opened(path: Path, verb: str) -> Iterator[FileInfo]:
         yield FileInfo(tensors, metadata, aliases, files, size)
 
 
-def _index(index: Path) -> tuple[dict[str, str], dict[str, str]]:
+def _index(index: Path, verb: str) -> tuple[dict[str, str], dict[str, str]]:
     """The file of each tensor; and the checksum of the header of each file, where it is told."""
-    errors.check_regular(index, "load")
+    errors.check_regular(index, verb)
     try:
         content = json.loads(index.read_text("utf-8"))
         weight_map = content["weight_map"]
@@ -346,7 +349,7 @@ def _files_of_index(path: Path) -> list[Path]:
     if not index.exists():
         return []
     try:
-        return [path.with_name(name) for name in set(_index(index)[0].values())]
+        return [path.with_name(name) for name in set(_index(index, "save")[0].values())]
     except errors.WeightsFileError:
         return []
 

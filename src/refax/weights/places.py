@@ -88,7 +88,7 @@ class Places:
                 raise errors.not_concrete(name, value, self.verb)
             if isinstance(value, jax.Array) and value.is_deleted():
                 raise errors.deleted(name, self.verb)
-            if value.dtype in (np.longdouble, np.clongdouble):
+            if value.dtype.char in "gG" and value.dtype not in (np.float64, np.complex128):
                 raise errors.too_wide(name, value.dtype, self.verb)
 
     @cached_property
