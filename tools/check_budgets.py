@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BUDGET = 14_000  # of code; what is over is told at every run
-MAX_TOTAL_LINES = 19_608  # what there is: more is a decision, less is better
+MAX_TOTAL_LINES = 19_651  # what there is: more is a decision, less is better
 MAX_FILE_LINES = 500
 MAX_IMPORT_RATIO = 1.10
 

@@ -292,7 +292,7 @@ def _runs(tensor: Tensor, bounds: list[tuple[int, int]]) -> Iterator[tuple[int, 
 
 
 @contextlib.contextmanager
-def open_file(path: Path, verb: str) -> Iterator[Reader]:
+def open_file(path: Path, verb: str = "load") -> Iterator[Reader]:
     errors.check_regular(path, verb)
     with open(path, "rb", buffering=0) as file:
         yield Reader(path, file)

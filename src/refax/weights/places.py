@@ -26,6 +26,9 @@ from ..verbs.matching import Unknown, follow, passed_over, places_of
 from ..verbs.names import dotted_name
 from . import file_errors as errors
 
+# Where they are as wide as others, NumPy takes them for equal.
+_WIDE = [x for x in (np.longdouble, np.clongdouble) if np.dtype(x) not in ("f8", "c16")]
+
 
 class Place(NamedTuple):
     """One array of an object."""
@@ -88,7 +91,7 @@ class Places:
                 raise errors.not_concrete(name, value, self.verb)
             if isinstance(value, jax.Array) and value.is_deleted():
                 raise errors.deleted(name, self.verb)
-            if value.dtype.char in "gG" and value.dtype not in (np.float64, np.complex128):
+            if value.dtype in _WIDE:
                 raise errors.too_wide(name, value.dtype, self.verb)
 
     @cached_property
