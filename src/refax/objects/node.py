@@ -180,7 +180,10 @@ def has_data(value: Any, /) -> list[Any]:
         >>> len(nnx.has_data({"a": [nnx.Param(1), 2]})), nnx.has_data([1, "b"])
         (1, [])
     """
-    return [x for x in jax.tree.leaves(value, is_leaf=is_data) if is_data(x)]
+    # JAX may be unable to sort the keys of a dict.
+    value = list(value.values()) if isinstance(value, dict) else value
+    parts = jax.tree.leaves(value, is_leaf=lambda x: isinstance(x, dict) or is_data(x))
+    return [y for x in parts for y in (has_data(x) if isinstance(x, dict) else [x] * is_data(x))]
 
 
 def check_static(cls: type, name: Any, value: Any) -> None:

@@ -93,10 +93,8 @@ def tell(cls: type, table: dict[str, str]) -> None:
 
 def there(obj: Any, names: Iterable[str]) -> list[str]:
     """Those of the names that an object has, and is not only asked for."""
-    every = [x for base in type(obj).__mro__ for x in vars(base).items()]
-    has = {name for name, x in every if type(x) is not _Missing} | vars(obj).keys()
-    told = {name for name, _ in every} - has
-    return [name for name in names if name not in told]
+    told = {n for base in type(obj).__mro__ for n, x in vars(base).items() if type(x) is _Missing}
+    return [name for name in names if name not in told or hasattr(obj, name)]
 
 
 class _Missing:
