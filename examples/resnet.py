@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from common import plots
 from common.command_line import ExampleParser, count, positive
-from common.digits import LARGEST, Digits, read_digits
+from common.digits import LARGEST, Digits, logistic_regression, read_digits
 
 from refax import nnx
 
@@ -192,14 +192,6 @@ class Plain(BasicBlock):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = nnx.relu(self.bn1(self.conv1(x)))
         return nnx.relu(self.bn2(self.conv2(y)))
-
-
-def logistic_regression(train: Digits, held_out: Digits) -> float:
-    from sklearn.linear_model import LogisticRegression
-
-    flat, flat_held_out = (d.images.reshape(len(d), -1) / LARGEST for d in (train, held_out))
-    method = LogisticRegression(max_iter=5_000).fit(flat, train.labels)
-    return float(method.score(flat_held_out, held_out.labels))
 
 
 def small(block: type[BasicBlock], seed: int) -> ResNet:

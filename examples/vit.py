@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from common import plots
 from common.command_line import ExampleParser, count, positive
-from common.digits import LARGEST, SIDE, Digits, read_digits
+from common.digits import LARGEST, SIDE, Digits, logistic_regression, read_digits
 
 from refax import nnx
 
@@ -210,14 +210,6 @@ SMALL = Config(
     image_size=SIDE, patch_size=2, num_channels=1, hidden_size=48, num_hidden_layers=4,
     num_attention_heads=4, intermediate_size=96, layer_norm_eps=1e-6,
 )  # fmt: skip
-
-
-def logistic_regression(train: Digits, held_out: Digits) -> float:
-    from sklearn.linear_model import LogisticRegression
-
-    flat, flat_held_out = (d.images.reshape(len(d), -1) / LARGEST for d in (train, held_out))
-    method = LogisticRegression(max_iter=5_000).fit(flat, train.labels)
-    return float(method.score(flat_held_out, held_out.labels))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
